@@ -1,0 +1,307 @@
+"""Many files at once: which file becomes which (`plan`), and the work on them in parallel (`run`).
+
+Threads that read and write surround `jobs` threads that code, so that no core waits for a disk. What is in flight is
+bounded twice: by the number of threads and by the pixels that memory has room for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Literal, Protocol
+
+from .errors import ImageError
+
+BYTES_PER_PIXEL = 40  # at the peak of coding one image: 4 GB for 100 megapixels
+_STOP_SECONDS = 3.0  # how long an interrupted run waits for what is being coded
+
+
+@dataclass(frozen=True)
+class Task:
+    """One file of a batch."""
+
+    source: Path
+    target: Path | None = None  # None: nothing is written
+    source_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task. `record` is what there is to say about its file, ready for JSON."""
+
+    task: Task
+    status: Literal["done", "skipped", "failed"]
+    record: dict[str, Any] = field(default_factory=dict)
+    error: BaseException | None = None
+
+
+class Steps(Protocol):
+    """What a batch does to each file. `code` runs in the coding threads, the others in the reading and writing ones."""
+
+    def existing(self, task: Task) -> dict[str, Any] | None:
+        """A record if the task is done already, else None."""
+
+    def pixels(self, task: Task) -> int:
+        """About how many pixels the task will hold in memory; reads a header at most."""
+
+    def read(self, task: Task) -> Any:
+        """The input of `code`."""
+
+    def code(self, item: Any) -> Any:
+        """The work itself."""
+
+    def write(self, task: Task, item: Any, result: Any, seconds: float) -> dict[str, Any]:
+        """Write the result, which took `code` so many seconds, and return the file's record."""
+
+
+class StoppedError(Exception):
+    """A batch ended before its last file. `cause` is why, if it was an error; `running`: some threads still work."""
+
+    def __init__(self, cause: BaseException | None, running: bool):
+        super().__init__(str(cause or "stopped"))
+        self.cause, self.running = cause, running
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# ---- which file becomes which
+
+
+def plan(
+    inputs: Sequence[Path],
+    out: Path | None,
+    suffix: str,
+    *,
+    recursive: bool = False,
+    wanted: Collection[str],
+    out_is_file: bool = False,
+) -> tuple[list[Task], list[Outcome]]:
+    """The tasks of a batch, and the inputs that failed before it began.
+
+    A file goes to out/stem + suffix. Of a folder, the files whose suffix is in `wanted` go to the same places under
+    `out` (nested ones only if `recursive`). Where two files would meet in one name (a.png, a.jpg), each keeps its whole
+    name: a.png.fic, a.jpg.fic. Whoever would still meet another output, or overwrite an input, fails.
+    """
+    found: list[tuple[Path, Path]] = []  # file, its place relative to `out`
+    failures: list[Outcome] = []
+    for given in inputs:
+        if given.is_dir():
+            before = len(found) + len(failures)
+            for item in _walk(given, recursive, wanted, out):
+                if isinstance(item, OSError):
+                    failures.append(_failure(Path(item.filename or given), item))
+                else:
+                    found.append((item, item.relative_to(given)))
+            if len(found) + len(failures) == before:
+                kinds = "no .fic file" if tuple(wanted) == (".fic",) else "no image"
+                hint = "" if recursive else " (--recursive looks into nested folders)"
+                failures.append(_failure(given, ImageError(f"{kinds} in this folder{hint}")))
+        elif given.exists() or given.is_symlink():
+            found.append((given, Path(given.name)))
+        else:
+            failures.append(_failure(given, ImageError("no such file or folder")))
+
+    # A file given twice is done once.
+    pairs = list({(os.path.realpath(source), place): (source, place) for source, place in found}.values())
+    shared = Counter(place.with_suffix("") for _, place in pairs)
+    sources = {os.path.realpath(source) for source, _ in pairs}
+    tasks, taken = [], {}
+    for source, place in pairs:
+        task = Task(source, None, _size(source))
+        if out is not None:
+            name = place.name if shared[place.with_suffix("")] > 1 else place.stem
+            target = out if out_is_file else out / place.with_name(name + suffix)
+            task = replace(task, target=target)
+            if os.path.realpath(target) in sources:
+                failures.append(_failure(source, ImageError(f"its output {target} would overwrite an input"), target))
+                continue
+            if target in taken:
+                other = taken[target]
+                message = f"its output {target} is that of {other} too: give them different folders"
+                failures.append(_failure(source, ImageError(message), target))
+                continue
+            taken[target] = source
+        tasks.append(task)
+    return tasks, failures
+
+
+def _walk(folder: Path, recursive: bool, wanted: Collection[str], out: Path | None) -> Iterator[Path | OSError]:
+    """Files below a folder, sorted; hidden ones and the output folder are left out. Errors are yielded."""
+    errors: list[OSError] = []
+    out_path = os.path.realpath(out) if out is not None else None
+    for name, folders, files in os.walk(folder, onerror=errors.append):
+        here = Path(name)
+        folders[:] = sorted(f for f in folders if f[0] != "." and os.path.realpath(here / f) != out_path)
+        yield from (here / f for f in sorted(files) if f[0] != "." and os.path.splitext(f)[1].lower() in wanted)
+        if not recursive:
+            break
+    yield from errors
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _failure(source: Path, error: BaseException, target: Path | None = None) -> Outcome:
+    return Outcome(Task(source, target), "failed", error=error)
+
+
+# ---- the work
+
+
+class _Room:
+    """A count of pixels that may be in flight together; one task alone may always go."""
+
+    def __init__(self, pixels: int):
+        self.pixels, self.used = pixels, 0
+        self.changed = threading.Condition()
+
+    def take(self, pixels: int, stopped: threading.Event) -> None:
+        with self.changed:
+            while self.used and self.used + pixels > self.pixels and not stopped.is_set():
+                self.changed.wait(0.2)
+            self.used += pixels
+
+    def give(self, pixels: int) -> None:
+        with self.changed:
+            self.used -= pixels
+            self.changed.notify_all()
+
+
+def run(tasks: Iterable[Task], steps: Steps, *, jobs: int, report: Callable[[Outcome], None]) -> None:
+    """Do all tasks, `jobs` of them coding at a time; `report` is called for each, in this thread, as they end.
+
+    A task that raises fails alone. Raises StoppedError when a full disk ends the batch, or this thread is interrupted:
+    then what was being written is finished or removed, and what has been written stays.
+    """
+    queue = iter(tasks)
+    lock, stopped, ending = threading.Lock(), threading.Event(), threading.Event()
+    outcomes: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
+    room = _Room(_memory() // 2 // BYTES_PER_PIXEL)
+
+    def one(task: Task) -> Outcome | None:
+        taken = 0
+        try:
+            if (record := steps.existing(task)) is not None:
+                return Outcome(task, "skipped", record)
+            pixels = steps.pixels(task)
+            room.take(pixels, stopped)
+            taken = pixels
+            item = None if stopped.is_set() else steps.read(task)
+            if stopped.is_set():
+                return None
+            result, seconds = coders.submit(_timed, steps.code, item).result()
+            if stopped.is_set():
+                return None
+            return Outcome(task, "done", steps.write(task, item, result, seconds))
+        except Exception as error:
+            if ending.is_set() and isinstance(error, RuntimeError | CancelledError):
+                return None  # refused or cancelled by `coders` as the run ends
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                stopped.set()
+            return Outcome(task, "failed", error=error)
+        finally:
+            room.give(taken)
+
+    def serve() -> None:
+        try:
+            while not stopped.is_set():
+                with lock:
+                    task = next(queue, None)
+                if task is None:
+                    break
+                if (outcome := one(task)) is not None:
+                    outcomes.put(outcome)
+        except BaseException as error:  # not of a file: of the batch
+            stopped.set()
+            outcomes.put(error)
+        finally:
+            outcomes.put(None)
+
+    threads_each = max(1, available_cores() // jobs)
+    # One reads ahead and one writes behind, and one more of each for every four that code.
+    servers = [threading.Thread(target=serve, daemon=True) for _ in range(jobs + 2 + jobs // 2)]
+    coders = ThreadPoolExecutor(jobs, "coder", initializer=_use_threads, initargs=(threads_each,))
+    cause: BaseException | None = None
+    try:
+        for server in servers:
+            server.start()
+        running = len(servers)
+        while running:
+            outcome = outcomes.get()
+            if outcome is None:
+                running -= 1
+            elif isinstance(outcome, BaseException):
+                cause = cause or outcome
+            else:
+                if stopped.is_set() and outcome.error is not None:
+                    cause = cause or outcome.error
+                report(outcome)
+    except BaseException as error:  # KeyboardInterrupt, and whatever `report` raises
+        cause = error
+    finally:
+        if cause is not None:
+            stopped.set()
+            ending.set()
+        coders.shutdown(wait=cause is None, cancel_futures=True)
+    if cause is None and not stopped.is_set():
+        return
+    # A second interrupt, or a reader of the report who has gone, ends the waiting.
+    with contextlib.suppress(KeyboardInterrupt, OSError):
+        end = time.monotonic() + _STOP_SECONDS
+        for server in servers:
+            if server.ident is not None:
+                server.join(max(0.0, end - time.monotonic()))
+        while not outcomes.empty():  # what ended in the meantime
+            outcome = outcomes.get()
+            if isinstance(outcome, Outcome):
+                report(outcome)
+    raise StoppedError(cause, any(server.is_alive() for server in servers)) from cause
+
+
+def _timed(code: Callable[[Any], Any], item: Any) -> tuple[Any, float]:
+    start = time.perf_counter()
+    result = code(item)
+    return result, time.perf_counter() - start
+
+
+def _use_threads(count: int) -> None:
+    """So many threads for PyTorch's operations in this thread: jobs x threads = cores."""
+    import torch
+
+    # The setting is the thread's own, but a thread's first use of PyTorch overwrites it with the process's last one.
+    torch.get_num_threads()
+    torch.set_num_threads(count)
+
+
+def _memory() -> int:
+    """Bytes of memory that are free to use, for the whole machine or for this container."""
+    free = 1 << 62
+    try:
+        with open("/proc/meminfo") as lines:
+            values = dict(line.split(":") for line in lines)
+        free = int(values["MemAvailable"].split()[0]) << 10
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if limit != "max":
+            free = min(free, int(limit) - used)
+    except (OSError, KeyError, ValueError):
+        pass
+    return max(free, 1 << 30)

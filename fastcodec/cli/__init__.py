@@ -1,0 +1,244 @@
+"""The command line: `fastcodec compress | decompress | info | verify | eval | train`.
+
+Each command is a function of its parsed arguments that returns the exit code: 0; 1 if any file failed; 2 for wrong
+usage; 130 after Ctrl-C. Errors are one line each; FASTCODEC_DEBUG=1 adds the traceback. PyTorch is imported by the
+commands that need it, when they run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ..container import DEFAULT_LIMITS, MAX_QUALITY, MIN_QUALITY
+from ..errors import FastcodecError
+from .report import Terminated, explain, say, say_error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Wrong usage raises SystemExit(2), as argparse does."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = build_parser(argv)
+    arguments = parser.parse_args(argv)
+    if not hasattr(arguments, "run"):
+        parser.print_help(sys.stderr)
+        say("no command given")
+        return 2
+    try:
+        with _terminable():
+            code = arguments.run(arguments)
+            sys.stdout.flush()
+            return code
+    except Terminated:
+        return 128 + signal.SIGTERM
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`); leave nothing for Python to flush into the pipe at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (FastcodecError, OSError, ModuleNotFoundError, MemoryError) as error:
+        say_error(explain(error), error)
+        return 1
+
+
+def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser. `argv` tells which command's options are wanted where finding them out would import PyTorch."""
+    parser = argparse.ArgumentParser(
+        prog="fastcodec",
+        description="A learned image codec: images to .fic files and back.",
+        epilog="fastcodec COMMAND --help describes a command.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=False)
+
+    def command(name: str, summary: str, run: Callable[[argparse.Namespace], int], details: str = ""):
+        sub = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}", allow_abbrev=False
+        )
+        sub.set_defaults(run=run, command=name)
+        return sub
+
+    sub = command("compress", "compress images to .fic files", _batch("compress"), _COMPRESS_DETAILS)
+    _add_batch_arguments(sub, "image files, or folders of them")
+    sizing = sub.add_mutually_exclusive_group()
+    sizing.add_argument(
+        "-q",
+        "--quality",
+        type=_integer(MIN_QUALITY, MAX_QUALITY),
+        default=60,
+        metavar="Q",
+        help=f"from {MIN_QUALITY} (smallest) to {MAX_QUALITY} (best); %(default)s if not given",
+    )
+    sizing.add_argument("--target-bytes", type=_integer(1), metavar="N", help="best quality of at most N bytes a file")
+    sizing.add_argument("--target-bpp", type=_positive, metavar="X", help="best quality of at most X bits a pixel")
+    sub.add_argument(
+        "--preset",
+        choices=("size", "latency"),
+        default="size",
+        help="smallest files, or up to 3 %% larger ones that decode with more parallel lanes (%(default)s)",
+    )
+
+    sub = command("decompress", "decompress .fic files to images", _batch("decompress"), _DECOMPRESS_DETAILS)
+    _add_batch_arguments(sub, ".fic files, or folders of them")
+    sub.add_argument("--format", metavar="F", help="png, jpg, webp, tif, ppm ...; png if OUT's name does not say")
+    sub.add_argument(
+        "--precision",
+        choices=("exact", "fast"),
+        default="exact",
+        help="exact: within one level everywhere; fast: bfloat16, a little less faithful (%(default)s)",
+    )
+    sub.add_argument("--region", type=_region, metavar="X,Y,W,H", help="only this rectangle of pixels")
+
+    sub = command("info", "tell what .fic files hold", _call("info"), "Reads the header only.")
+    sub.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    sub.add_argument("--json", action="store_true", help="one JSON object a file")
+    _add_limit(sub)
+
+    sub = command(
+        "verify",
+        "check that .fic files are sound",
+        _batch("verify"),
+        "Decodes every tile's symbols and checks every coder state and checksum; writes nothing.",
+    )
+    _add_batch_arguments(sub, ".fic files, or folders of them", output=False)
+
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, module, summary in (
+        ("eval", "evaluate", "measure the codec on a folder of images"),
+        ("train", "train", "train a model"),
+    ):
+        sub = command(name, summary, _call(module))
+        if chosen == name:
+            with contextlib.suppress(ModuleNotFoundError):  # its `run` will say so
+                importlib.import_module(f"fastcodec.{module}").add_arguments(sub)
+    return parser
+
+
+_COMPRESS_DETAILS = (
+    "An image photo.jpg becomes OUT/photo.fic; where two would meet in one name (photo.jpg, photo.png), they become "
+    "OUT/photo.jpg.fic and OUT/photo.png.fic. Folders are mirrored under OUT. What is there already is skipped, so an "
+    "interrupted batch goes on when its command is repeated."
+)
+_DECOMPRESS_DETAILS = (
+    "A file photo.fic becomes OUT/photo.png. Folders are mirrored under OUT. Images that are there already are "
+    "skipped, so an interrupted batch goes on when its command is repeated."
+)
+
+
+def _add_batch_arguments(parser: argparse.ArgumentParser, what: str, output: bool = True) -> None:
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=what)
+    if output:
+        parser.add_argument(
+            "-o",
+            "--out",
+            required=True,
+            metavar="OUT",
+            help="a folder; for one input file, a file if the name has a suffix and no / at its end",
+        )
+        parser.add_argument("--overwrite", action="store_true", help="replace outputs instead of skipping them")
+    parser.add_argument("--recursive", action="store_true", help="look into nested folders too")
+    parser.add_argument("--jobs", type=_integer(1), metavar="N", help="files at a time (default: one a core)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a file, and no progress")
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="where to run (%(default)s)")
+    _add_limit(parser)
+
+
+def _add_limit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--max-pixels",
+        type=_integer(1),
+        default=DEFAULT_LIMITS.max_pixels,
+        metavar="N",
+        help="refuse larger images before decoding them (%(default)s)",
+    )
+
+
+# ---- commands are imported when they run
+
+
+def _batch(name: str) -> Callable[[argparse.Namespace], int]:
+    def run(arguments: argparse.Namespace) -> int:
+        from . import batches
+
+        return getattr(batches, name)(arguments)
+
+    return run
+
+
+def _call(module: str) -> Callable[[argparse.Namespace], int]:
+    def run(arguments: argparse.Namespace) -> int:
+        package = "fastcodec.cli" if module == "info" else "fastcodec"
+        return importlib.import_module(f"{package}.{module}").main(arguments)
+
+    return run
+
+
+# ---- types of arguments
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, *_) -> None:
+        from .. import __version__
+
+        print(f"fastcodec {__version__}")
+        parser.exit()
+
+
+def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{value} is not {f'in {low}..{high}' if high else f'{low} or more'}")
+        return value
+
+    return parse
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
+
+
+def _region(text: str) -> tuple[int, int, int, int]:
+    try:
+        x, y, width, height = (int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not X,Y,WIDTH,HEIGHT in pixels") from None
+    if min(x, y) < 0 or min(width, height) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: the corner is at 0,0 or beyond, and the sides are 1 or more")
+    return x, y, width, height
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM ends a command as Ctrl-C does: with its files in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def terminate(*_) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,239 @@
+"""The commands that run over many files: compress, decompress, verify."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import batch
+from ..batch import StoppedError, Task
+from ..container import DEFAULT_LIMITS, FileInfo, Limits, info
+from ..errors import CorruptStreamError, FastcodecError, ImageError, NotAFicFileError
+from ..images import (
+    IMAGE_SUFFIXES,
+    Picture,
+    discard_unfinished,
+    output_format,
+    read_picture,
+    read_size,
+    replacing,
+    write_picture,
+)
+from .files import read_fic
+from .report import Report, Terminated, explain, per_pixel, say
+
+if TYPE_CHECKING:
+    from ..codec import Codec, Encoded
+
+FIC_SUFFIXES = frozenset({".fic"})
+
+
+def compress(arguments: argparse.Namespace) -> int:
+    """Run `fastcodec compress`."""
+    return _run(arguments, _Compress, ".fic", IMAGE_SUFFIXES, "compressed")
+
+
+def decompress(arguments: argparse.Namespace) -> int:
+    """Run `fastcodec decompress`."""
+    suffix = "." + (arguments.format or "png").lower().removeprefix(".")
+    try:
+        output_format("image" + suffix)
+    except ImageError:
+        message = f"--format {arguments.format}: not a format that images are written in (png, jpg, webp, tif ...)"
+        raise _usage(message) from None
+    return _run(arguments, _Decompress, suffix, FIC_SUFFIXES, "decompressed")
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Run `fastcodec verify`."""
+    return _run(arguments, _Verify, "", FIC_SUFFIXES, "sound")
+
+
+def _run(arguments: argparse.Namespace, steps: type[_Steps], suffix: str, wanted: frozenset[str], verb: str) -> int:
+    out, out_is_file = _output(arguments)
+    tasks, failures = batch.plan(
+        arguments.inputs, out, suffix, recursive=arguments.recursive, wanted=wanted, out_is_file=out_is_file
+    )
+    codec = _load_codec(arguments) if tasks else None
+    total_bytes = sum(task.source_bytes for task in tasks)
+    report = Report(verb, len(tasks) + len(failures), total_bytes, arguments.json)
+    interrupted, stopped = None, None
+    with report:
+        for failure in failures:
+            report(failure)
+        if tasks:
+            jobs = min(arguments.jobs or batch.available_cores(), len(tasks))
+            try:
+                batch.run(tasks, steps(arguments, codec), jobs=jobs, report=report)
+            except StoppedError as error:
+                stopped, interrupted = error, error.cause
+    report.summary()
+    code = int(report.count["failed"] > 0)
+    if stopped is not None:
+        if isinstance(interrupted, KeyboardInterrupt):
+            code = 128 + (signal.SIGTERM if isinstance(interrupted, Terminated) else signal.SIGINT)
+            say("interrupted; finished files are kept. The same command goes on with the rest.")
+        elif isinstance(interrupted, BrokenPipeError) and interrupted.filename is None:
+            code = 128 + signal.SIGPIPE
+        elif isinstance(interrupted, OSError):
+            code = 1
+            say(f"stopped: {explain(interrupted)}. Finished files are kept; the same command goes on with the rest.")
+        elif interrupted is not None:
+            raise interrupted
+        if stopped.running:
+            # What is being coded cannot be called off, and Python would wait for it.
+            discard_unfinished()
+            _leave(code)
+        if code == 128 + signal.SIGPIPE:
+            raise interrupted
+    return code
+
+
+def _leave(code: int) -> None:
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _load_codec(arguments: argparse.Namespace) -> Codec:
+    from ..codec import Codec
+
+    return Codec.load("swift", device=arguments.device, limits=_limits(arguments))
+
+
+def _limits(arguments: argparse.Namespace) -> Limits:
+    return Limits(arguments.max_pixels, DEFAULT_LIMITS.max_metadata)
+
+
+def _output(arguments: argparse.Namespace) -> tuple[Path | None, bool]:
+    """Where the output goes, and whether that is a file."""
+    text = getattr(arguments, "out", None)
+    if text is None:
+        return None, False
+    out = Path(text)
+    one_file = len(arguments.inputs) == 1 and not arguments.inputs[0].is_dir()
+    is_file = one_file and bool(out.suffix) and not out.is_dir() and not text.endswith(os.sep)
+    if not is_file and out.exists() and not out.is_dir():
+        raise _usage(f"-o {text}: it is a file, and a folder is needed for {'a name' if one_file else 'several files'}")
+    if is_file and arguments.command == "decompress":
+        if arguments.format is not None and output_format(out) != output_format(f"image.{arguments.format}"):
+            raise _usage(f"-o {text}: its suffix contradicts --format {arguments.format}")
+        try:
+            output_format(out)
+        except ImageError as error:
+            raise _usage(f"-o {error}") from None
+    return out, is_file
+
+
+def _usage(message: str) -> SystemExit:
+    say(message)
+    return SystemExit(2)
+
+
+class _Steps:
+    """What the three batches share."""
+
+    def __init__(self, arguments: argparse.Namespace, codec: Codec):
+        self.arguments, self.codec, self.limits = arguments, codec, _limits(arguments)
+
+    def existing(self, task: Task) -> dict[str, Any] | None:
+        return None
+
+    def pixels(self, task: Task) -> int:
+        facts = info(read_fic(task.source), self.limits)
+        return facts.width * facts.height
+
+    def read(self, task: Task) -> bytes:
+        return read_fic(task.source)
+
+
+class _Compress(_Steps):
+    def existing(self, task: Task) -> dict[str, Any] | None:
+        if self.arguments.overwrite or not task.target.exists():
+            return None
+        try:
+            facts = info(read_fic(task.target), self.limits)
+        except FastcodecError as error:
+            if isinstance(error, CorruptStreamError) and not isinstance(error, NotAFicFileError):
+                return None  # half a file of an earlier disaster
+            if task.target.is_file() and task.target.stat().st_size == 0:
+                return None
+            raise ImageError(f"{task.target} exists and is not ours to replace ({error}); see --overwrite") from error
+        size = read_size(task.source, max_pixels=self.arguments.max_pixels)
+        if sorted(size) != sorted((facts.width, facts.height)):  # sorted: the image may have been turned
+            raise ImageError(
+                f"{task.target} exists and holds another image, of {facts.width} x {facts.height}; see --overwrite"
+            )
+        why = "exists already"
+        if self.arguments.target_bytes or self.arguments.target_bpp or facts.quality != self.arguments.quality:
+            why += f" at quality {facts.quality}; see --overwrite"
+        return {**_facts(facts), "why": why}
+
+    def pixels(self, task: Task) -> int:
+        width, height = read_size(task.source, max_pixels=self.arguments.max_pixels)
+        return width * height
+
+    def read(self, task: Task) -> Picture:
+        return read_picture(task.source, max_pixels=self.arguments.max_pixels)
+
+    def code(self, item: Picture) -> Encoded:
+        arguments, target = self.arguments, self.arguments.target_bytes
+        if arguments.target_bpp is not None:
+            target = int(arguments.target_bpp * item.width * item.height / 8)
+        if target is not None:
+            return self.codec.encode_to_size(item, target, preset=arguments.preset)
+        return self.codec.encode_picture(item, quality=arguments.quality, preset=arguments.preset)
+
+    def write(self, task: Task, item: Picture, result: Encoded, seconds: float) -> dict[str, Any]:
+        task.target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(task.target) as stream:
+            stream.write(result.data)
+        record = {"width": item.width, "height": item.height, "mode": item.mode, "bytes": len(result.data)}
+        return record | {
+            "bpp": per_pixel(len(result.data), record),
+            "estimated_bits": round(result.estimated_bits, 1),
+            "quality": result.quality,
+            "seconds": round(seconds, 4),
+            "input_bytes": task.source_bytes,
+            "output_bytes": len(result.data),
+            "notices": list(item.notices),
+        }
+
+
+class _Decompress(_Steps):
+    def existing(self, task: Task) -> dict[str, Any] | None:
+        if self.arguments.overwrite or not task.target.exists():
+            return None
+        if task.target.is_dir():
+            raise IsADirectoryError(21, "is a directory", str(task.target))
+        return {"why": "exists already"}
+
+    def code(self, item: bytes) -> Picture:
+        region, precision = self.arguments.region, self.arguments.precision
+        return self.codec.decode_picture(item, region=region, precision=precision)
+
+    def write(self, task: Task, item: bytes, result: Picture, seconds: float) -> dict[str, Any]:
+        task.target.parent.mkdir(parents=True, exist_ok=True)
+        write_picture(task.target, result)
+        facts = _facts(info(item, self.limits))
+        size = {"width": result.width, "height": result.height}
+        return {**facts, **size, "seconds": round(seconds, 4), "output_bytes": task.target.stat().st_size}
+
+
+class _Verify(_Steps):
+    def code(self, item: bytes) -> None:
+        self.codec.verify(item)
+
+    def write(self, task: Task, item: bytes, result: None, seconds: float) -> dict[str, Any]:
+        return {**_facts(info(item, self.limits)), "seconds": round(seconds, 4)}
+
+
+def _facts(facts: FileInfo) -> dict[str, Any]:
+    record = {"width": facts.width, "height": facts.height, "mode": facts.mode, "bytes": facts.bytes}
+    return record | {"bpp": per_pixel(facts.bytes, record), "quality": facts.quality}

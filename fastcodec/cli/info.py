@@ -1,0 +1,71 @@
+"""`fastcodec info`: what the headers say. Imports no PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from typing import Any
+
+from ..container import DEFAULT_LIMITS, Limits, info
+from ..errors import FastcodecError
+from .files import read_fic
+from .report import explain, per_pixel, say_error
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run `fastcodec info`."""
+    limits = Limits(arguments.max_pixels, DEFAULT_LIMITS.max_metadata)
+    records, failed = [], False
+    for path in arguments.files:
+        try:
+            facts = asdict(info(read_fic(path), limits))
+        except (FastcodecError, OSError, MemoryError) as error:
+            failed = True
+            if arguments.json:
+                message = explain(error, path).removeprefix(f"{path}: ")
+                print(json.dumps({"file": str(path), "error": type(error).__name__, "message": message}))
+            say_error(explain(error, path), error)
+            continue
+        record = {"file": str(path), **facts, "bpp": per_pixel(facts["bytes"], facts)}
+        records.append(record)
+        if arguments.json:
+            print(json.dumps(record), flush=True)
+    if not arguments.json and records:
+        print(_details(records[0]) if len(arguments.files) == 1 else _table(records))
+    return int(failed)
+
+
+def _details(record: dict[str, Any]) -> str:
+    portable = "portable" if record["portable"] else "not portable (floating-point entropy side)"
+    rows = {
+        "size": f"{record['width']} x {record['height']}, {record['mode']}",
+        "file": f"{record['bytes']} bytes, {record['bpp']:.3f} bits a pixel, {_tiles(record)}",
+        "quality": f"{record['quality']}",
+        "model": f"{record['model']}, {portable}",
+        "format": f"version {record['version']}",
+        "metadata": f"ICC profile {_bytes(record['icc_bytes'])}, EXIF {_bytes(record['exif_bytes'])}",
+    }
+    return "\n".join([record["file"], *(f"  {name:<9}{text}" for name, text in rows.items())])
+
+
+def _table(records: list[dict[str, Any]]) -> str:
+    columns = ("file", "width", "height", "mode", "quality", "bytes", "bpp", "tiles", "model")
+    rows = [columns, *([f"{record[c]:.3f}" if c == "bpp" else str(record[c]) for c in columns] for record in records)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    text = {"file", "mode", "model"}
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if name in text else cell.rjust(width)
+            for name, cell, width in zip(columns, row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _tiles(record: dict[str, Any]) -> str:
+    return "1 tile" if record["tiles"] == 1 else f"{record['tiles']} tiles"
+
+
+def _bytes(count: int) -> str:
+    return f"{count} bytes" if count else "none"

@@ -1,0 +1,272 @@
+"""The .fic container: header, tile index, metadata, tiles. docs/format.md is the specification.
+
+Reading checks everything that can be checked before anything is allocated: the magic, the version, the header's CRC, the
+sizes against the caller's limits, and that the index accounts for every byte of the file. Tiles stay slices of the input
+until they are asked for, so that a region costs a region.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .errors import CorruptStreamError, LimitError, NotAFicFileError, UnsupportedVersionError
+from .geometry import Grid
+
+MAGIC = b"\xf1FIC"
+VERSION = 1
+IDENTITY_BYTES = 6
+MIN_QUALITY, MAX_QUALITY = 1, 100
+
+_COLOUR_MASK = 0b11
+_ALPHA, _ICC, _EXIF, _FLOAT_ENTROPY = 0b100, 0b1000, 0b1_0000, 0b10_0000
+_RESERVED = 0b1100_0000
+_COLOURS = ("RGB", "L")
+_FIXED = struct.Struct(f"<4sBB{IDENTITY_BYTES}sB")
+_CRC = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a reader is willing to allocate for one file; raise them for trusted data."""
+
+    max_pixels: int = 1 << 28
+    max_metadata: int = 1 << 24  # bytes of ICC profile and of EXIF, each, after decompression
+
+
+DEFAULT_LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Header:
+    """Everything about a file but its tiles."""
+
+    width: int
+    height: int
+    quality: int
+    identity: bytes  # of the model, IDENTITY_BYTES long
+    grayscale: bool = False
+    alpha: bool = False
+    float_entropy: bool = False
+    icc: bytes | None = None
+    exif: bytes | None = None
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.height, self.width)
+
+    @property
+    def mode(self) -> str:
+        """Pillow's name for the pixels: RGB, RGBA, L or LA."""
+        return _COLOURS[self.grayscale] + "A" * self.alpha
+
+
+@dataclass(frozen=True)
+class TileData:
+    """One tile's bytes: the coder's payload and, where the image has alpha, a PNG of it (empty: all opaque)."""
+
+    payload: bytes | memoryview
+    alpha: bytes | memoryview = b""
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What `info` reports: facts of the header, without a network and without pixels."""
+
+    width: int
+    height: int
+    mode: str
+    quality: int
+    version: int
+    model: str
+    tiles: int
+    bytes: int
+    icc_bytes: int
+    exif_bytes: int
+    portable: bool
+
+
+@dataclass(frozen=True)
+class Container:
+    """A parsed file: its header, and where its tiles lie."""
+
+    header: Header
+    data: memoryview
+    header_crc: int
+    lengths: list[tuple[int, int]]  # of payload and alpha, for each tile
+    offsets: list[int] = field(repr=False)
+
+    def tile(self, number: int) -> TileData:
+        """The bytes of one tile, its CRC checked."""
+        start = self.offsets[number]
+        payload, alpha = self.lengths[number]
+        body = self.data[start : start + payload + alpha]
+        (stored,) = _CRC.unpack_from(self.data, start + payload + alpha)
+        if stored != _tile_crc(body, number, self.header_crc):
+            raise CorruptStreamError(f"tile {number} is damaged: its CRC does not match")
+        return TileData(body[:payload], body[payload:])
+
+
+def _tile_crc(body: bytes | memoryview, number: int, header_crc: int) -> int:
+    # Seeded with the header's CRC and the tile's number: a tile of another file or place does not pass for this one.
+    return zlib.crc32(body, zlib.crc32(_CRC.pack(number), header_crc))
+
+
+def write(header: Header, tiles: list[TileData]) -> bytes:
+    """Serialise a file."""
+    flags = int(header.grayscale)
+    flags |= _ALPHA * header.alpha | _ICC * (header.icc is not None) | _EXIF * (header.exif is not None)
+    flags |= _FLOAT_ENTROPY * header.float_entropy
+    head = bytearray(_FIXED.pack(MAGIC, VERSION, flags, header.identity, header.quality))
+    head += _varint(header.width) + _varint(header.height)
+    metadata = [zlib.compress(part, 9) for part in (header.icc, header.exif) if part is not None]
+    for part in metadata:
+        head += _varint(len(part))
+    for tile in tiles:
+        head += _varint(len(tile.payload))
+        if header.alpha:
+            head += _varint(len(tile.alpha))
+    head += b"".join(metadata)
+    crc = zlib.crc32(head)
+    parts = [bytes(head), _CRC.pack(crc)]
+    for number, tile in enumerate(tiles):
+        body = b"".join((tile.payload, tile.alpha))
+        parts += [body, _CRC.pack(_tile_crc(body, number, crc))]
+    return b"".join(parts)
+
+
+def read(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) -> Container:
+    """Parse and check everything but the tiles' contents.
+
+    Raises NotAFicFileError, UnsupportedVersionError, LimitError or CorruptStreamError.
+    """
+    view = memoryview(data).cast("B")
+    if len(view) < 5 or bytes(view[:4]) != MAGIC:
+        raise NotAFicFileError("not a .fic file" if len(view) else "empty file")
+    if view[4] > VERSION:
+        raise UnsupportedVersionError(f"format version {view[4]}; this fastcodec reads up to version {VERSION}")
+    if len(view) < _FIXED.size or view[4] == 0:
+        raise CorruptStreamError("the header is cut short" if view[4] else "format version 0 does not exist")
+    _, _, flags, identity, quality = _FIXED.unpack_from(view)
+    reader = _Reader(view, _FIXED.size)
+    width, height = reader.varint("width"), reader.varint("height")
+    if not width or not height or width * height > 1 << 48:
+        raise CorruptStreamError(f"impossible size {width} x {height}")
+    if width * height > limits.max_pixels:
+        raise LimitError(
+            f"{width} x {height} pixels exceed the limit of {limits.max_pixels}; pass larger limits if you trust the file"
+        )
+    icc_length = reader.varint("ICC length") if flags & _ICC else None
+    exif_length = reader.varint("EXIF length") if flags & _EXIF else None
+    grid = Grid(height, width)
+    # Each tile takes at least one byte of index and four of CRC: a forged size cannot make this loop outrun the file.
+    if grid.tile_count * 5 > len(view):
+        raise CorruptStreamError(f"{len(view)} bytes cannot hold {grid.tile_count} tiles")
+    alpha = bool(flags & _ALPHA)
+    lengths = [
+        (reader.varint("tile length"), reader.varint("alpha length") if alpha else 0) for _ in range(grid.tile_count)
+    ]
+    metadata = [reader.take(n, "metadata") if n is not None else None for n in (icc_length, exif_length)]
+    header_crc = zlib.crc32(view[: reader.at])
+    (stored,) = _CRC.unpack(reader.take(4, "header CRC"))
+    if stored != header_crc:
+        raise CorruptStreamError("the header is damaged: its CRC does not match")
+    if flags & _RESERVED or flags & _COLOUR_MASK > 1 or not MIN_QUALITY <= quality <= MAX_QUALITY:
+        raise CorruptStreamError(f"flags {flags:#04x} or quality {quality} are outside the format")
+    offsets = []
+    for payload, extra in lengths:
+        offsets.append(reader.at)
+        reader.skip(payload + extra + 4, "tiles")
+    if reader.at != len(view):
+        raise CorruptStreamError(f"{len(view) - reader.at} bytes follow the last tile")
+    icc, exif = (_inflate(part, limits.max_metadata) if part is not None else None for part in metadata)
+    header = Header(
+        width=width,
+        height=height,
+        quality=quality,
+        identity=identity,
+        grayscale=bool(flags & _COLOUR_MASK),
+        alpha=alpha,
+        float_entropy=bool(flags & _FLOAT_ENTROPY),
+        icc=icc,
+        exif=exif,
+    )
+    return Container(header, view, header_crc, lengths, offsets)
+
+
+def info(source: bytes | bytearray | memoryview | str | Path, limits: Limits = DEFAULT_LIMITS) -> FileInfo:
+    """Facts of a file's header: `source` is its bytes or its path. Runs no network and decodes no pixel.
+
+    Raises what `read` raises; the tiles' contents are not checked (`Codec.verify` does that).
+    """
+    data = Path(source).read_bytes() if isinstance(source, str | Path) else source
+    header = read(data, limits).header
+    return FileInfo(
+        width=header.width,
+        height=header.height,
+        mode=header.mode,
+        quality=header.quality,
+        version=VERSION,
+        model=header.identity.hex(),
+        tiles=header.grid.tile_count,
+        bytes=len(data),
+        icc_bytes=len(header.icc or b""),
+        exif_bytes=len(header.exif or b""),
+        portable=not header.float_entropy,
+    )
+
+
+def _varint(value: int) -> bytes:
+    """LEB128: seven bits a byte, lowest first, the top bit set on all but the last."""
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+class _Reader:
+    """A cursor whose every step is checked against the end."""
+
+    def __init__(self, view: memoryview, at: int):
+        self.view, self.at = view, at
+
+    def varint(self, what: str) -> int:
+        value = 0
+        for shift in range(0, 56, 7):
+            if self.at >= len(self.view):
+                raise CorruptStreamError(f"the file ends within the {what}")
+            byte = self.view[self.at]
+            self.at += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                if byte == 0 and shift:
+                    raise CorruptStreamError(f"the {what} is not minimally encoded")
+                return value
+        raise CorruptStreamError(f"the {what} does not end")
+
+    def skip(self, count: int, what: str) -> None:
+        if count > len(self.view) - self.at:
+            raise CorruptStreamError(f"the file ends within the {what}: {len(self.view)} bytes are too few")
+        self.at += count
+
+    def take(self, count: int, what: str) -> memoryview:
+        start = self.at
+        self.skip(count, what)
+        return self.view[start : self.at]
+
+
+def _inflate(part: memoryview, limit: int) -> bytes:
+    stream = zlib.decompressobj()
+    try:
+        out = stream.decompress(part, limit)
+        if not stream.eof and stream.unconsumed_tail:
+            raise LimitError(f"metadata of more than {limit} bytes")
+    except zlib.error as error:
+        raise CorruptStreamError(f"metadata does not decompress: {error}") from None
+    if not stream.eof or stream.unused_data:
+        raise CorruptStreamError("metadata does not decompress")
+    return out

@@ -1,0 +1,56 @@
+"""Every error that fastcodec raises on purpose. All derive from `FastcodecError` and say what was wrong and where.
+
+    FastcodecError
+    ├── CorruptStreamError       bytes that no encoder wrote: truncated, extended, bit-flipped, forged
+    │   └── NotAFicFileError     they do not even begin as a .fic file does
+    ├── SymbolRangeError         a latent outside int16, met while encoding
+    ├── UnsupportedVersionError  a file of a newer format
+    ├── ModelMismatchError       a file of a model that this installation does not have
+    ├── LimitError               a size beyond the caller's limits, checked before anything is allocated
+    ├── ImageError               an input image that cannot be read or is not an image
+    ├── ExactnessError           a model or platform on which the integer entropy side would not be exact
+    └── TargetError              a size target that no quality reaches
+"""
+
+from .kernels.errors import CorruptStreamError, FastcodecError, SymbolRangeError
+
+__all__ = [
+    "CorruptStreamError",
+    "ExactnessError",
+    "FastcodecError",
+    "ImageError",
+    "LimitError",
+    "ModelMismatchError",
+    "NotAFicFileError",
+    "SymbolRangeError",
+    "TargetError",
+    "UnsupportedVersionError",
+]
+
+
+class NotAFicFileError(CorruptStreamError):
+    """The data does not begin as a .fic file does."""
+
+
+class UnsupportedVersionError(FastcodecError, ValueError):
+    """The file's format version is newer than this library reads."""
+
+
+class ModelMismatchError(FastcodecError, ValueError):
+    """The file was written with a model whose weights this installation does not have."""
+
+
+class LimitError(FastcodecError, ValueError):
+    """A size beyond the caller's limits; raise the limit if the data is trusted."""
+
+
+class ImageError(FastcodecError, ValueError):
+    """An input that cannot be read as an image."""
+
+
+class ExactnessError(FastcodecError, ValueError):
+    """A model or a platform on which the integer entropy side would not be exact (docs/integer.md)."""
+
+
+class TargetError(FastcodecError, ValueError):
+    """A size target that no quality of the model reaches."""

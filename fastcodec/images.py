@@ -1,0 +1,490 @@
+"""Images in and out: what the codec codes (`Picture`), from and to Pillow, NumPy, PyTorch and files.
+
+A picture is 8 bits deep, gray or RGB, upright, with its alpha apart. Whatever else comes in is converted once, here,
+and the picture's `notices` say what that cost. Pixels are moved in strips, so that a 100-megapixel image is never held
+more often than once as Pillow's and once as ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+import struct
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from .container import DEFAULT_LIMITS, MAGIC
+from .errors import FastcodecError, ImageError, LimitError
+
+if TYPE_CHECKING:
+    import torch
+
+ImageLike: TypeAlias = "Image.Image | np.ndarray | torch.Tensor"
+
+MAX_PIXELS = DEFAULT_LIMITS.max_pixels  # one limit for the images that come in and the files that come out
+STRIP_PIXELS = 1 << 22
+
+# What a folder of images is searched for; a file that is named may have any suffix.
+# fmt: off
+IMAGE_SUFFIXES = frozenset({
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".dib", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".jp2", ".j2k", ".qoi", ".dds", ".psd", ".heic", ".heif",
+})
+# fmt: on
+
+# Formats that Pillow hands to an interpreter (Ghostscript, the system's metafile player) instead of decoding them.
+_PROGRAMS = {"EPS", "WMF"}
+# Saved without a visible loss where the format allows it: these are decoded images, not originals to shrink again.
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "PNG": {"compress_level": 3},  # measured on decoded photographs: level 6 takes twice the time, for 2 % at best
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"lossless": True, "quality": 20, "method": 2},  # higher settings: thrice the time for 3 %
+    "AVIF": {"quality": 90},
+    "TIFF": {"compression": "tiff_lzw"},
+    "JPEG2000": {"irreversible": False},
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the codec codes. Its arrays may share memory with what it was made of, and are not written to."""
+
+    pixels: np.ndarray  # uint8 [H, W, 3], or [H, W] for grayscale; C-contiguous
+    alpha: np.ndarray | None = None  # uint8 [H, W], C-contiguous; kept losslessly
+    icc: bytes | None = None
+    exif: bytes | None = None  # a TIFF structure without the "Exif\0\0" before it; its orientation is already applied
+    notices: tuple[str, ...] = ()  # the conversions made on the way in, for the user
+
+    def __post_init__(self) -> None:
+        shape = self.pixels.shape
+        if self.pixels.dtype != np.uint8 or (len(shape) != 2 and (len(shape) != 3 or shape[2] != 3)):
+            raise TypeError(f"Picture.pixels: uint8 [H, W, 3] or [H, W] expected, not {_describe(self.pixels)}")
+        if 0 in shape:
+            raise ImageError(f"the image is empty: {shape[1]}x{shape[0]}")
+        if self.alpha is not None and (self.alpha.dtype != np.uint8 or self.alpha.shape != shape[:2]):
+            raise TypeError(f"Picture.alpha: uint8 {list(shape[:2])} expected, not {_describe(self.alpha)}")
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.pixels.shape[1]
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return self.pixels.shape[0]
+
+    @property
+    def mode(self) -> Literal["L", "LA", "RGB", "RGBA"]:
+        """The name of its channels, as in Pillow."""
+        name = "L" if self.pixels.ndim == 2 else "RGB"
+        return name if self.alpha is None else name + "A"  # type: ignore[return-value]
+
+
+def to_picture(image: ImageLike | Picture) -> Picture:
+    """A picture of a Pillow image, of a uint8 array [H, W] or [H, W, C], or of a uint8 tensor [H, W] or [C, H, W].
+
+    C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGBA). TypeError for another type or dtype, ImageError for another
+    shape and for a Pillow image that cannot be decoded or converted.
+    """
+    if isinstance(image, Picture):
+        return image
+    if isinstance(image, Image.Image):
+        return _from_pil(image)
+    if isinstance(image, np.ndarray):
+        return _from_array(image, image.shape, "an array", "[H, W, C]")
+    torch = sys.modules.get("torch")  # not imported for those who pass no tensor
+    if torch is not None and isinstance(image, torch.Tensor):
+        if image.dtype != torch.uint8:
+            raise TypeError(f"a uint8 tensor expected, not {_describe(image)}: scale to 0..255 and convert it first")
+        shape = tuple(image.shape)
+        array = image.detach().cpu().numpy()
+        return _from_array(array.transpose(1, 2, 0) if array.ndim == 3 else array, shape, "a tensor", "[C, H, W]")
+    raise TypeError(f"a Pillow image, a NumPy array or a PyTorch tensor expected, not {type(image).__name__}")
+
+
+def from_picture(picture: Picture, out: Literal["pil", "numpy", "tensor"] = "pil") -> Any:
+    """The picture as a Pillow image (L, LA, RGB, RGBA; ICC profile and EXIF in its `info`), a uint8 array ([H, W] for
+    gray, else [H, W, C]) or a uint8 tensor [C, H, W]. Opaque ones share the picture's memory where they can."""
+    pixels, alpha = picture.pixels, picture.alpha
+    if out == "pil":
+        image = Image.fromarray(pixels)
+        if alpha is not None:
+            image.putalpha(Image.fromarray(alpha))
+        image.info.update(_metadata(picture))
+        return image
+    if out not in ("numpy", "tensor"):
+        raise ValueError(f'out: "pil", "numpy" or "tensor" expected, not {out!r}')
+    if alpha is not None:
+        channels = [pixels[..., None] if pixels.ndim == 2 else pixels, alpha[..., None]]
+        pixels = np.concatenate(channels, axis=2)
+    if out == "numpy":
+        return pixels
+    import torch
+
+    planes = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return torch.from_numpy(planes if planes.flags.writeable else planes.copy())
+
+
+def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """The picture of an image file; of an animation, its first frame.
+
+    ImageError names the file and the cause: missing, a directory, not an image, truncated. LimitError if it has more
+    than `max_pixels`, checked before it is decoded; this limit stands in for Pillow's own.
+    """
+    with _opened(path, max_pixels) as image:
+        return _from_pil(image)
+
+
+def read_size(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Width and height of an image file as its header has them, before any orientation; raises what `read_picture`
+    raises, but decodes nothing."""
+    with _opened(path, max_pixels) as image:
+        return image.size
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike, max_pixels: int) -> Iterator[Image.Image]:
+    """An image file of acceptable size. Whatever is raised within the block gets the file's name."""
+    head = b""
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ImageError("is a directory" if os.path.isdir(path) else "is not a regular file")
+        with _pillow_limit(max_pixels), open(path, "rb") as stream:
+            head = stream.read(4)
+            stream.seek(0)
+            if not head:
+                raise ImageError("the file is empty")
+            with Image.open(stream) as image:
+                if image.format in _PROGRAMS:
+                    raise ImageError(f"{image.format} is a page description, not an image: rasterise it first")
+                if image.width * image.height > max_pixels:
+                    raise LimitError(
+                        f"{image.width} x {image.height} pixels exceed the limit of {max_pixels}; "
+                        "raise the limit if you trust the file"
+                    )
+                yield image
+    except FastcodecError as error:
+        raise type(error)(f"{path}: {error}") from (error.__cause__ or error)
+    except Image.DecompressionBombError as error:
+        raise LimitError(f"{path}: more than the limit of {max_pixels} pixels: {error}") from error
+    except UnidentifiedImageError as error:
+        what = "a .fic file already" if head == MAGIC else "not an image of a known format"
+        raise ImageError(f"{path}: {what}") from error
+    except Exception as error:  # a plugin of Pillow may raise anything on hostile data
+        raise ImageError(f"{path}: {_cause(error)}") from error
+
+
+def output_format(path: str | os.PathLike) -> str:
+    """Pillow's name of the format that a file of this suffix is written in; ImageError if there is none."""
+    suffix = Path(path).suffix.lower()
+    name = Image.registered_extensions().get(suffix)
+    if name is None or name not in Image.SAVE:
+        what = f"the suffix {suffix!r} is of no format" if suffix else "the name has no suffix, so no format"
+        raise ImageError(f"{path}: {what} that images are written in (.png, .jpg, .webp, .tif, .bmp, .ppm ...)")
+    return name
+
+
+def write_picture(path: str | os.PathLike, picture: Picture, *, overwrite: bool = True) -> None:
+    """Write an image file in the format of its suffix, with the ICC profile and the EXIF where the format has them.
+
+    Nobody sees half a file: it is written beside its place and then moved there. ImageError names the file and the
+    cause; an OSError of the disk (full, permission) stays what it is, with the file's name.
+    """
+    name = output_format(path)
+    image = from_picture(picture, "pil")
+    options = _SAVE_OPTIONS.get(name, {}) | _metadata(picture)
+    try:
+        with replacing(path, overwrite=overwrite) as stream:
+            image.save(_WithoutDescriptor(stream), format=name, **options)
+    except OSError as error:
+        if error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        # So Pillow says that a format lacks a mode: "cannot write mode RGBA as JPEG".
+        raise ImageError(f"{path}: {error}" + (": choose PNG or WebP" if "mode" in str(error) else "")) from error
+    except (ValueError, KeyError, struct.error, TypeError) as error:
+        raise ImageError(f"{path}: {name} cannot hold this image: {error}") from error
+
+
+class _WithoutDescriptor:
+    """A binary file as Pillow may use it. Given a descriptor, Pillow and libtiff would write to it themselves, overlook
+    a short write and lose the cause of a failed one: a full disk."""
+
+    def __init__(self, stream: IO[bytes]):
+        self.write, self.seek, self.tell, self.flush = stream.write, stream.seek, stream.tell, stream.flush
+        self.read = stream.read
+
+
+_unfinished: set[Path] = set()
+
+
+def discard_unfinished() -> None:
+    """Remove the temporary files of every `replacing` that is under way: for a process that ends in the middle."""
+    for path in tuple(_unfinished):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` when the block ends, and leaves no trace if it raises.
+
+    FileExistsError if `path` exists and `overwrite` is false. OSError carries the name `path`, not the temporary one.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:64]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "is a directory", str(path))
+        if not overwrite and path.exists():
+            raise FileExistsError(17, "exists already", str(path))
+        stream = open(temporary, "x+b")  # noqa: SIM115 (closed below, before it is moved)
+        _unfinished.add(temporary)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    try:
+        with stream:
+            yield stream
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    finally:
+        _unfinished.discard(temporary)
+
+
+# ---- from arrays
+
+
+def _from_array(array: np.ndarray, shape: tuple[int, ...], what: str, layout: str) -> Picture:
+    """`array` is [H, W] or [H, W, C]; `shape`, `what` and `layout` are the caller's, for the message."""
+    if array.dtype != np.uint8:
+        raise TypeError(f"a uint8 array expected, not {_describe(array)}: scale to 0..255 and convert it first")
+    if array.ndim == 4:
+        raise ImageError(f"{what} of shape {list(shape)} is a batch: pass its images one by one, or to encode_batch")
+    if array.ndim not in (2, 3) or (array.ndim == 3 and not 1 <= array.shape[2] <= 4):
+        hint = ""
+        if len(shape) == 3:
+            channels_elsewhere = shape[0] if what == "an array" else shape[2]
+            if 1 <= channels_elsewhere <= 4:
+                hint = "; its channels seem to stand " + ("first" if what == "an array" else "last")
+        raise ImageError(f"{what} of shape {list(shape)}: [H, W] or {layout} with 1 to 4 channels expected{hint}")
+    if 0 in array.shape:
+        raise ImageError(f"{what} of shape {list(shape)} has no pixels")
+    if array.ndim == 2:
+        return Picture(np.ascontiguousarray(array))
+    channels = array.shape[2]
+    pixels = np.ascontiguousarray(array[..., 0] if channels <= 2 else array[..., :3])
+    return Picture(pixels, np.ascontiguousarray(array[..., -1]) if channels in (2, 4) else None)
+
+
+def _describe(array: Any) -> str:
+    return f"{str(array.dtype).removeprefix('torch.')} {list(array.shape)}"
+
+
+# ---- from Pillow
+
+
+def _from_pil(image: Image.Image) -> Picture:
+    notices = []
+    if ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I"):
+        notices.append("16-bit input reduced to 8 bits")
+    gray_tile = "LA;16B" in str(getattr(image, "tile", ""))  # which Pillow expands to RGBA
+    try:
+        if getattr(image, "is_animated", False):
+            notices.append(f"of several frames only the {'first' if image.tell() == 0 else 'current'} one is coded")
+        image.load()
+        return _convert(image, notices, gray_tile)
+    except FastcodecError:
+        raise
+    except Exception as error:  # a plugin of Pillow may raise anything on hostile data
+        raise ImageError(_cause(error)) from error
+
+
+def _convert(image: Image.Image, notices: list[str], gray_tile: bool) -> Picture:
+    """The picture of a loaded image."""
+    width, height = image.size
+    if width * height == 0:
+        raise ImageError(f"the image is empty: {width}x{height}")
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    transposed = orientation in (5, 6, 7, 8)
+    shape = (width, height) if transposed else (height, width)
+
+    mode = _target_mode(image, notices, gray_tile)
+    pixels = np.empty(shape + ((3,) if mode.startswith("RGB") else ()), np.uint8)
+    alpha = np.empty(shape, np.uint8) if mode.endswith("A") else None
+    # The outputs seen in the input's orientation, so that rows are turned as they are written.
+    pixels_in = _unturned(pixels, orientation)
+    alpha_in = None if alpha is None else _unturned(alpha, orientation)
+
+    rows = max(1, STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        strip = image if rows >= height else image.crop((0, top, width, bottom))
+        if image.mode[0] in "IF":
+            values = np.asarray(strip)
+            pixels_in[top:bottom] = _to_8_bits(values)
+            if alpha_in is not None:
+                alpha_in[top:bottom] = np.where(values == image.info["transparency"], 0, 255)
+            continue
+        array = np.asarray(strip if strip.mode == mode else strip.convert(mode))
+        if alpha_in is None:
+            pixels_in[top:bottom] = array
+        else:
+            pixels_in[top:bottom] = array[..., 0] if mode == "LA" else array[..., :3]
+            alpha_in[top:bottom] = array[..., -1]
+
+    icc, exif = image.info.get("icc_profile"), _exif_without_orientation(image)
+    if isinstance(icc, bytes) and icc:
+        space = icc[16:20].decode("latin-1").strip()
+        if image.mode == "CMYK" or (space not in ("RGB", "GRAY") or (space == "GRAY" and pixels.ndim == 3)):
+            notices.append(f"its ICC profile ({space or 'unknown'} data) does not describe the coded pixels: left out")
+            icc = None
+    return Picture(pixels, alpha, icc or None, exif, tuple(notices))
+
+
+def _target_mode(image: Image.Image, notices: list[str], gray_tile: bool) -> Literal["L", "LA", "RGB", "RGBA"]:
+    """The mode that `image` is coded in; adds what its conversion means to `notices`."""
+    mode, see_through = image.mode, image.has_transparency_data
+    if mode in ("L", "LA", "La") or (mode == "RGBA" and gray_tile):
+        return "LA" if see_through else "L"
+    if mode in ("RGB", "RGBA", "RGBa", "RGBX"):
+        return "RGBA" if see_through else "RGB"
+    if mode == "1":
+        notices.append("bilevel input coded as grayscale")
+        return "LA" if see_through else "L"
+    if mode in ("P", "PA"):
+        name = "L" if _palette_is_gray(image) else "RGB"
+        notices.append(f"palette input coded as {'grayscale' if name == 'L' else 'RGB'}")
+        return name + "A" if see_through else name  # type: ignore[return-value]
+    if mode.startswith("I;16"):
+        notices.append("16-bit input reduced to 8 bits")
+        return "LA" if isinstance(image.info.get("transparency"), int) else "L"
+    if mode == "I":
+        low, high = image.getextrema()
+        if low < 0 or high > 0xFFFF:
+            raise ImageError(f"32-bit integers in {low}..{high}: what is white is not said; scale them to 8 or 16 bits")
+        notices.append("32-bit integer input taken as 16-bit and reduced to 8 bits")
+        return "L"
+    if mode == "F":
+        low, high = image.getextrema()
+        if not (0 <= low <= high <= 1):
+            raise ImageError(f"floating-point values in {low:g}..{high:g}: only 0 (black) to 1 (white) is understood")
+        notices.append("floating-point input (0 to 1) reduced to 8 bits")
+        return "L"
+    if mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        notices.append(f"{mode} input converted to RGB")
+        return "RGB"
+    raise ImageError(f"images of Pillow's mode {mode!r} are not supported: convert it to RGB first")
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Gray levels of 16 bits (of integer dtypes) or in 0..1 (floating) as uint8, rounded to nearest."""
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all():
+            raise ImageError("floating-point values that are not finite")
+        return (values * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    return ((values.astype(np.uint32) * 255 + 32895) >> 16).astype(np.uint8)  # equals round(v / 257) for every v
+
+
+def _palette_is_gray(image: Image.Image) -> bool:
+    index = image.getchannel(0) if image.mode == "PA" else image
+    used = np.flatnonzero(index.histogram())
+    palette = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    colours = palette[used[used < len(palette)]]
+    return bool((colours == colours[:, :1]).all())
+
+
+def _unturned(array: np.ndarray, orientation: int) -> np.ndarray:
+    """A view of an upright image, as its EXIF orientation has it stored."""
+    if orientation in (5, 6, 7, 8):
+        flips = {5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}[orientation]
+        return array[:: flips[0], :: flips[1]].swapaxes(0, 1)
+    flips = {2: (1, -1), 3: (-1, -1), 4: (-1, 1)}.get(orientation, (1, 1))
+    return array[:: flips[0], :: flips[1]]
+
+
+# ---- metadata
+
+
+def _metadata(picture: Picture) -> dict[str, bytes]:
+    """Under the names that Pillow's `info` and `save` use."""
+    found = {"icc_profile": picture.icc, "exif": picture.exif and b"Exif\0\0" + picture.exif}
+    return {name: value for name, value in found.items() if value}
+
+
+def _exif_without_orientation(image: Image.Image) -> bytes | None:
+    exif = image.info.get("exif")
+    if not isinstance(exif, bytes) or not exif:
+        tags = image.getexif()
+        if image.format in ("TIFF", None) or not set(tags) - {ExifTags.Base.Orientation}:
+            return None  # a TIFF file's tags describe how it is stored
+        exif = tags.tobytes()
+    return _reset_orientation(exif.removeprefix(b"Exif\0\0")) or None
+
+
+def _reset_orientation(exif: bytes) -> bytes:
+    """EXIF with the orientation tag of its first directory set to 1 in place, all else untouched, maker notes included
+    (they hold absolute offsets, so that rewriting the directories would break them)."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None or len(exif) < 8:
+        return exif
+    start = struct.unpack_from(order + "I", exif, 4)[0]
+    if start + 2 > len(exif):
+        return exif
+    for i in range(struct.unpack_from(order + "H", exif, start)[0]):
+        entry = start + 2 + 12 * i
+        if entry + 12 > len(exif):
+            break
+        if struct.unpack_from(order + "HHI", exif, entry) == (ExifTags.Base.Orientation, 3, 1):
+            return exif[: entry + 8] + struct.pack(order + "HH", 1, 0) + exif[entry + 12 :]
+    return exif
+
+
+# ---- errors
+
+
+def _cause(error: BaseException) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, MemoryError):
+        return "not enough memory to decode it"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+_limit_lock = threading.Lock()
+_limit_users = 0
+_limit_before: int | None = None
+
+
+@contextlib.contextmanager
+def _pillow_limit(max_pixels: int) -> Iterator[None]:
+    """Pillow's own limit is one variable for the process, and its formats check it in several places: while pictures
+    are read it is raised to ours (never lowered), and put back after the last of them."""
+    global _limit_users, _limit_before
+    with _limit_lock:
+        if _limit_users == 0:
+            _limit_before = Image.MAX_IMAGE_PIXELS
+        _limit_users += 1
+        if Image.MAX_IMAGE_PIXELS is not None:
+            Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
+    try:
+        yield
+    finally:
+        with _limit_lock:
+            _limit_users -= 1
+            if _limit_users == 0:
+                Image.MAX_IMAGE_PIXELS = _limit_before

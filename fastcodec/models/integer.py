@@ -1,0 +1,182 @@
+"""The entropy side of `swift` in integers: hyper-synthesis, checkerboard context and parameter network.
+
+This is what decides every probability, so encoder and decoder on any device must run it to the same bits: everything
+from the hyper-latent symbols to a scale index and a fixed-point mean is integer arithmetic (docs/integer.md). The layers
+come from `fastcodec.kernels.integer`; `EntropyModel(..., backend="reference")` runs the int64 definition and
+`backend="float32"` the CPU's exact-float32 twin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastcodec.entropy.fixed_point import (
+    ACTIVATION_BITS,
+    ACTIVATION_MAX,
+    EXACT_LIMIT,
+    MEAN_BITS,
+    WEIGHT_MAX,
+    accumulator_bound,
+    weight_exponents,
+)
+from fastcodec.errors import ExactnessError
+from fastcodec.kernels import checkerboard, integer
+from fastcodec.kernels.integer import IntegerLayer
+
+from .swift import MAX_QUALITY, MIN_QUALITY, SCALE_LEVELS, FixedPointLinear, Swift, quality_position
+
+Backend = Literal["float32", "reference"]
+
+#: Layer name -> (low, high) of its output. The names are those of the stored tensors.
+_RANGES = {
+    "h_s.head": (0, ACTIVATION_MAX),
+    "h_s.up1": (0, ACTIVATION_MAX),
+    "h_s.middle": (0, ACTIVATION_MAX),
+    "h_s.up2": (0, ACTIVATION_MAX),
+    "h_s.tail": (-ACTIVATION_MAX, ACTIVATION_MAX),
+    "g_cm": (-ACTIVATION_MAX, ACTIVATION_MAX),
+    "g_ep.first": (0, ACTIVATION_MAX),
+    "g_ep.second": (0, ACTIVATION_MAX),
+    "g_ep.means": (-(2**15), 2**15 - 1),
+    "g_ep.indexes": (0, SCALE_LEVELS - 1),
+}
+
+
+def integer_layer(name: str, weight: Tensor, bias: Tensor, shift: Tensor) -> IntegerLayer:
+    """Build a layer after proving that its float32 evaluation is exact; `ExactnessError` otherwise.
+
+    weight: int8 [outputs, inputs]; bias: int32 [outputs] or [rows, outputs]; shift: int32 [outputs]. The proof: for each
+    output channel, sum|w| * 127 + |bias| + 2^(s-1) < 2^24, so that every partial sum, in any order, is an integer that
+    float32 holds exactly.
+    """
+    if int(shift.min()) < 1 or int(weight.to(torch.int16).abs().max()) > WEIGHT_MAX:
+        raise ExactnessError(f"layer {name}: shifts must be at least 1 and weights within +-{WEIGHT_MAX}")
+    largest = bias.long().abs().reshape(-1, weight.shape[0]).amax(0)
+    bound = accumulator_bound(weight, largest, shift)
+    worst = int(bound.argmax())
+    if int(bound[worst]) >= EXACT_LIMIT:
+        raise ExactnessError(
+            f"layer {name}: output channel {worst} can reach {int(bound[worst])}, float32 is exact below {EXACT_LIMIT}"
+        )
+    return IntegerLayer(weight, bias, shift, *_RANGES[name])
+
+
+def _quantise(layer: FixedPointLinear, extra_bias: Tensor | None = None) -> dict[str, Tensor]:
+    """The integers that the layer trained with: weights [outputs, taps * inputs], bias, shift."""
+    with torch.no_grad():
+        weight, bias = layer.scaled(extra_bias)
+        largest = bias.abs().reshape(-1, weight.shape[0]).amax(0)
+        exponents = weight_exponents(weight, largest, layer.input_bits, layer.output_bits)
+        scale = torch.exp2(exponents.double())
+        shaped = scale.view(-1, *[1] * (weight.dim() - 1))
+        whole = torch.floor(weight.double() * shaped + 0.5).clamp(-WEIGHT_MAX, WEIGHT_MAX)
+        if whole.dim() == 4:  # [outputs, inputs, 3, 3] -> taps row-major, inputs fastest
+            whole = whole.permute(0, 2, 3, 1)
+        bias = torch.floor(bias.double() * scale * 2.0**layer.input_bits + 0.5)
+        shift = exponents + layer.input_bits - layer.output_bits
+    return {
+        "weight": whole.flatten(1).to(torch.int8).contiguous(),
+        "bias": bias.to(torch.int32).contiguous(),
+        "shift": shift.to(torch.int32).contiguous(),
+    }
+
+
+def export_entropy_side(model: Swift) -> dict[str, Tensor]:
+    """The integer tensors of a trained model, named `layer.weight`, `layer.bias`, `layer.shift`, and `context_shift`.
+
+    Raises ExactnessError, naming layer and channel, where a layer could leave the range in which float32 is exact.
+    """
+    net, synthesis = model.parameters_net, model.h_s
+    quality = torch.arange(MIN_QUALITY, MAX_QUALITY + 1)
+    with torch.no_grad():
+        quality_bias = net.quality_bias(quality_position(quality.double()).to(net.first.bias.device).float())
+    layers = {
+        "h_s.head": _quantise(synthesis.head),
+        "h_s.up1": _quantise(synthesis.up1),
+        "h_s.middle": _quantise(synthesis.middle),
+        "h_s.up2": _quantise(synthesis.up2),
+        "h_s.tail": _quantise(synthesis.tail),
+        "g_cm": _quantise(net.context),
+        "g_ep.first": _quantise(net.first, quality_bias),
+        "g_ep.second": _quantise(net.second),
+        "g_ep.means": _quantise(net.means),
+        "g_ep.indexes": _quantise(net.indexes),
+    }
+    for name, tensors in layers.items():
+        integer_layer(name, **tensors)
+    flat = {f"{name}.{part}": tensor for name, tensors in layers.items() for part, tensor in tensors.items()}
+    return flat | {"context_shift": net.context_shift.to(torch.int32).contiguous()}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What the coder and the reconstruction need of each element: means in 1/16 (int32) and scale indexes (uint8),
+    both [B, positions, M]."""
+
+    means: Tensor
+    indexes: Tensor
+
+
+class EntropyModel:
+    """Runs the integer networks. Batched over tiles of equal shape; immutable after construction, so thread-safe.
+
+    All methods take and return integers: hyper latents int16 [B, h, w, Z], latents int32 in 1/16.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], backend: Backend = "float32"):
+        self._layers = {
+            name: integer_layer(name, *(tensors[f"{name}.{part}"] for part in ("weight", "bias", "shift")))
+            for name in _RANGES
+        }
+        self._context_shift = tensors["context_shift"]
+        if int(self._context_shift.min()) < 1:
+            raise ExactnessError("context_shift: shifts must be at least 1")
+        self._dtype = torch.float32 if backend == "float32" else torch.int64
+        self._linear = integer.linear if backend == "float32" else integer.linear_reference
+        self._shift_right = integer.shift_right if backend == "float32" else integer.shift_right_reference
+        if backend == "float32" and not integer.float32_is_exact():
+            raise ExactnessError("this PyTorch's float32 matrix product is not exact; use the reference backend")
+
+    def _run(self, name: str, x: Tensor, row: int | None = None) -> Tensor:
+        return self._linear(x, self._layers[name], row)
+
+    def hyper_synthesis(self, z: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """h_s: hyper latents int16 [B, ceil(height/4), ceil(width/4), Z] to psi at anchors and at non-anchors."""
+        x = z.to(self._dtype).clamp(-ACTIVATION_MAX, ACTIVATION_MAX)
+        x = self._run("h_s.head", integer.rows_3x3(x))
+        x = integer.pixel_shuffle_2(self._run("h_s.up1", x))
+        x = self._run("h_s.middle", integer.rows_3x3(x))
+        x = integer.pixel_shuffle_2(self._run("h_s.up2", x))
+        psi = self._run("h_s.tail", integer.rows_3x3(x))
+        return checkerboard.split(psi[:, :height, :width].contiguous())
+
+    def anchor_parameters(self, psi: Tensor, quality: int) -> Parameters:
+        """g_ep(psi, 0): the first pass (He et al. 2021, equation 8). psi: [B, anchors, features]."""
+        context = psi.new_zeros(*psi.shape[:2], self._layers["g_cm"].weight.shape[0])
+        return self._parameters(psi, context, quality)
+
+    def non_anchor_parameters(
+        self, psi: Tensor, anchors: Tensor, height: int, width: int, quality: int
+    ) -> Parameters:
+        """g_ep(psi, g_cm(anchors)): the second pass. anchors: decoded latents int32 [B, anchors, M] in 1/16."""
+        scaled = self._shift_right(anchors.to(self._dtype), self._context_shift, -ACTIVATION_MAX, ACTIVATION_MAX)
+        context = self._run("g_cm", checkerboard.gather_context(scaled, height, width))
+        return self._parameters(psi, context, quality)
+
+    def _parameters(self, psi: Tensor, context: Tensor, quality: int) -> Parameters:
+        hidden = self._run("g_ep.first", torch.cat([psi, context], 2), quality - MIN_QUALITY)
+        hidden = self._run("g_ep.second", hidden)
+        means, indexes = self._run("g_ep.means", hidden), self._run("g_ep.indexes", hidden)
+        return Parameters(means.to(torch.int32), indexes.to(torch.uint8))
+
+
+def reconstruct(symbols: Tensor, means: Tensor) -> Tensor:
+    """y^ = symbol + mean, in 1/16: int16 symbols and int32 means to int32, any shape."""
+    return (symbols.to(torch.int32) << MEAN_BITS) + means
+
+
+assert ACTIVATION_BITS == MEAN_BITS  # the context reads y^ in 1/16 and shifts it into activations of 1/16

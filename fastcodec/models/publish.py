@@ -1,0 +1,51 @@
+"""Release a trained checkpoint: `python -m fastcodec.models.publish RUN/last.pt`.
+
+Writes the averaged weights in the released form beside the other releases, puts the new identity first in index.json and
+keeps the one before it, so that its files still decode; older ones are dropped before 1.0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from .released import export, weights_folder
+from .swift import Swift, SwiftConfig
+
+KEPT_RELEASES = 2
+
+
+def publish(checkpoint: Path, folder: Path, name: str = "swift") -> str:
+    """Export a checkpoint of the trainer into `folder`; returns the release's identity in hex."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    model = Swift(SwiftConfig(**state["config"]))
+    model.load_state_dict(state["average"])
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / f"{name}.tmp"
+    identity = export(model, scratch, about={"steps": str(state["step"])})
+    os.replace(scratch, folder / f"{name}-{identity}.safetensors")
+    index_path = folder / "index.json"
+    index = json.loads(index_path.read_text()) if index_path.exists() else {}
+    releases = [identity, *(known for known in index.get(name, []) if known != identity)]
+    for dropped in releases[KEPT_RELEASES:]:
+        (folder / f"{name}-{dropped}.safetensors").unlink(missing_ok=True)
+    index[name] = releases[:KEPT_RELEASES]
+    index_path.write_text(json.dumps(index, indent=1) + "\n")
+    return identity
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--folder", type=Path, default=weights_folder(), help="where releases live (%(default)s)")
+    arguments = parser.parse_args()
+    print(publish(arguments.checkpoint, arguments.folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""Released models: the file a model ships in, its identity, and loading it for use.
+
+A released model is one safetensors file: transforms in float16, the integer entropy side, the hyper latents' integer
+tables, the gains. Its identity is a SHA-256 over every decode-side tensor (synthesis and gains included), so a file is
+never decoded with weights other than those it was written for. `weights/index.json` lists the identities that this
+installation carries, newest first; the newest encodes, all decode.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fastcodec.entropy.gaussian import gaussian_tables
+from fastcodec.errors import ModelMismatchError
+from fastcodec.kernels.rans import TableSet
+
+from .integer import ACTIVATION_MAX, Backend, EntropyModel, export_entropy_side
+from .swift import MAX_QUALITY, MIN_QUALITY, Analysis, HyperAnalysis, HyperPrior, Swift, SwiftConfig, Synthesis
+from .swift import quality_position
+
+IDENTITY_BYTES = 6
+_ENCODE_ONLY = ("g_a.", "h_a.", "gain", "prior.")
+_PRIOR_TABLES = "prior_tables"
+
+
+def export(model: Swift, path: Path, *, about: dict[str, str] | None = None) -> str:
+    """Write the released form of a trained model; returns its identity in hex.
+
+    about: facts for the file's metadata (training steps and the like). Raises ExactnessError where the integer side
+    cannot be proved exact.
+    """
+    tensors = {f"entropy.{name}": tensor for name, tensor in export_entropy_side(model).items()}
+    for part in ("g_a", "h_a", "g_s"):
+        for name, tensor in getattr(model, part).state_dict().items():
+            tensors[f"{part}.{name}"] = tensor.to(torch.float16)
+    for name, tensor in model.prior.state_dict().items():
+        tensors[f"prior.{name}"] = tensor.float()
+    t = quality_position(torch.arange(MIN_QUALITY, MAX_QUALITY + 1).double()).float()
+    with torch.no_grad():
+        tensors["gain"] = torch.exp(model.log_gain(t))
+        tensors["inverse_gain"] = torch.exp(model.log_inverse_gain(t))
+    tensors[_PRIOR_TABLES] = torch.frombuffer(bytearray(hyper_tables(model.prior).to_bytes()), dtype=torch.uint8)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"name": "swift", "config": json.dumps(asdict(model.config)), **(about or {})}
+    save_file(tensors, path, metadata=metadata)
+    return identity(tensors, metadata["config"])
+
+
+def identity(tensors: dict[str, Tensor], config: str) -> str:
+    """SHA-256, cut to 6 bytes, over all that decides a decoded pixel: in hex."""
+    digest = hashlib.sha256(config.encode())
+    digest.update(gaussian_tables().identity.encode())
+    for name in sorted(tensors):
+        if not name.startswith(_ENCODE_ONLY):
+            tensor = tensors[name]
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(np.ascontiguousarray(tensor.numpy()).tobytes())
+    return digest.hexdigest()[: 2 * IDENTITY_BYTES]
+
+
+def hyper_pmfs(prior: HyperPrior) -> np.ndarray:
+    """The hyper latents' probabilities at -127..127, float64 [Z, 255]."""
+    with torch.no_grad():
+        values = torch.arange(-ACTIVATION_MAX, ACTIVATION_MAX + 1, dtype=torch.float64)[:, None, None]
+        weight = prior.logit.double().softmax(1)
+        scale = torch.exp(-prior.log_scale.double())
+        location = prior.location.double()
+        # P(z) = sigmoid(b) - sigmoid(a), taken on the side where both are small, or the tails would cancel to zero.
+        upper, lower = (values + 0.5 - location) * scale, (values - 0.5 - location) * scale
+        sign = torch.where(upper + lower > 0, -1.0, 1.0)
+        mass = (torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs()
+        return (weight * mass).sum(2).T.numpy()
+
+
+def hyper_tables(prior: HyperPrior) -> TableSet:
+    """Integer tables of the factorised prior, one a channel: the values likelier than 2^-16, escapes for the rest."""
+    rows = []
+    for pmf in hyper_pmfs(prior):
+        likely = np.flatnonzero(pmf > 2.0**-16)
+        first, last = int(likely[0]), int(likely[-1])
+        inside = pmf[first : last + 1]
+        rows.append((first - ACTIVATION_MAX, inside, max(1.0 - float(inside.sum()), 2.0**-20)))
+    return TableSet.from_pmfs(rows)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A released model, ready to run. Immutable, so threads may share it."""
+
+    name: str
+    identity: bytes
+    config: SwiftConfig
+    about: dict[str, str]
+    g_a: Analysis
+    h_a: HyperAnalysis
+    g_s: Synthesis
+    entropy: EntropyModel
+    gain: Tensor  # float32 [100, M]
+    inverse_gain: Tensor  # float32 [100, M]
+    hyper_tables: TableSet
+    hyper_code_lengths: Tensor  # float64 [Z, 255]: bits of -127..127 under the prior, for estimates
+
+
+def read_model(path: Path, backend: Backend = "float32") -> Model:
+    """Load a released model's file. Raises ModelMismatchError naming the file where it is not one."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        config = SwiftConfig(**json.loads(metadata["config"]))
+        digest = identity(tensors, metadata["config"])
+        entropy = EntropyModel(_part(tensors, "entropy."), backend)
+        transforms = [_module(kind(config), _part(tensors, prefix)) for kind, prefix in _TRANSFORMS]
+        prior = HyperPrior(config.hyper_latents)
+        prior.load_state_dict(_part(tensors, "prior."))
+        pmf = torch.from_numpy(hyper_pmfs(prior))
+        return Model(
+            name=metadata["name"],
+            identity=bytes.fromhex(digest),
+            config=config,
+            about=metadata,
+            g_a=transforms[0],
+            h_a=transforms[1],
+            g_s=transforms[2],
+            entropy=entropy,
+            gain=tensors["gain"],
+            inverse_gain=tensors["inverse_gain"],
+            hyper_tables=TableSet.from_bytes(tensors[_PRIOR_TABLES].numpy().tobytes()),
+            hyper_code_lengths=-torch.log2(pmf.clamp(min=1e-9)),
+        )
+    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ModelMismatchError(f"{path}: not a released fastcodec model ({error})") from error
+
+
+_TRANSFORMS = ((Analysis, "g_a."), (HyperAnalysis, "h_a."), (Synthesis, "g_s."))
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _module(module: torch.nn.Module, tensors: dict[str, Tensor]) -> torch.nn.Module:
+    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+    return module.requires_grad_(False).eval()
+
+
+def weights_folder() -> Path:
+    """Where the shipped releases lie."""
+    return Path(str(resources.files("fastcodec.models") / "weights"))
+
+
+def available(name: str = "swift") -> list[str]:
+    """Identities (hex) of the releases of a model that this installation carries, newest first."""
+    index = json.loads((weights_folder() / "index.json").read_text())
+    if name not in index:
+        raise ModelMismatchError(f"no model named {name!r}; this installation has {', '.join(sorted(index))}")
+    return index[name]
+
+
+@lru_cache(maxsize=8)
+def load(name: str = "swift", wanted: bytes | None = None, backend: Backend = "float32") -> Model:
+    """A shipped model: its newest release, or the one with identity `wanted`.
+
+    Raises ModelMismatchError, naming both identities, if this installation does not carry it.
+    """
+    identities = available(name)
+    digest = wanted.hex() if wanted is not None else identities[0]
+    if digest not in identities:
+        raise ModelMismatchError(
+            f"written with model {digest}, which this fastcodec does not carry (it has {name}: {', '.join(identities)})"
+        )
+    return read_model(weights_folder() / f"{name}-{digest}.safetensors", backend)

@@ -1,0 +1,368 @@
+"""`swift`, the default model: light transforms, a hyperprior and the checkerboard context, one network for all qualities.
+
+    x -- g_a --> y * gain -- h_a --> z          analysis and hyper-analysis: floating point, encoder only
+    z^ -- h_s --> psi                           hyper-synthesis     \
+    anchors^ -- g_cm --> phi                    checkerboard context | integer at inference (docs/integer.md)
+    (psi, phi) -- g_ep --> mean, scale index    parameter network   /
+    y^ / gain -- g_s --> x^                     synthesis: floating point
+
+This file is the network as it is trained. The entropy side is written with `FixedPointLinear` layers, whose activations
+live in fixed-point ranges from the first step and are rounded, weights too, once `quantise` is switched on
+(straight-through), so that the exported integer model (`fastcodec.models.integer`) is the trained model, not an
+approximation of it. Names follow the field: g_a, g_s, h_a, h_s (Ballé 2018), g_cm, g_ep (He et al. 2021, equation 4).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcodec.entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN_BITS, weight_exponents
+from fastcodec.kernels import checkerboard
+
+LATENT_STRIDE = 16
+HYPER_STRIDE = 4  # in latents
+MIN_QUALITY, MAX_QUALITY = 1, 100
+SCALE_LEVELS = 64
+SCALE_MIN, SCALE_MAX = 0.11, 64.0
+_LOG_SCALE_STEP = math.log(SCALE_MAX / SCALE_MIN) / (SCALE_LEVELS - 1)
+
+
+@dataclass(frozen=True)
+class SwiftConfig:
+    """Channel counts; the entropy side's are powers of two or sums of two, as the fused GPU kernel needs."""
+
+    features: int = 128  # C, at 1/8
+    latents: int = 256  # M, at 1/16
+    hyper_latents: int = 64  # Z, at 1/64
+    hyper_features: int = 256  # channels of psi
+    context_features: int = 256  # channels of phi
+    hidden: int = 256  # of the parameter network
+    blocks: int = 3
+    quality_points: int = 8
+    lambda_min: float = 0.0005
+    lambda_max: float = 0.065
+    step_coarse: float = 120.0  # initial quantisation step in pixel levels at quality 1
+    step_fine: float = 8.5  # and at quality 100
+
+
+def quality_position(quality: Tensor | float) -> Tensor | float:
+    """Quality 1..100 to t in 0..1."""
+    return (quality - MIN_QUALITY) / (MAX_QUALITY - MIN_QUALITY)
+
+
+class QualityTable(nn.Module):
+    """A vector for each quality: `points` anchor vectors, linearly interpolated in t (log-linearly for log-gains)."""
+
+    def __init__(self, points: int, channels: int):
+        super().__init__()
+        self.points = nn.Parameter(torch.zeros(points, channels))
+
+    def forward(self, t: Tensor) -> Tensor:
+        """t: float [B] in 0..1; returns [B, channels]."""
+        last = self.points.shape[0] - 1
+        position = t.clamp(0, 1) * last
+        low = position.floor().clamp(max=last - 1).long()
+        weight = (position - low).unsqueeze(1)
+        return self.points[low] * (1 - weight) + self.points[low + 1] * weight
+
+
+def _pointwise(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 1)
+
+
+class Block(nn.Module):
+    """Residual block: 1x1, SiLU, depthwise 3x3, 1x1; then a gated 1x1 pair. The last layers start near zero."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.expand = _pointwise(channels, channels)
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.project = _pointwise(channels, channels)
+        self.gate = _pointwise(channels, 2 * channels)
+        self.merge = _pointwise(channels, channels)
+        for last in (self.project, self.merge):
+            nn.init.normal_(last.weight, std=1e-3)
+            nn.init.zeros_(last.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.project(self.depthwise(F.silu(self.expand(x))))
+        value, gate = self.gate(x).chunk(2, 1)
+        return x + self.merge(value * F.silu(gate))
+
+
+class Analysis(nn.Module):
+    """g_a: RGB [B, 3, 16h, 16w] in 0..1 to latents [B, M, h, w], before the gain."""
+
+    def __init__(self, config: SwiftConfig):
+        super().__init__()
+        c, m = config.features, config.latents
+        self.head = _pointwise(192, c)
+        self.modulation = QualityTable(config.quality_points, c)
+        self.blocks = nn.Sequential(*[Block(c) for _ in range(config.blocks)])
+        self.down = nn.Conv2d(c, m, 5, stride=2, padding=2)
+        self.tail = Block(m)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        features = self.head(F.pixel_unshuffle(x - 0.5, 8))
+        features = features * (1 + self.modulation(t))[:, :, None, None]
+        return self.tail(self.down(self.blocks(features)))
+
+
+class Synthesis(nn.Module):
+    """g_s: latents [B, M, h, w], after the inverse gain, to RGB [B, 3, 16h, 16w], not clamped."""
+
+    def __init__(self, config: SwiftConfig):
+        super().__init__()
+        c, m = config.features, config.latents
+        self.head = Block(m)
+        self.up = _pointwise(m, 4 * c)
+        self.modulation = QualityTable(config.quality_points, c)
+        self.blocks = nn.Sequential(*[Block(c) for _ in range(config.blocks)])
+        self.tail = nn.Conv2d(c, 192, 3, padding=1)
+
+    def forward(self, y: Tensor, t: Tensor) -> Tensor:
+        features = F.pixel_shuffle(self.up(self.head(y)), 2)
+        features = self.blocks(features * (1 + self.modulation(t))[:, :, None, None])
+        return F.pixel_shuffle(self.tail(features), 8) + 0.5
+
+
+class HyperAnalysis(nn.Module):
+    """h_a: scaled latents [B, M, 4h, 4w] to hyper latents [B, Z, h, w]. Sees the quality, so that z need not adapt."""
+
+    def __init__(self, config: SwiftConfig):
+        super().__init__()
+        self.head = nn.Conv2d(config.latents, 128, 3, padding=1)
+        self.modulation = QualityTable(config.quality_points, 128)
+        self.down1 = nn.Conv2d(128, 128, 5, stride=2, padding=2)
+        self.down2 = nn.Conv2d(128, config.hyper_latents, 5, stride=2, padding=2)
+
+    def forward(self, y: Tensor, t: Tensor) -> Tensor:
+        features = F.silu(self.head(torch.asinh(y)) + self.modulation(t)[:, :, None, None])
+        return self.down2(F.silu(self.down1(features))) * 4
+
+
+def _round_ste(x: Tensor) -> Tensor:
+    """floor(x + 1/2) with the identity's gradient: the rounding of an arithmetic shift."""
+    return x + (torch.floor(x + 0.5) - x).detach()
+
+
+class FixedPointLinear(nn.Module):
+    """A linear or convolution layer of the entropy side, trained in the arithmetic that the decoder runs.
+
+    Inputs and outputs are reals that stand for integers: value = integer * 2^-bits. `gain` (powers of two per output
+    channel) keeps the stored weights of order one where outputs are not. With `quantise` on, weights are rounded to int8
+    with an exponent for each output channel and outputs are rounded and clamped as the integer layer does.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        *,
+        input_bits: int = ACTIVATION_BITS,
+        output_bits: int = ACTIVATION_BITS,
+        low: int = 0,
+        high: int = ACTIVATION_MAX,
+        gain: Tensor | None = None,
+    ):
+        super().__init__()
+        self.kernel, self.input_bits, self.output_bits, self.low, self.high = kernel, input_bits, output_bits, low, high
+        shape = (outputs, inputs, kernel, kernel) if kernel > 1 else (outputs, inputs)
+        fan_in = inputs * kernel * kernel
+        self.weight = nn.Parameter(torch.randn(shape) * math.sqrt(1.0 / fan_in))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.register_buffer("gain", torch.ones(outputs) if gain is None else gain)
+        self.quantise = False
+
+    def scaled(self, extra_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Weight and bias with the gain applied (bias [outputs], or [B, outputs] where extra_bias is [B, outputs])."""
+        bias = self.bias if extra_bias is None else self.bias + extra_bias
+        return self.weight * self.gain.view(-1, *[1] * (self.weight.dim() - 1)), bias * self.gain
+
+    def forward(self, x: Tensor, extra_bias: Tensor | None = None) -> Tensor:
+        """x: [B, C, H, W] for a convolution, [B, P, C] for a linear layer; returns the like."""
+        weight, bias = self.scaled(extra_bias)
+        if self.quantise:
+            largest_bias = bias.detach().abs().reshape(-1, weight.shape[0]).amax(0)
+            exponents = weight_exponents(weight.detach(), largest_bias, self.input_bits, self.output_bits)
+            scale = torch.exp2(exponents.float())
+            shaped = scale.view(-1, *[1] * (weight.dim() - 1))
+            weight = _round_ste(weight * shaped).clamp(-127, 127) / shaped
+            accumulator = scale * 2.0**self.input_bits
+            bias = _round_ste(bias * accumulator) / accumulator
+        if self.kernel > 1:
+            out = F.conv2d(x, weight, bias, padding=self.kernel // 2)
+        elif bias.dim() > 1:
+            out = F.linear(x, weight) + bias[:, None, :]
+        else:
+            out = F.linear(x, weight, bias)
+        unit = 2.0**self.output_bits
+        if self.quantise:
+            out = _round_ste(out * unit) / unit
+        return out.clamp(self.low / unit, self.high / unit)
+
+
+class HyperSynthesis(nn.Module):
+    """h_s: hyper latents [B, Z, h, w] (integers) to psi [B, hyper_features, 4h, 4w]."""
+
+    def __init__(self, config: SwiftConfig):
+        super().__init__()
+        z, n = config.hyper_latents, 128
+        self.head = FixedPointLinear(z, n, 3, input_bits=2)
+        self.up1 = FixedPointLinear(n, 4 * n)
+        self.middle = FixedPointLinear(n, n, 3)
+        self.up2 = FixedPointLinear(n, 4 * n)
+        self.tail = FixedPointLinear(n, config.hyper_features, 3, low=-ACTIVATION_MAX)
+
+    @staticmethod
+    def _up(layer: FixedPointLinear, x: Tensor) -> Tensor:
+        return F.pixel_shuffle(layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 2)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.head(z / 4)
+        x = self.middle(self._up(self.up1, x))
+        return self.tail(self._up(self.up2, x))
+
+
+class Parameters(nn.Module):
+    """g_cm and g_ep: context convolution on non-anchors and the three 1x1 layers, as in He et al. 2021, figure 6."""
+
+    def __init__(self, config: SwiftConfig, context_shift: Tensor):
+        super().__init__()
+        m = config.latents
+        self.register_buffer("context_shift", context_shift)
+        self.context = FixedPointLinear(12 * m, config.context_features, low=-ACTIVATION_MAX)
+        self.first = FixedPointLinear(config.hyper_features + config.context_features, config.hidden)
+        self.quality_bias = QualityTable(config.quality_points, config.hidden)
+        self.second = FixedPointLinear(config.hidden, config.hidden)
+        # Means first, in units of y^ (2^context_shift keeps them of the context input's order), then scale indexes.
+        mean_gain = torch.exp2(context_shift.float())
+        self.means = FixedPointLinear(
+            config.hidden, m, output_bits=MEAN_BITS, low=-(2**15), high=2**15 - 1, gain=mean_gain
+        )
+        self.indexes = FixedPointLinear(
+            config.hidden, m, output_bits=0, high=SCALE_LEVELS - 1, gain=torch.full((m,), 8.0)
+        )
+        nn.init.constant_(self.indexes.bias, 1.5)
+
+    def context_of(self, anchors: Tensor, height: int, width: int) -> Tensor:
+        """Decoded anchors y^ [B, anchors, M] to phi [B, non-anchors, context_features]."""
+        scaled = anchors * torch.exp2(-self.context_shift.float())
+        unit = 2.0**ACTIVATION_BITS
+        if self.context.quantise:
+            scaled = _round_ste(scaled * unit) / unit
+        scaled = scaled.clamp(-ACTIVATION_MAX / unit, ACTIVATION_MAX / unit)
+        return self.context(checkerboard.gather_context(scaled, height, width))
+
+    def forward(self, psi: Tensor, phi: Tensor | None, t: Tensor) -> tuple[Tensor, Tensor]:
+        """psi [B, P, hyper_features], phi [B, P, context_features] or None for anchors (context exactly zero)."""
+        if phi is None:
+            phi = psi.new_zeros(*psi.shape[:2], self.context.bias.shape[0])
+        hidden = self.first(torch.cat([psi, phi], 2), self.quality_bias(t))
+        hidden = self.second(hidden)
+        return self.means(hidden), self.indexes(hidden)
+
+
+class HyperPrior(nn.Module):
+    """Factorised prior of the hyper latents: a mixture of three logistics for each channel."""
+
+    def __init__(self, channels: int, components: int = 3):
+        super().__init__()
+        self.location = nn.Parameter(torch.linspace(-4, 4, components).repeat(channels, 1))
+        self.log_scale = nn.Parameter(torch.full((channels, components), 1.0))
+        self.logit = nn.Parameter(torch.zeros(channels, components))
+
+    def cdf(self, x: Tensor) -> Tensor:
+        """x: [..., channels]; the mixture's cumulative distribution at x."""
+        weight = self.logit.softmax(1)
+        return (weight * torch.sigmoid((x.unsqueeze(-1) - self.location) * torch.exp(-self.log_scale))).sum(-1)
+
+    def bits(self, z: Tensor) -> Tensor:
+        """z: [B, Z, h, w]; code length in bits of the interval z +- 1/2."""
+        z = z.movedim(1, -1)
+        return -_log2_bounded(self.cdf(z + 0.5) - self.cdf(z - 0.5))
+
+
+def _log2_bounded(probability: Tensor) -> Tensor:
+    """log2(max(p, 1e-9)); below the bound the gradient of p passes as if p were the bound, so outliers still learn."""
+    bounded = probability + (probability.clamp(min=1e-9) - probability).detach()
+    return torch.log2(bounded)
+
+
+def gaussian_bits(residual: Tensor, index: Tensor) -> Tensor:
+    """Code length in bits of N(0, sigma^2) * U(-1/2, 1/2) at residual (He et al. 2021, equation 3)."""
+    inverse = torch.exp(-(math.log(SCALE_MIN) + index * _LOG_SCALE_STEP)) * math.sqrt(0.5)
+    magnitude = residual.abs()
+    upper, lower = torch.erfc((magnitude - 0.5) * inverse), torch.erfc((magnitude + 0.5) * inverse)
+    return -_log2_bounded(0.5 * (upper - lower))
+
+
+class Swift(nn.Module):
+    """The trainable model."""
+
+    def __init__(self, config: SwiftConfig | None = None, context_shift: Tensor | None = None):
+        super().__init__()
+        self.config = config = config or SwiftConfig()
+        if context_shift is None:
+            context_shift = torch.ones(config.latents, dtype=torch.int32)
+        self.g_a, self.g_s = Analysis(config), Synthesis(config)
+        self.h_a, self.h_s = HyperAnalysis(config), HyperSynthesis(config)
+        self.parameters_net = Parameters(config, context_shift)
+        self.prior = HyperPrior(config.hyper_latents)
+        self.log_gain = QualityTable(config.quality_points, config.latents)
+        self.log_inverse_gain = QualityTable(config.quality_points, config.latents)
+        steps = torch.linspace(math.log(config.step_coarse), math.log(config.step_fine), config.quality_points)
+        with torch.no_grad():
+            self.log_gain.points.copy_((math.log(255.0) - steps)[:, None].expand(-1, config.latents))
+            self.log_inverse_gain.points.copy_(-self.log_gain.points)
+
+    def set_quantise(self, on: bool) -> None:
+        """Switch the entropy side between float (clamped) and quantisation-aware arithmetic."""
+        for module in self.modules():
+            if isinstance(module, FixedPointLinear):
+                module.quantise = on
+
+    def lagrangian(self, t: Tensor) -> Tensor:
+        """lambda of the loss R + lambda * 255^2 * MSE, log-linear in t."""
+        low, high = math.log(self.config.lambda_min), math.log(self.config.lambda_max)
+        return torch.exp(low + t * (high - low))
+
+    def forward(self, x: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """One training pass. x: RGB [B, 3, H, W] in 0..1, H and W multiples of 64; t: [B].
+
+        Rates come from noisy residuals (a differentiable stand-in for rounding); the context and the synthesis see
+        rounded values with a straight-through gradient. Returns x^ and the bits of y and z for each image.
+        """
+        y = self.g_a(x, t).float() * torch.exp(self.log_gain(t))[:, :, None, None]
+        z = self.h_a(y, t).float()
+        with torch.autocast(x.device.type, enabled=False):
+            z_bits = self.prior.bits(z + torch.rand_like(z) - 0.5).flatten(1).sum(1)
+            y_hat, y_bits = self._code(y, _round_ste(z).clamp(-127, 127), t)
+        x_hat = self.g_s(y_hat * torch.exp(self.log_inverse_gain(t))[:, :, None, None], t).float()
+        return {"x_hat": x_hat, "y_bits": y_bits, "z_bits": z_bits}
+
+    def _code(self, y: Tensor, z_hat: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        height, width = y.shape[2:]
+        psi_anchors, psi_non_anchors = checkerboard.split(self.h_s(z_hat).permute(0, 2, 3, 1))
+        y_anchors, y_non_anchors = checkerboard.split(y.permute(0, 2, 3, 1))
+        means, indexes = self.parameters_net(psi_anchors, None, t)
+        anchors, bits = self._quantise(y_anchors, means, indexes)
+        phi = self.parameters_net.context_of(anchors, height, width)
+        means, indexes = self.parameters_net(psi_non_anchors, phi, t)
+        non_anchors, more_bits = self._quantise(y_non_anchors, means, indexes)
+        y_hat = checkerboard.merge(anchors, non_anchors, height, width).permute(0, 3, 1, 2)
+        return y_hat, bits + more_bits
+
+    def _quantise(self, y: Tensor, means: Tensor, indexes: Tensor) -> tuple[Tensor, Tensor]:
+        residual = y - means
+        bits = gaussian_bits(residual + torch.rand_like(y) - 0.5, indexes).flatten(1).sum(1)
+        rounded = y + (torch.round(residual) - residual).detach()
+        if self.parameters_net.indexes.quantise:  # index 0 is not coded: the decoder sees the mean
+            rounded = torch.where(indexes > 0, rounded, means)
+        return rounded, bits

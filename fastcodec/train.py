@@ -1,0 +1,289 @@
+"""The trainer: `fastcodec train DIR`. Rate-distortion loss with lambda drawn anew for every image, EMA weights, resume.
+
+    loss = bits / pixel + lambda(t) * 255^2 * MSE                    (He et al. 2021, equation 1)
+
+A run is a cycle of fixed wall-clock length: warm-up, constant rate, then decay, over the last part of which the entropy
+side trains in the integer arithmetic that it will run in. A killed run resumes from its last checkpoint, at its place in
+the cycle; a finished one starts another cycle from its weights. Every interval it writes one JSON line to `log.jsonl` in
+the run's folder: the step, the loss, the rates, and the loss on a validation split that training never sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .models.swift import Swift, SwiftConfig
+from .models.warm_start import warm_start
+
+VALIDATION_EVERY = 40  # one image in so many is held out of training
+VALIDATION_POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
+
+
+@dataclass
+class TrainingConfig:
+    """One training run. `minutes` is the length of a cycle in wall-clock time."""
+
+    data: Path
+    run: Path
+    minutes: float = 110.0
+    batch: int = 8
+    crop: int = 256
+    learning_rate: float = 6e-4
+    warmup_steps: int = 300
+    decay_from: float = 0.55  # fraction of the cycle at which the rate starts to fall
+    quantise_from: float = 0.7  # fraction of the cycle at which the entropy side turns integer
+    ema: float = 0.998
+    checkpoint_seconds: float = 300.0
+    log_steps: int = 100
+    device: str = "cpu"
+    seed: int = 1
+    evaluate: Path | None = None  # a folder measured at every checkpoint, for the log only
+
+
+class CropSource:
+    """Random crops with flips from a folder of images, decoded once and held in memory as uint8."""
+
+    def __init__(self, folder: Path, crop: int, seed: int):
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        images = [im for im in map(_load, files) if min(im.shape[:2]) >= crop]
+        if len(images) < VALIDATION_EVERY:
+            raise SystemExit(f"{folder}: {len(images)} images of at least {crop} pixels; need {VALIDATION_EVERY}")
+        self.validation = images[::VALIDATION_EVERY]
+        self.images = [im for i, im in enumerate(images) if i % VALIDATION_EVERY]
+        self.crop = crop
+        self.random = np.random.default_rng(seed)
+
+    def batch(self, size: int, crop: int | None = None) -> Tensor:
+        """uint8 [size, 3, crop, crop]."""
+        crop = crop or self.crop
+        out = np.empty((size, crop, crop, 3), np.uint8)
+        for i in range(size):
+            image = self.images[self.random.integers(len(self.images))]
+            top = self.random.integers(image.shape[0] - crop + 1)
+            left = self.random.integers(image.shape[1] - crop + 1)
+            patch = image[top : top + crop, left : left + crop]
+            if self.random.random() < 0.5:
+                patch = patch[:, ::-1]
+            if self.random.random() < 0.25:
+                patch = patch.transpose(1, 0, 2)
+            out[i] = patch
+        return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+    def validation_batch(self, crop: int) -> Tensor:
+        """The central crops of the held-out images: uint8 [n, 3, crop, crop]."""
+        patches = []
+        for image in self.validation:
+            top, left = ((side - crop) // 2 for side in image.shape[:2])
+            patches.append(image[top : top + crop, left : left + crop])
+        return torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2)
+
+
+def _load(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+class Trainer:
+    """Owns the model, its optimiser and its averaged weights, and the place in the cycle."""
+
+    def __init__(self, config: TrainingConfig):
+        self.config = config
+        self.device = torch.device(config.device)
+        config.run.mkdir(parents=True, exist_ok=True)
+        self.source = CropSource(config.data, config.crop, config.seed)
+        self.step, self.cycle_start, self.cycle_step = 0, time.time(), 0
+        checkpoint = config.run / "last.pt"
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else None
+        if state is None:
+            torch.manual_seed(config.seed)
+            self.model = warm_start(SwiftConfig(), self.source.batch(64))
+        else:
+            self.model = Swift(SwiftConfig(**state["config"]))
+            self.model.load_state_dict(state["model"])
+        self.model.to(self.device)
+        # A copy built from scratch: deepcopy of a module would share nothing either, but would copy gradients too.
+        self.average = Swift(self.model.config).to(self.device)
+        self.average.load_state_dict(state["average"] if state else self.model.state_dict())
+        self.average.requires_grad_(False)
+        self.optimiser = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=(0.9, 0.98))
+        if state is not None:
+            self.step = state["step"]
+            if not state["finished"]:  # interrupted: go on at the same place of the cycle
+                self.optimiser.load_state_dict(state["optimiser"])
+                self.cycle_step = state["cycle_step"]
+                self.cycle_start = time.time() - state["cycle_seconds"]
+        self.source.random = np.random.default_rng((config.seed, self.step))
+        torch.manual_seed(config.seed + self.step)
+
+    def _groups(self) -> list[dict]:
+        slow = ("log_gain", "log_inverse_gain", "prior")
+        groups: dict[str, list] = {"slow": [], "rest": []}
+        for name, parameter in self.model.named_parameters():
+            groups["slow" if name.startswith(slow) else "rest"].append(parameter)
+        return [
+            {"params": groups["rest"], "weight_decay": 0.0, "factor": 1.0},
+            {"params": groups["slow"], "weight_decay": 0.0, "factor": 4.0},
+        ]
+
+    def progress(self) -> float:
+        """Place in the cycle, 0..1, by the clock."""
+        return min(1.0, (time.time() - self.cycle_start) / (60 * self.config.minutes))
+
+    def rate_factor(self, progress: float) -> float:
+        """Learning-rate schedule: linear warm-up in steps, then constant, then a cosine to 1 %."""
+        warmup = min(1.0, (self.cycle_step + 1) / self.config.warmup_steps)
+        if progress <= self.config.decay_from:
+            return warmup
+        fall = (progress - self.config.decay_from) / (1 - self.config.decay_from)
+        return warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fall)))
+
+    def train_step(self, progress: float) -> dict[str, float]:
+        """One optimiser step; returns its loss, rates and distortion."""
+        config = self.config
+        x = self.source.batch(config.batch).to(self.device).float() / 255
+        # One image in each of `batch` equal slices of the quality range: every batch sees the whole curve.
+        t = (torch.arange(config.batch) + torch.rand(config.batch)) / config.batch
+        t = t[torch.randperm(config.batch)].to(self.device)
+        quantise = progress >= config.quantise_from
+        self.model.set_quantise(quantise)
+        for group in self.optimiser.param_groups:
+            group["lr"] = config.learning_rate * group["factor"] * self.rate_factor(progress)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            out = self.model(x, t)
+        loss, parts = self._loss(out, x, t)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if not torch.isfinite(norm):
+            return parts | {"skipped": 1.0}
+        self.optimiser.step()
+        self.step += 1
+        self.cycle_step += 1
+        decay = min(config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+        return parts | {"norm": norm.item()}
+
+    def _loss(self, out: dict[str, Tensor], x: Tensor, t: Tensor) -> tuple[Tensor, dict[str, float]]:
+        pixels = x.shape[2] * x.shape[3]
+        mse = (out["x_hat"] - x).square().flatten(1).mean(1)
+        bpp = (out["y_bits"] + out["z_bits"]) / pixels
+        per_image = bpp + self.model.lagrangian(t) * 255.0**2 * mse
+        # Losses span a factor of ten over the quality range; dividing by the expected size weighs qualities alike.
+        loss = (per_image * torch.exp(-1.2 * t)).mean()
+        return loss, {
+            "loss": loss.item(),
+            "bpp": bpp.mean().item(),
+            "z_bpp": out["z_bits"].mean().item() / pixels,
+            "psnr": (-10 * torch.log10(mse)).mean().item(),
+        }
+
+    @torch.no_grad()
+    def validate(self) -> dict:
+        """Loss, bpp and PSNR of the averaged weights on the held-out images at five qualities."""
+        model = self.average
+        model.set_quantise(True)
+        x = self.source.validation_batch(self.config.crop).to(self.device).float() / 255
+        state = torch.random.get_rng_state()
+        torch.manual_seed(0)
+        rows = []
+        for point in VALIDATION_POINTS:
+            t = torch.full((len(x),), point, device=self.device)
+            with torch.autocast(self.device.type, dtype=torch.bfloat16):
+                parts = [self._loss(model(xs, ts), xs, ts)[1] for xs, ts in zip(x.split(12), t.split(12), strict=True)]
+            rows.append({k: float(np.mean([p[k] for p in parts])) for k in ("loss", "bpp", "z_bpp", "psnr")})
+        torch.random.set_rng_state(state)
+        return {
+            "validation_loss": float(np.mean([r["loss"] for r in rows])),
+            "bpp": [round(r["bpp"], 4) for r in rows],
+            "z_bpp": [round(r["z_bpp"], 4) for r in rows],
+            "psnr": [round(r["psnr"], 3) for r in rows],
+        }
+
+    def save(self, finished: bool = False) -> None:
+        """Write the checkpoint atomically."""
+        state = {
+            "config": asdict(self.model.config),
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "step": self.step,
+            "cycle_step": self.cycle_step,
+            "cycle_seconds": time.time() - self.cycle_start,
+            "finished": finished,
+        }
+        path = self.config.run / "last.pt"
+        torch.save(state, path.with_suffix(".tmp"))
+        os.replace(path.with_suffix(".tmp"), path)
+
+    def log(self, **record) -> None:
+        """Append a line to log.jsonl and show it."""
+        line = json.dumps({"step": self.step, "progress": round(self.progress(), 4), **record})
+        with open(self.config.run / "log.jsonl", "a") as stream:
+            stream.write(line + "\n")
+        print(line, flush=True)
+
+    def run(self) -> None:
+        """Train to the end of the cycle, or until interrupted; either way the state is on disk afterwards."""
+        stop = []
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, lambda *_: stop.append(True))
+        config, sums, last_save = self.config, [], time.time()
+        started, started_step = time.time(), self.step
+        self.log(event="start", parameters=sum(p.numel() for p in self.model.parameters()))
+        while not stop and (progress := self.progress()) < 1.0:
+            sums.append(self.train_step(progress))
+            if self.step % config.log_steps == 0:
+                mean = {k: round(float(np.mean([s[k] for s in sums if k in s])), 4) for k in sums[-1]}
+                rate = (self.step - started_step) / (time.time() - started)
+                self.log(**mean, lr=self.optimiser.param_groups[0]["lr"], steps_per_s=round(rate, 2))
+                sums = []
+            if time.time() - last_save > config.checkpoint_seconds:
+                self.save()
+                self.log(event="validation", **self.validate())
+                last_save = time.time()
+        self.save(finished=not stop)
+        self.log(event="stopped" if stop else "finished", **self.validate())
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fastcodec train`."""
+    default = TrainingConfig(Path(), Path())
+    parser.add_argument("data", type=Path, help="folder of training images, searched recursively")
+    parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and log.jsonl; resumed if it exists")
+    parser.add_argument("--minutes", type=float, default=default.minutes, help="length of the cycle (%(default)s)")
+    parser.add_argument("--batch", type=int, default=default.batch, help="images a step (%(default)s)")
+    parser.add_argument("--crop", type=int, default=default.crop, help="crop side in pixels, a multiple of 64 (%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=default.learning_rate, help="(%(default)s)")
+    parser.add_argument("--quantise-from", type=float, default=default.quantise_from, help="fraction (%(default)s)")
+    parser.add_argument("--device", default=default.device, help="cpu or cuda (%(default)s)")
+    parser.add_argument("--seed", type=int, default=default.seed)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run `fastcodec train`."""
+    fields = TrainingConfig.__dataclass_fields__
+    torch.set_flush_denormal(True)
+    Trainer(TrainingConfig(**{k: v for k, v in vars(arguments).items() if k in fields})).run()
+    return 0
+
+
+if __name__ == "__main__":
+    _parser = argparse.ArgumentParser(description=__doc__)
+    add_arguments(_parser)
+    sys.exit(main(_parser.parse_args()))

@@ -1,0 +1,120 @@
+"""Integer layers: matrix products of int8 by int8 with a shift-and-clamp epilogue, exact on every device.
+
+    out = clamp((x . w + bias + (1 << (s - 1))) >> s, low, high)        per output channel, all integers, s >= 1
+
+Two implementations of one signature. `linear_reference` is the definition, in int64. `linear` is the CPU's: the same
+integers held in float32, a float32 matrix product (exact in any order of summation because the exporter has proved
+every partial sum below 2^24), and the arithmetic shift as a multiplication by 2^-s and a floor, both exact. The GPU's
+int8 twin joins them here. docs/integer.md has the argument in full.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """One layer's integers. `kernel` 3 means a 3x3 convolution written as a gather of 9 rows and a product.
+
+    weight: int8 [outputs, taps * inputs], taps row-major, inputs fastest; bias: int32 [outputs], or [rows, outputs] of
+    which the caller picks one (the first parameter layer has one row for each quality); shift: int32 [outputs].
+    """
+
+    weight: Tensor
+    bias: Tensor
+    shift: Tensor
+    low: int
+    high: int
+
+    @cached_property
+    def _float_weight(self) -> Tensor:
+        return self.weight.float().T.contiguous()
+
+    @cached_property
+    def _float_bias(self) -> Tensor:
+        return (self.bias + (1 << (self.shift - 1))).float()
+
+    @cached_property
+    def _float_scale(self) -> Tensor:
+        return torch.exp2(-self.shift.float())
+
+
+def linear_reference(x: Tensor, layer: IntegerLayer, row: int | None = None) -> Tensor:
+    """x: int64 [..., inputs] holding int8 values; returns int64 [..., outputs]. The definition."""
+    bias = layer.bias if row is None else layer.bias[row]
+    shift = layer.shift.long()
+    accumulator = x @ layer.weight.long().T + bias.long() + torch.bitwise_left_shift(torch.ones_like(shift), shift - 1)
+    return torch.bitwise_right_shift(accumulator, shift).clamp(layer.low, layer.high)
+
+
+def linear(x: Tensor, layer: IntegerLayer, row: int | None = None) -> Tensor:
+    """x: float32 [..., inputs] holding int8 values; returns float32 [..., outputs] holding the same integers as
+    `linear_reference`. Must run inside `exact_float32`."""
+    bias = layer._float_bias if row is None else layer._float_bias[row]
+    flat = x.reshape(-1, x.shape[-1])
+    out = torch.addmm(bias, flat, layer._float_weight)
+    out.mul_(layer._float_scale).floor_().clamp_(layer.low, layer.high)
+    return out.view(*x.shape[:-1], -1)
+
+
+def rows_3x3(x: Tensor) -> Tensor:
+    """The im2col of a 3x3 convolution with zero padding: [B, H, W, C] to [B, H, W, 9 * C], any dtype."""
+    height, width = x.shape[1:3]
+    padded = F.pad(x, (0, 0, 1, 1, 1, 1))
+    return torch.cat([padded[:, r : r + height, c : c + width] for r in range(3) for c in range(3)], dim=3)
+
+
+def pixel_shuffle_2(x: Tensor) -> Tensor:
+    """[B, H, W, 4 * C], channel c at offset (row, column) being c * 4 + 2 * row + column, to [B, 2H, 2W, C]."""
+    batch, height, width, channels = x.shape
+    x = x.view(batch, height, width, channels // 4, 2, 2).permute(0, 1, 4, 2, 5, 3)
+    return x.reshape(batch, 2 * height, 2 * width, channels // 4)
+
+
+def shift_right_reference(x: Tensor, shift: Tensor, low: int, high: int) -> Tensor:
+    """clamp((x + (1 << (s - 1))) >> s, low, high) in int64; x: [..., C], shift: int32 [C]."""
+    shift = shift.long()
+    half = torch.bitwise_left_shift(torch.ones_like(shift), shift - 1)
+    return torch.bitwise_right_shift(x + half, shift).clamp(low, high)
+
+
+def shift_right(x: Tensor, shift: Tensor, low: int, high: int) -> Tensor:
+    """`shift_right_reference` on float32 tensors that hold integers below 2^23."""
+    scale = torch.exp2(-shift.float())
+    return (x * scale + 0.5).floor_().clamp_(low, high)
+
+
+_precision_lock = threading.Lock()
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Keep float32 products in float32, whatever the caller allows elsewhere (autocast, "medium" matmul precision).
+
+    The precision setting belongs to the process: it is raised while any thread is inside and never lowered back under a
+    thread that still computes, so a caller who wants a lower one must set it again after the first decode.
+    """
+    with _precision_lock:
+        if torch.get_float32_matmul_precision() != "highest":
+            torch.set_float32_matmul_precision("highest")
+    with torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        yield
+
+
+@torch.inference_mode()
+def float32_is_exact() -> bool:
+    """Whether this PyTorch's float32 matrix product is exact up to 2^24 (a build that rounds to bf16 or TF32 is not)."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-127, 128, (64, 1000), generator=generator)
+    w = torch.randint(-127, 128, (1000, 64), generator=generator)
+    with exact_float32():
+        return torch.equal((x.float() @ w.float()).long(), x @ w)

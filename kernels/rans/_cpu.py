@@ -1,0 +1,263 @@
+"""The CPU coder's C library through ctypes: raw pointers in, raw pointers out. Only this module knows that interface.
+
+ctypes lets go of Python's lock during a call, so several Python threads may code at once.
+"""
+
+import ctypes
+import os
+import sysconfig
+from collections.abc import Sequence
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import CorruptStreamError, FastcodecError, SymbolRangeError
+
+LIBRARY = Path(__file__).parent / f"_rans_cpu.{sysconfig.get_platform()}.so"
+ISAS = ("scalar", "avx2", "avx512")  # in the order of cpu.cpp's enum Isa
+PRESETS = ("size", "latency")  # in the order of rans.h's enum Preset
+
+# cpu.cpp's enum Status.
+_NO_MEMORY, _BAD_TABLES, _INDEX_RANGE, _SYMBOL_RANGE, _SYMBOL_SKIPPED = range(1, 6)
+
+
+class _Pass(ctypes.Structure):
+    _fields_ = [
+        ("symbols", c_void_p),
+        ("indexes", c_void_p),
+        ("positions", c_uint64),
+        ("channels", c_uint64),
+        ("tables", c_void_p),
+        ("symbol_bytes", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The shared library, loaded once."""
+    if not LIBRARY.exists():
+        raise ImportError(f"the coder's library {LIBRARY.name} is not built: run `python kernels/build.py`")
+    lib = ctypes.CDLL(str(LIBRARY))
+    signatures = {
+        "constants": (None, [POINTER(c_uint32)]),
+        "isas": (c_uint32, []),
+        "error_text": (c_char_p, [c_uint32]),
+        "tables_new": (c_int, [c_uint32, c_int, c_void_p, c_void_p, c_void_p, c_size_t, POINTER(c_void_p)]),
+        "tables_free": (None, [c_void_p]),
+        "cost": (c_int, [POINTER(_Pass), c_int, POINTER(c_uint64)]),
+        "encode": (
+            c_int,
+            [c_uint32, c_void_p, c_void_p, c_uint32, c_uint32, c_uint32, c_uint32, c_int, c_void_p, POINTER(c_void_p)],
+        ),
+        "encoded_payload": (c_void_p, [c_void_p, c_uint32, POINTER(c_size_t)]),
+        "encoded_free": (None, [c_void_p]),
+        "decoder_new": (
+            c_int,
+            [c_uint32, c_void_p, c_void_p, c_int, POINTER(c_uint32), POINTER(c_uint32), POINTER(c_void_p)],
+        ),
+        "decoder_free": (None, [c_void_p]),
+        "decoder_shape": (None, [c_void_p, c_uint32, POINTER(c_uint32), POINTER(c_uint32)]),
+        "decoder_decode": (
+            c_int,
+            [c_void_p] * 6 + [c_uint32, POINTER(c_uint32), POINTER(c_uint32)],
+        ),
+        "decoder_finish": (c_int, [c_void_p, POINTER(c_uint32), POINTER(c_uint32)]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(lib, f"fastcodec_rans_{name}")
+        function.restype = result
+        function.argtypes = arguments
+    return lib
+
+
+@cache
+def constants() -> dict[str, int]:
+    """The format's constants, read from the library (they stand in rans.h)."""
+    values = (c_uint32 * 6)()
+    library().fastcodec_rans_constants(values)
+    names = ("probability_bits", "state_low", "max_lanes", "max_streams", "max_tables", "escape_bits")
+    return dict(zip(names, values, strict=True))
+
+
+@cache
+def available_isas() -> tuple[str, ...]:
+    """The instruction sets that this machine runs, slowest first."""
+    mask = library().fastcodec_rans_isas()
+    return tuple(name for i, name in enumerate(ISAS) if mask >> i & 1)
+
+
+def isa_number(isa: str | None) -> int:
+    """The library's number for an instruction set; None: $FASTCODEC_ISA, else the best one here."""
+    isa = isa or os.environ.get("FASTCODEC_ISA") or available_isas()[-1]
+    if isa not in available_isas():
+        raise ValueError(f"instruction set {isa!r} is not available here; there are: {', '.join(available_isas())}")
+    return ISAS.index(isa)
+
+
+def thread_count(threads: int | None) -> int:
+    """How many threads may run: the argument, else PyTorch's setting."""
+    count = torch.get_num_threads() if threads is None else threads
+    if count < 1:
+        raise ValueError(f"threads must be at least 1, not {count}")
+    return count
+
+
+class TablesHandle:
+    """A table set as the library holds it."""
+
+    def __init__(self, skip: bool, firsts: np.ndarray, sizes: np.ndarray, frequencies: np.ndarray) -> None:
+        self.handle = c_void_p()
+        self._free = library().fastcodec_rans_tables_free
+        status = library().fastcodec_rans_tables_new(
+            len(sizes),
+            skip,
+            firsts.ctypes.data,
+            sizes.ctypes.data,
+            frequencies.ctypes.data,
+            len(frequencies),
+            byref(self.handle),
+        )
+        _check(status, "")
+
+    def __del__(self) -> None:
+        if self.handle:
+            self._free(self.handle)
+
+
+def _check(status: int, where: str) -> None:
+    if status == 0:
+        return
+    if status == _NO_MEMORY:
+        raise MemoryError("the entropy coder ran out of memory")
+    if status == _INDEX_RANGE:
+        raise ValueError(f"{where}an index names no table of its set")
+    if status == _SYMBOL_RANGE:
+        raise SymbolRangeError(f"{where}a symbol does not fit int16")
+    if status == _SYMBOL_SKIPPED:
+        raise SymbolRangeError(f"{where}a symbol that is not coded (table index 0) is not 0")
+    if status == _BAD_TABLES:
+        raise ValueError("tables are out of bounds")
+    raise FastcodecError(f"the entropy coder failed (status {status})")
+
+
+def _passes(passes: Sequence[tuple[Tensor, Tensor, c_void_p]]) -> ctypes.Array:
+    array = (_Pass * len(passes))()
+    for item, (symbols, indexes, tables) in zip(array, passes, strict=True):
+        item.symbols = symbols.data_ptr()
+        item.indexes = indexes.data_ptr()
+        item.positions, item.channels = indexes.shape
+        item.tables = tables
+        item.symbol_bytes = symbols.element_size()
+    return array
+
+
+def cost(symbols: Tensor, indexes: Tensor, tables: c_void_p) -> int:
+    """The cost of one pass in 1/256 bit."""
+    result = c_uint64()
+    status = library().fastcodec_rans_cost(_passes([(symbols, indexes, tables)]), isa_number(None), byref(result))
+    _check(status, "")
+    return result.value
+
+
+def encode(
+    tiles: Sequence[Sequence[tuple[Tensor, Tensor, c_void_p]]],
+    preset: str,
+    lanes: int,
+    streams: int,
+    threads: int | None,
+    isa: str | None,
+) -> list[bytes]:
+    """The payload of each tile, a sequence of (symbols, indexes, tables) that are checked already; 0: by the preset."""
+    lib = library()
+    begins = [0]
+    for tile in tiles:
+        begins.append(begins[-1] + len(tile))
+    where = (c_uint32 * 2)()
+    encoded = c_void_p()
+    status = lib.fastcodec_rans_encode(
+        len(tiles),
+        (c_uint32 * len(begins))(*begins),
+        _passes([item for tile in tiles for item in tile]),
+        PRESETS.index(preset),
+        lanes,
+        streams,
+        thread_count(threads),
+        isa_number(isa),
+        where,
+        byref(encoded),
+    )
+    _check(status, f"tile {where[0]}, pass {where[1]}: ")
+    try:
+        size = c_size_t()
+        payloads = []
+        for tile in range(len(tiles)):
+            data = lib.fastcodec_rans_encoded_payload(encoded, tile, byref(size))
+            payloads.append(ctypes.string_at(data, size.value))
+        return payloads
+    finally:
+        lib.fastcodec_rans_encoded_free(encoded)
+
+
+class Decoder:
+    """A batch of tiles. See `fastcodec.kernels.rans.Decoder`; arguments are checked already."""
+
+    def __init__(self, payloads: Sequence[bytes | memoryview], threads: int | None, isa: str | None) -> None:
+        self._handle = c_void_p()
+        self._lib = library()
+        self._threads = thread_count(threads)
+        views = [np.frombuffer(payload, dtype=np.uint8) for payload in payloads]
+        error, tile = c_uint32(), c_uint32()
+        status = self._lib.fastcodec_rans_decoder_new(
+            len(views),
+            (c_void_p * len(views))(*[view.ctypes.data for view in views]),
+            (c_size_t * len(views))(*[view.size for view in views]),
+            isa_number(isa),
+            byref(error),
+            byref(tile),
+            byref(self._handle),
+        )
+        _check(status, "")
+        self._raise(error, tile)
+
+    def __del__(self) -> None:
+        if self._handle:
+            self._lib.fastcodec_rans_decoder_free(self._handle)
+
+    def _raise(self, error: c_uint32, tile: c_uint32) -> None:
+        if error.value:
+            text = self._lib.fastcodec_rans_error_text(error.value).decode()
+            raise CorruptStreamError(f"corrupt payload of tile {tile.value}: {text}")
+
+    def shape(self, tile: int) -> tuple[int, int]:
+        lanes, streams = c_uint32(), c_uint32()
+        self._lib.fastcodec_rans_decoder_shape(self._handle, tile, byref(lanes), byref(streams))
+        return lanes.value, streams.value
+
+    def decode(self, indexes: Sequence[Tensor], tables: c_void_p) -> list[Tensor]:
+        count = len(indexes)
+        symbols = [torch.empty(index.shape, dtype=torch.int16) for index in indexes]
+        error, tile = c_uint32(), c_uint32()
+        status = self._lib.fastcodec_rans_decoder_decode(
+            self._handle,
+            tables,
+            (c_void_p * count)(*[index.data_ptr() for index in indexes]),
+            (c_uint64 * count)(*[index.shape[0] for index in indexes]),
+            (c_uint64 * count)(*[index.shape[1] for index in indexes]),
+            (c_void_p * count)(*[tensor.data_ptr() for tensor in symbols]),
+            self._threads,
+            byref(error),
+            byref(tile),
+        )
+        _check(status, f"tile {tile.value}: ")
+        self._raise(error, tile)
+        return symbols
+
+    def finish(self) -> None:
+        error, tile = c_uint32(), c_uint32()
+        _check(self._lib.fastcodec_rans_decoder_finish(self._handle, byref(error), byref(tile)), "")
+        self._raise(error, tile)

@@ -1,0 +1,57 @@
+// What the CPU twins share: the streams as they see them and the loops that each one implements.
+//
+// The twins are compiled with different instruction sets, so their sources use raw pointers only: a standard library
+// template instantiated in one of them could be the copy that the linker keeps for all.
+#pragma once
+
+#include "rans.h"
+
+namespace fastcodec::rans {
+
+// Buffers that the loops read or write may be overrun by this many bytes, never used beyond their end.
+constexpr size_t kSlack = 64;
+
+// A stream while it is decoded. Its sections lie in a payload, at any alignment, with kSlack readable bytes after it.
+struct DecodeStream {
+    uint32_t* states;  // [lanes]
+    const uint8_t* words;
+    const uint8_t* words_end;
+    const uint8_t* escapes;
+    const uint8_t* escapes_end;
+};
+
+// A stream while it is encoded: both sections grow downwards, and kSlack bytes below each cursor may be overwritten.
+struct EncodeStream {
+    uint32_t states[kMaxLanes];
+    uint16_t* words;
+    uint16_t* escapes;
+};
+
+struct Kernels {
+    const char* name;
+    uint32_t least_lanes;  // with fewer lanes the scalar loops are the faster ones (and give the same)
+
+    // Decodes n coded symbols of one pass. On an error the failing step's symbols and all later ones are 0.
+    Error (*decode)(DecodeStream& stream, uint32_t lanes, const Tables& tables, const uint8_t* indexes, size_t n,
+                    int16_t* symbols);
+    // Encodes n coded symbols of one pass, last to first.
+    void (*encode)(EncodeStream& stream, uint32_t lanes, const Tables& tables, const uint8_t* indexes,
+                   const int16_t* symbols, size_t n);
+    // The cost of n coded symbols in 1/256 bit.
+    uint64_t (*cost)(const Tables& tables, const uint8_t* indexes, const int16_t* symbols, size_t n);
+
+    // Packs the non-zero indexes, in order. Returns how many there are; `packed` has room for n and kSlack bytes.
+    size_t (*compact_indexes)(const uint8_t* indexes, size_t n, uint8_t* packed);
+    // Packs the symbols whose index is not 0; sets `lost` when one whose index is 0 is not 0 itself.
+    size_t (*compact_symbols)(const uint8_t* indexes, const int16_t* symbols, size_t n, int16_t* packed, bool& lost);
+    // The inverse: spreads packed symbols to the places whose index is not 0, and writes 0 to the others.
+    void (*expand_symbols)(const uint8_t* indexes, size_t n, const int16_t* packed, int16_t* symbols);
+};
+
+const Kernels& scalar_kernels();
+#if defined(__x86_64__)
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+#endif
+
+}  // namespace fastcodec::rans

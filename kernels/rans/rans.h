@@ -1,0 +1,260 @@
+// The rule of fastcodec's entropy coder, stated once: interleaved range ANS with one distribution per symbol.
+//
+// Every twin (the scalar oracle, AVX2, AVX-512, CUDA) includes this file; they may differ in how many lanes they move at
+// a time and in nothing else. It compiles as C++20 and as CUDA device code.
+//
+// What the design trades
+// ----------------------
+// A 32-bit state, renormalised 16 bits at a time above L = 2^16, with probabilities of P = 14 bits.
+//
+//  * One word at most per symbol, so a decode step is straight-line code: take a slot, advance, maybe read one word.
+//    Decode: x >= 2^16 gives x >> 14 >= 4, and a frequency is at least 1, so x' = f * (x >> 14) + (slot - start) >= 4.
+//    One word later x' >= 4 * 2^16 > L. Above: f <= 2^14 and slot - start < f give
+//    x' <= 2^14 * (2^18 - 1) + 2^14 - 1 < 2^32. So x' fits in 32 bits and one word always suffices.
+//    Encode: x is pushed when x < f * 2^18 (that is L / 2^14 * 2^16 * f, the largest x whose successor stays below
+//    2^32), else its low word is written first: x < 2^32 leaves x >> 16 < 2^16 <= f * 2^18, so one word always
+//    suffices here too. The test is (x >> 18) >= f: the product f * 2^18 would overflow at f = 2^14.
+//  * 14-bit probabilities: x >> 14 keeps two bits and more, so the loss to the state's granularity stays under 0.1 % at
+//    0.28 bits a symbol. 12 bits lose more to the tables (every symbol of a table takes at least 1), 16 bits lose more
+//    to the state (x >> 16 would be 1).
+//  * Lanes cost about 24 bits each (32 of state, less the 8 or so that a state carries on average), so their number
+//    follows the payload's size: see choose_shape.
+//
+// The order of things
+// -------------------
+// A tile is coded by S streams of N lanes in one or more passes, with ONE set of states through all of them: the encoder
+// runs the passes last to first and each pass back to front, the decoder runs forwards and parks states and cursors
+// between passes. A pass is a matrix [P positions, C channels] of symbols, each with the index of its table. Stream s
+// takes the positions floor(s P / S) .. floor((s + 1) P / S) - 1 of every pass. Its symbols are read in row-major order;
+// those whose table index is 0 in a set with skip are not coded (they are 0, and take no step). The j-th coded symbol of
+// a stream and pass goes to lane j mod N; j restarts with each pass. A step is N consecutive coded symbols (fewer at the
+// end of a pass): every lane advances, then the lanes whose state fell below L read one word each, in ascending order.
+//
+// Escapes: the last entry of every table is a sentinel. It stands for a value outside the table, which is written to the
+// stream's escape section as 16 bits, in coding order.
+//
+// Errors: a step that needs more words than its stream has left (kWordsExhausted, tested first), or more escapes
+// (kEscapesExhausted), ends the stream: that step's symbols and all later ones of the stream are 0, in this pass and in
+// the following ones. Several streams may fail; the tile's error is that of its first failing stream.
+//
+// The bytes of a tile's payload (all integers little endian)
+// ----------------------------------------------------------
+//   u8            bits 0..2: log2 N, 0..5; bits 3..7: 0
+//   varint        S, 1..65535
+//   varint * S    E_s, the number of escapes of stream s
+//   varint * S-1  W_s, the number of words of stream s; that of the last stream follows from the payload's length
+//   u32 * S * N   the states with which decoding starts, stream by stream, lane by lane; each at least 2^16
+//   u16 * sum W   the words of stream 0, 1, ..., in the order in which the decoder reads them
+//   u16 * sum E   the escapes of stream 0, 1, ..., two's complement, in coding order
+// A varint is LEB128, of the least possible length, below 2^32. Nothing follows. Decoding ends with every state at 2^16
+// and every cursor at the end of its section; anything else is a corrupt payload.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define FASTCODEC_INLINE __host__ __device__ __forceinline__
+#else
+// Always inlined, never merged by the linker: each twin is compiled for another instruction set, and the scalar one must
+// not end up calling a copy that was compiled for AVX-512.
+#define FASTCODEC_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace fastcodec::rans {
+
+constexpr int kProbabilityBits = 14;
+constexpr uint32_t kProbabilityTotal = 1u << kProbabilityBits;
+constexpr int kWordBits = 16;
+constexpr uint32_t kStateLow = 1u << kWordBits;      // L: every parked state lies in [L, 2^32)
+constexpr int kEmitShift = 32 - kProbabilityBits;    // a push writes a word first when (state >> kEmitShift) >= frequency
+constexpr uint32_t kMaxLanesLog2 = 5;
+constexpr uint32_t kMaxLanes = 1u << kMaxLanesLog2;
+constexpr uint32_t kMaxStreams = 65535;
+constexpr uint32_t kMaxTables = 256;                 // an index is one byte
+constexpr uint32_t kMaxEntries = kProbabilityTotal;  // of one table, sentinel included: each takes at least 1
+constexpr uint32_t kEscapeBits = 16;
+
+static_assert(kStateLow >> kProbabilityBits >= 1, "a push must keep the state above the table's precision");
+
+enum Error : uint32_t {
+    kOk = 0,
+    kTruncated,          // a section reaches past the payload's end
+    kReservedBits,       // reserved bits of the first byte are set, or log2 N > 5
+    kBadStreamCount,     // S is 0 or above 65535
+    kBadVarint,          // not the shortest form, or 2^32 and above
+    kOddLength,          // the words of the last stream do not fill whole words
+    kBadState,           // a state below 2^16
+    kWordsExhausted,     // a step needs a word past the end of its stream
+    kEscapesExhausted,   // a step needs an escape past the end of its stream
+    kFinalState,         // a state did not come back to 2^16
+    kWordsLeft,          // words remain after the last pass
+    kEscapesLeft,        // escapes remain after the last pass
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Tables
+
+// An interval of the 2^14 slots, packed: start in bits 0..13, frequency - 1 in bits 14..27 (a frequency may be 2^14).
+FASTCODEC_INLINE constexpr uint32_t pack_interval(uint32_t start, uint32_t frequency) {
+    return start | (frequency - 1) << kProbabilityBits;
+}
+FASTCODEC_INLINE constexpr uint32_t interval_start(uint32_t interval) { return interval & (kProbabilityTotal - 1); }
+FASTCODEC_INLINE constexpr uint32_t interval_frequency(uint32_t interval) {
+    return (interval >> kProbabilityBits & (kProbabilityTotal - 1)) + 1;
+}
+
+// One entry of one table.
+struct Entry {
+    uint32_t interval;  // pack_interval
+    uint32_t info;      // bits 0..15: the symbol, two's complement; 16..28: its cost in 1/256 bit; 31: this is the sentinel
+};
+constexpr uint32_t kEntryEscape = 1u << 31;
+constexpr int kEntryCostShift = 16;
+constexpr uint32_t kEntryCostMask = (1u << 13) - 1;
+
+// Where one table's entries are: symbols first .. first + size - 2, then the sentinel.
+struct Table {
+    uint32_t base;   // of its first entry, in the set's entries
+    int16_t first;   // the symbol of its first entry
+    uint16_t size;   // entries, sentinel included
+};
+
+// A bucket answers for all slots that share their top bits. When they lie within one symbol of -7..7, the bucket holds
+// that symbol's interval and, in bits 28..31, symbol + 8: nothing more need be read. Else bits 28..31 are 0 and the rest
+// is the entry of the bucket's first slot, from which a walk leads to the slot's own entry. The walk is bounded: the
+// sentinel is the table's last entry and ends at slot 2^14.
+constexpr int kBucketSymbolShift = 28;
+constexpr int kBucketSymbolBias = 8;
+constexpr uint32_t kBucketPayload = (1u << kBucketSymbolShift) - 1;
+static_assert(kMaxTables * kMaxEntries <= kBucketPayload, "a bucket must be able to name any entry");
+
+// A set of tables as the twins read it. Pointers into host, global or shared memory.
+struct Tables {
+    const uint32_t* buckets;  // [count << bucket_bits]
+    const Entry* entries;     // all tables, one after the other
+    const Table* tables;      // [count]
+    uint32_t count;
+    uint32_t bucket_bits;
+    uint32_t skip;            // 1: symbols of table 0 are not coded, they are 0
+};
+
+FASTCODEC_INLINE uint32_t slot_of(uint32_t state) { return state & (kProbabilityTotal - 1); }
+
+// The interval of a slot of table `index`; `info` is that of Entry without the cost.
+FASTCODEC_INLINE uint32_t lookup(const Tables& t, uint32_t index, uint32_t slot, uint32_t& info) {
+    const uint32_t bucket = t.buckets[(index << t.bucket_bits) + (slot >> (kProbabilityBits - t.bucket_bits))];
+    const uint32_t code = bucket >> kBucketSymbolShift;
+    if (code != 0) {
+        info = (code - kBucketSymbolBias) & 0xffffu;
+        return bucket & kBucketPayload;
+    }
+    const Entry* entry = t.entries + bucket;
+    while (slot - interval_start(entry->interval) >= interval_frequency(entry->interval)) {
+        ++entry;
+    }
+    info = entry->info & (kEntryEscape | 0xffffu);
+    return entry->interval;
+}
+
+// The entry that codes `symbol` by table `index`: its own, or the sentinel.
+FASTCODEC_INLINE const Entry& entry_of(const Tables& t, uint32_t index, int32_t symbol) {
+    const Table table = t.tables[index];
+    const uint32_t last = table.size - 1u;
+    const uint32_t position = static_cast<uint32_t>(symbol - table.first);
+    return t.entries[table.base + (position < last ? position : last)];
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Steps
+
+// Decode, first half: the state after its slot is taken; it may lie below L, then a word must follow.
+FASTCODEC_INLINE uint32_t decode_advance(uint32_t state, uint32_t interval) {
+    return interval_frequency(interval) * (state >> kProbabilityBits) + slot_of(state) - interval_start(interval);
+}
+FASTCODEC_INLINE bool decode_needs_word(uint32_t advanced) { return advanced < kStateLow; }
+// Decode, second half.
+FASTCODEC_INLINE uint32_t decode_refill(uint32_t advanced, uint32_t word) { return advanced << kWordBits | word; }
+
+// Encode, first half: whether the state's low word must be written (and the state shifted) before the push.
+FASTCODEC_INLINE bool encode_emits(uint32_t state, uint32_t interval) {
+    return state >> kEmitShift >= interval_frequency(interval);
+}
+// Encode, second half: the inverse of decode_advance.
+//
+// SIMD twins have no integer division. They take q = trunc(float(x) / float(f) - 1/16), at least 0, and correct once:
+// x / f < 2^18, the conversion and the division each err by a factor of 2^-24 at most (together under 2^-5), the
+// subtraction by 2^-7, so the estimate lies between x / f - 0.11 and x / f - 0.02, and q is the quotient or one less.
+FASTCODEC_INLINE uint32_t encode_push(uint32_t state, uint32_t interval) {
+    const uint32_t frequency = interval_frequency(interval);
+    const uint32_t quotient = state / frequency;
+    return (quotient << kProbabilityBits) + (state - quotient * frequency) + interval_start(interval);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Streams and shapes
+
+FASTCODEC_INLINE constexpr uint64_t stream_begin(uint64_t positions, uint64_t streams, uint64_t stream) {
+    return stream * positions / streams;
+}
+
+// floor(256 * log2(value)) for 1 <= value <= 2^16, in integers, so that every machine gets the same.
+FASTCODEC_INLINE constexpr uint32_t log2_256(uint32_t value) {
+    uint32_t whole = 0;
+    while (value >> (whole + 1) != 0) {
+        ++whole;
+    }
+    uint64_t mantissa = (static_cast<uint64_t>(value) << 31) >> whole;  // [1, 2) with 31 fraction bits
+    uint32_t result = whole;
+    for (int bit = 0; bit < 8; ++bit) {
+        mantissa = (mantissa * mantissa) >> 31;
+        const uint32_t carry = static_cast<uint32_t>(mantissa >> 32);
+        mantissa >>= carry;
+        result = result << 1 | carry;
+    }
+    return result;
+}
+
+// The cost of an entry, in 1/256 bit. At most (14 + 16) * 256, which fits Entry's 13 bits.
+FASTCODEC_INLINE constexpr uint32_t entry_cost(uint32_t frequency, bool escape) {
+    return kProbabilityBits * 256 - log2_256(frequency) + (escape ? kEscapeBits * 256 : 0);
+}
+static_assert(entry_cost(1, true) <= kEntryCostMask);
+
+enum Preset : uint32_t {
+    kPresetSize = 0,     // states and directory take about 1/400 of the payload, or less
+    kPresetLatency = 1,  // about 1/30: 128 lanes on a payload of 12 kB
+};
+
+struct Shape {
+    uint32_t lanes;    // N, a power of two
+    uint32_t streams;  // S
+};
+
+constexpr uint64_t kLaneBits = 24;       // net cost of a lane, see above
+constexpr uint64_t kDirectoryBits = 32;  // net cost of a stream's directory entry
+constexpr uint32_t kAutoStreams = 64;    // choose_shape's limit on S
+
+// N and S for a payload of about `bits` whose largest pass has `positions`. Integers only: equal latents must give equal
+// bytes everywhere. Streams are added only when each can have 32 lanes. A non-zero argument is taken as it is.
+FASTCODEC_INLINE constexpr Shape choose_shape(uint64_t bits, uint64_t positions, uint32_t preset, uint32_t lanes,
+                                              uint32_t streams) {
+    const uint64_t budget = preset == kPresetLatency ? bits / 30 : bits / 400;
+    Shape shape{lanes, streams};
+    if (lanes == 0) {
+        shape.lanes = 1;
+        const uint64_t affordable = budget / kLaneBits / (streams == 0 ? 1 : streams);
+        while (shape.lanes < kMaxLanes && shape.lanes * 2 <= affordable) {
+            shape.lanes *= 2;
+        }
+    }
+    if (streams == 0) {
+        uint64_t count = shape.lanes < kMaxLanes && lanes == 0 ? 1 : budget / (shape.lanes * kLaneBits + kDirectoryBits);
+        count = count > kAutoStreams ? kAutoStreams : count;
+        count = count > positions ? positions : count;
+        shape.streams = count == 0 ? 1 : static_cast<uint32_t>(count);
+    }
+    return shape;
+}
+
+}  // namespace fastcodec::rans

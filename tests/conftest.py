@@ -1,0 +1,40 @@
+"""What all tests share: where Triton runs, which tests need a GPU, and photographs to compress."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Read by triton.jit when it decorates a kernel, so before any test module imports one.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(scope="session")
+def kodak() -> list[Path]:
+    """The Kodak images, sorted by name, from the folder $FASTCODEC_KODAK, else ../shared/data/kodak."""
+    folder = Path(os.environ.get("FASTCODEC_KODAK") or ROOT.parent / "shared" / "data" / "kodak")
+    images = sorted(folder.glob("kodim*.png"))
+    if not images:
+        pytest.skip(f"no Kodak images in {folder}: set FASTCODEC_KODAK to their folder")
+    return images
+
+
+@pytest.fixture(scope="session")
+def photographs() -> dict[str, np.ndarray]:
+    """Photographs that scikit-image's wheel holds, by name: uint8 [height, width, 3], read-only. None is downloaded."""
+    from skimage import data
+
+    images = {name: getattr(data, name)() for name in ("astronaut", "chelsea", "coffee", "rocket")}
+    for image in images.values():
+        image.flags.writeable = False
+    return images

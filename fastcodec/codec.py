@@ -46,6 +46,10 @@ SYNTHESIS_HALO = 3
 WINDOW_POSITIONS = 8192
 BATCH_POSITIONS = 16384
 
+# How dear a squared error in a latent is to the encoder's rounding, against the loss that the model was trained with: the
+# synthesis amplifies an error in a latent by more than the inverse gain alone says. Measured on the validation split at
+# seven qualities: 5 costs 0.1 % of BD-rate less than plain rounding, 10 and 20 cost 2.1 % less, 40 costs 1.5 % less.
+_ROUNDING_WEIGHT = 14.0
 _SYMBOL_LIMIT = 2**15 - 1
 
 
@@ -282,11 +286,12 @@ class Codec:
                 psi_anchors, psi_non_anchors = entropy.hyper_synthesis(z, height, width)
             with _stage("parameters"):
                 y_anchors, y_non_anchors = checkerboard.split(y.permute(0, 2, 3, 1))
+                weight = self._distortion_weight(quality)
                 first = entropy.anchor_parameters(psi_anchors, quality)
-                anchors = _symbols(y_anchors, first)
+                anchors = _symbols(y_anchors, first, weight)
                 decoded = reconstruct(anchors, first.means)
                 second = entropy.non_anchor_parameters(psi_non_anchors, decoded, height, width, quality)
-                non_anchors = _symbols(y_non_anchors, second)
+                non_anchors = _symbols(y_non_anchors, second, weight)
         hyper = _hyper_indexes(z.shape[0], z.shape[1] * z.shape[2], z.shape[3])
         gaussian = gaussian_tables()
         return [
@@ -294,6 +299,12 @@ class Codec:
             (anchors, first.indexes, gaussian),
             (non_anchors, second.indexes, gaussian),
         ]
+
+    def _distortion_weight(self, quality: int) -> Tensor:
+        """Bits that a unit of squared error in each latent is worth to the rounding: float32 [M]."""
+        config, model = self.model.config, self.model
+        worth = config.lambda_min * (config.lambda_max / config.lambda_min) ** quality_position(quality)
+        return _ROUNDING_WEIGHT * worth * 255**2 / 3 * model.inverse_gain[quality - MIN_QUALITY].square()
 
     def _estimate(self, passes: list[tuple[Tensor, Tensor, rans.TableSet]], i: int) -> float:
         (z, channels, _), *latents = passes
@@ -479,10 +490,19 @@ def _pixels_as_input(pixels: np.ndarray, wanted: Rect) -> Tensor:
     return F.pad(x[None], beyond, mode="replicate")[0] if any(beyond) else x
 
 
-def _symbols(y: Tensor, parameters: Parameters) -> Tensor:
-    """round(y - mean) as int16, zero where the element is not coded."""
+def _symbols(y: Tensor, parameters: Parameters, weight: Tensor) -> Tensor:
+    """y - mean, rounded to int16: to the nearest integer, or to the next one towards zero where that saves more bits than
+    its distortion is worth; zero where the element is not coded. weight: bits a squared error, [M]."""
+    lengths = code_lengths().float()
+    columns = lengths.shape[1]
     residual = y - parameters.means / 16
-    symbols = residual.round_().clamp_(-_SYMBOL_LIMIT, _SYMBOL_LIMIT)
+    nearest = residual.round().clamp_(-_SYMBOL_LIMIT, _SYMBOL_LIMIT)
+    closer = nearest - nearest.sign()
+    row = parameters.indexes.long() * columns
+    magnitude = nearest.abs().long().clamp_(max=columns - 1)
+    saved = lengths.flatten()[row + magnitude] - lengths.flatten()[row + (magnitude - 1).clamp_(min=0)]
+    lost = weight * ((residual - closer).square() - (residual - nearest).square())
+    symbols = torch.where(saved > lost, closer, nearest)
     return symbols.mul_(parameters.indexes > 0).to(torch.int16)
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,8 +62,10 @@ def _run(arguments: argparse.Namespace, steps: type[_Steps], suffix: str, wanted
     codec = _load_codec(arguments) if tasks else None
     total_bytes = sum(task.source_bytes for task in tasks)
     report = Report(verb, len(tasks) + len(failures), total_bytes, arguments.json)
-    interrupted, stopped = None, None
-    with report:
+    stopped: StoppedError | None = None
+    with report, warnings.catch_warnings():
+        # Pillow warns of oddities in files that it reads all the same, in lines that do not name the file.
+        warnings.filterwarnings("ignore", module="PIL")
         for failure in failures:
             report(failure)
         if tasks:
@@ -70,35 +73,37 @@ def _run(arguments: argparse.Namespace, steps: type[_Steps], suffix: str, wanted
             try:
                 batch.run(tasks, steps(arguments, codec), jobs=jobs, report=report)
             except StoppedError as error:
-                stopped, interrupted = error, error.cause
+                stopped = error
     report.summary()
-    code = int(report.count["failed"] > 0)
     if stopped is not None:
-        if isinstance(interrupted, KeyboardInterrupt):
-            code = 128 + (signal.SIGTERM if isinstance(interrupted, Terminated) else signal.SIGINT)
-            say("interrupted; finished files are kept. The same command goes on with the rest.")
-        elif isinstance(interrupted, BrokenPipeError) and interrupted.filename is None:
-            code = 128 + signal.SIGPIPE
-        elif isinstance(interrupted, OSError):
-            code = 1
-            say(f"stopped: {explain(interrupted)}. Finished files are kept; the same command goes on with the rest.")
-        elif interrupted is not None:
-            raise interrupted
-        if stopped.running:
-            # What is being coded cannot be called off, and Python would wait for it.
-            discard_unfinished()
-            _leave(code)
-        if code == 128 + signal.SIGPIPE:
-            raise interrupted
+        return _stop(stopped)
+    return int(report.count["failed"] > 0)
+
+
+def _stop(stopped: StoppedError) -> int:
+    """Say why a batch ended early; returns the exit code, or ends the process if some of it cannot be called off."""
+    cause, kept = stopped.cause, "Finished files are kept; the same command goes on with the rest."
+    if isinstance(cause, KeyboardInterrupt):
+        code = 128 + (signal.SIGTERM if isinstance(cause, Terminated) else signal.SIGINT)
+        say(f"interrupted. {kept}")
+    elif isinstance(cause, OSError) and not isinstance(cause, BrokenPipeError):
+        code = 1
+        say(f"stopped: {explain(cause)}. {kept}")
+    elif isinstance(cause, BrokenPipeError):
+        code = 128 + signal.SIGPIPE
+    else:
+        raise cause or stopped
+    if stopped.running:
+        # Python would wait for the image that is being coded, however large.
+        discard_unfinished()
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+    if isinstance(cause, BrokenPipeError):
+        raise cause
     return code
-
-
-def _leave(code: int) -> None:
-    try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:
-        os._exit(code)
 
 
 def _load_codec(arguments: argparse.Namespace) -> Codec:

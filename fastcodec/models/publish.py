@@ -27,6 +27,7 @@ def publish(checkpoint: Path, folder: Path, name: str = "swift") -> str:
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / f"{name}.tmp"
     identity = export(model, scratch, about={"steps": str(state["step"])})
+    scratch.chmod(0o644)  # safetensors writes for its owner alone
     os.replace(scratch, folder / f"{name}-{identity}.safetensors")
     index_path = folder / "index.json"
     index = json.loads(index_path.read_text()) if index_path.exists() else {}

@@ -44,8 +44,8 @@ class SwiftConfig:
     hidden: int = 256  # of the parameter network
     blocks: int = 3
     quality_points: int = 8
-    lambda_min: float = 0.0005
-    lambda_max: float = 0.065
+    lambda_min: float = 0.0007
+    lambda_max: float = 0.1
     step_coarse: float = 120.0  # initial quantisation step in pixel levels at quality 1
     step_fine: float = 8.5  # and at quality 100
 

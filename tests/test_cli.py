@@ -1,0 +1,678 @@
+"""The command line, end to end: what users run, what goes wrong for them, and that nothing is lost when it does."""
+
+import errno
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fastcodec
+from fastcodec import batch
+from fastcodec.cli import main
+from fastcodec.cli.report import explain, size_text
+
+NAMES = ("astronaut", "chelsea", "coffee")
+
+
+@pytest.fixture(scope="module")
+def folder(photographs, tmp_path_factory) -> Path:
+    """Three small photographs, one of them nested: read-only by agreement."""
+    top = tmp_path_factory.mktemp("photos")
+    (top / "nested").mkdir()
+    for name, place in zip(NAMES, (top, top, top / "nested"), strict=True):
+        Image.fromarray(photographs[name][100:196, 100:228]).save(place / f"{name}.png")
+    (top / "notes.txt").write_text("no image")
+    (top / ".hidden.png").write_bytes(b"")
+    return top
+
+
+@pytest.fixture(scope="module")
+def coded(folder, tmp_path_factory) -> Path:
+    """The same, compressed by the command line."""
+    out = tmp_path_factory.mktemp("coded")
+    assert main(["compress", str(folder), "-o", str(out), "--recursive"]) == 0
+    return out
+
+
+def run(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def start(*arguments, **options) -> subprocess.Popen:
+    command = [sys.executable, "-P", "-m", "fastcodec", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, **{**pipes, **options})
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def json_lines(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# ---- the ordinary way
+
+
+def test_there_and_back(folder, coded, tmp_path, capsys):
+    assert files(coded) == {"astronaut.fic", "chelsea.fic", "nested/coffee.fic"}
+    assert run("verify", coded, "--recursive") == 0
+    assert "chelsea.fic: sound" in capsys.readouterr().out
+    assert run("decompress", coded, "-o", tmp_path / "back", "--recursive") == 0
+    assert files(tmp_path / "back") == {"astronaut.png", "chelsea.png", "nested/coffee.png"}
+    for name in files(tmp_path / "back"):
+        original, decoded = (np.asarray(Image.open(top / name)).astype(float) for top in (folder, tmp_path / "back"))
+        assert -10 * np.log10(np.mean((original - decoded) ** 2) / 255**2) > 24
+    captured = capsys.readouterr()
+    assert "3 files: 3 decompressed" in captured.err
+    assert "bpp" in captured.err
+    assert len(captured.out.splitlines()) == 3
+
+
+def test_what_is_written_is_what_the_api_writes(folder, coded, tmp_path):
+    codec = fastcodec.Codec.load("swift")
+    assert (coded / "chelsea.fic").read_bytes() == codec.encode(Image.open(folder / "chelsea.png"), quality=60)
+    assert run("decompress", coded / "chelsea.fic", "-o", tmp_path) == 0
+    decoded = codec.decode((coded / "chelsea.fic").read_bytes(), out="numpy")
+    assert (np.asarray(Image.open(tmp_path / "chelsea.png")) == decoded).all()
+
+
+def test_json_has_an_object_a_file(folder, tmp_path, capsys):
+    assert run("compress", folder, folder / "missing.png", "-o", tmp_path, "--json", "--quality", 40) == 1
+    captured = capsys.readouterr()
+    records = {Path(record["file"]).name: record for record in json_lines(captured.out)}
+    assert set(records) == {"astronaut.png", "chelsea.png", "missing.png"}
+    good = records["chelsea.png"]
+    size = (tmp_path / "chelsea.fic").stat().st_size
+    assert good["output"] == str(tmp_path / "chelsea.fic")
+    assert (good["status"], good["width"], good["height"], good["bytes"], good["quality"]) == (
+        "done",
+        128,
+        96,
+        size,
+        40,
+    )
+    assert good["bpp"] == pytest.approx(8 * size / (128 * 96), abs=1e-4)
+    assert 0 < good["estimated_bits"] < 8 * size
+    assert good["seconds"] > 0
+    assert good["notices"] == []
+    bad = records["missing.png"]
+    assert (bad["status"], bad["error"], bad["message"]) == ("failed", "ImageError", "no such file or folder")
+    assert captured.err == f"fastcodec: {folder / 'missing.png'}: no such file or folder\n"
+
+
+def test_info(coded, tmp_path, capsys):
+    assert run("info", coded / "chelsea.fic") == 0
+    text = capsys.readouterr().out
+    assert "128 x 96, RGB" in text
+    assert "portable" in text
+    assert run("info", coded / "chelsea.fic", coded / "astronaut.fic") == 0
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 3
+    assert table[0].split()[:3] == ["file", "width", "height"]
+    (tmp_path / "x.fic").write_text("text")
+    assert run("info", "--json", coded / "chelsea.fic", tmp_path, tmp_path / "no", tmp_path / "x.fic") == 1
+    captured = capsys.readouterr()
+    good, *bad = json_lines(captured.out)
+    assert (good["width"], good["quality"], good["tiles"], good["portable"]) == (128, 60, 1, True)
+    assert [record["error"] for record in bad] == ["ImageError", "FileNotFoundError", "NotAFicFileError"]
+    assert len(captured.err.splitlines()) == 3
+
+
+def test_size_targets(folder, tmp_path, capsys):
+    source = folder / "chelsea.png"
+    assert run("compress", source, "-o", tmp_path / "a.fic", "--target-bytes", 1200) == 0
+    assert run("compress", source, "-o", tmp_path / "b.fic", "--target-bpp", 0.8) == 0
+    assert 900 < (tmp_path / "a.fic").stat().st_size <= 1200
+    assert 900 < (tmp_path / "b.fic").stat().st_size <= 0.8 * 128 * 96 / 8
+    assert run("compress", source, "-o", tmp_path / "c.fic", "--target-bytes", 5) == 1
+    assert "chelsea.png: 5 bytes are too few" in capsys.readouterr().err
+    assert not (tmp_path / "c.fic").exists()
+
+
+def test_presets_and_jobs(folder, tmp_path):
+    for name, options in {"one": ("--jobs", 1), "three": ("--jobs", 3), "latency": ("--preset", "latency")}.items():
+        assert run("compress", folder, "-o", tmp_path / name, "--recursive", *options) == 0
+    for name in files(tmp_path / "one"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "three" / name).read_bytes()
+    assert files(tmp_path / "latency") == files(tmp_path / "one")
+
+
+def test_decompress_options(coded, tmp_path, capsys):
+    source = coded / "chelsea.fic"
+    assert run("decompress", source, "-o", tmp_path / "out", "--format", "webp") == 0
+    assert run("decompress", source, "-o", tmp_path / "fast.png", "--precision", "fast") == 0
+    assert run("decompress", source, "-o", tmp_path / "part.ppm", "--region", "10,20,50,40", "--json") == 0
+    (record,) = json_lines(capsys.readouterr().out.splitlines()[-1])
+    assert (record["width"], record["height"]) == (50, 40)
+    whole = np.asarray(Image.open(tmp_path / "out" / "chelsea.webp").convert("RGB")).astype(int)
+    part = np.asarray(Image.open(tmp_path / "part.ppm")).astype(int)
+    assert np.abs(part - whole[20:60, 10:60]).max() <= 1
+    assert np.abs(np.asarray(Image.open(tmp_path / "fast.png")).astype(int) - whole).mean() < 1
+    assert run("decompress", source, "-o", tmp_path / "x.png", "--region", "100,0,50,40") == 1
+    assert "chelsea.fic: region (100, 0, 50, 40)" in capsys.readouterr().err
+
+
+def test_notices_reach_the_user(photographs, tmp_path, capsys):
+    Image.fromarray(photographs["chelsea"][:32, :32]).convert("CMYK").save(tmp_path / "print.jpg")
+    assert run("compress", tmp_path / "print.jpg", "-o", tmp_path / "out/") == 0
+    assert "print.jpg: note: CMYK input converted to RGB" in capsys.readouterr().err
+
+
+# ---- names
+
+
+def plan(inputs, out, **options) -> tuple[dict[str, str], dict[str, str]]:
+    options = {"suffix": ".fic", "wanted": {".png", ".jpg"}, **options}
+    tasks, failures = batch.plan(inputs, out, **options)
+    return (
+        {str(task.source): str(task.target) for task in tasks},
+        {str(failure.task.source): str(failure.error) for failure in failures},
+    )
+
+
+@pytest.fixture
+def tree(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for name in ("p/a.png", "p/b.JPG", "p/n/a.png", "p/n/deep/c.png", "q/a.png", "p/.d/x.png", "p/._a.png", "p/t.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+def test_folders_are_mirrored(tree):
+    assert plan([Path("p")], Path("o")) == ({"p/a.png": "o/a.fic", "p/b.JPG": "o/b.fic"}, {})
+    tasks, failures = plan([Path("p")], Path("o"), recursive=True)
+    assert tasks["p/n/a.png"] == "o/n/a.fic"
+    assert tasks["p/n/deep/c.png"] == "o/n/deep/c.fic"
+    assert len(tasks) == 4
+    assert not failures
+
+
+def test_the_output_folder_is_not_searched(tree):
+    (tree / "p/out").mkdir()
+    (tree / "p/out/a.png").write_bytes(b"x")
+    tasks, _ = plan([Path("p")], Path("p/out"), recursive=True)
+    assert "p/out/a.png" not in tasks
+    assert len(tasks) == 4
+
+
+def test_equal_stems_keep_their_whole_names(tree):
+    (tree / "p/a.jpg").write_bytes(b"x")
+    tasks, failures = plan([Path("p")], Path("o"))
+    assert tasks == {"p/a.jpg": "o/a.jpg.fic", "p/a.png": "o/a.png.fic", "p/b.JPG": "o/b.fic"}
+    assert not failures
+
+
+def test_conflicts_fail_instead_of_overwriting(tree):
+    tasks, failures = plan([Path("p/a.png"), Path("q/a.png")], Path("o"))
+    assert tasks == {"p/a.png": "o/a.png.fic"}
+    assert "p/a.png" in failures["q/a.png"]
+    tasks, failures = plan([Path("p/a.png")], Path("p/a.png"), out_is_file=True)
+    assert not tasks
+    assert "overwrite an input" in failures["p/a.png"]
+    (tree / "link.png").symlink_to("p/a.png")
+    _, failures = plan([Path("p/a.png")], Path("link.png"), out_is_file=True)
+    assert "overwrite an input" in failures["p/a.png"]
+
+
+def test_a_file_given_twice_is_done_once(tree):
+    assert len(plan([Path("p"), Path("p/a.png"), Path("p/../p/a.png")], Path("o"))[0]) == 2
+
+
+def test_empty_and_missing_inputs(tree):
+    (tree / "empty").mkdir()
+    tasks, failures = plan([Path("empty"), Path("no.png"), Path("q")], Path("o"))
+    assert tasks == {"q/a.png": "o/a.fic"}
+    assert "no image in this folder" in failures["empty"]
+    assert "--recursive" in failures["empty"]
+    assert "no such file" in failures["no.png"]
+    assert "no .fic file" in plan([Path("p")], None, wanted={".fic"})[1]["p"]
+
+
+def test_where_one_file_goes(folder, tmp_path):
+    source = folder / "chelsea.png"
+    (tmp_path / "there.is").mkdir()
+    for out, expected in (
+        ("file.fic", "file.fic"),
+        ("there.is", "there.is/chelsea.fic"),
+        ("dotted.folder/", "dotted.folder/chelsea.fic"),
+        ("plain", "plain/chelsea.fic"),
+        ("new/file.fic", "new/file.fic"),
+    ):
+        assert run("compress", source, "-o", f"{tmp_path}/{out}", "-q", 1) == 0
+        assert (tmp_path / expected).is_file()
+
+
+# ---- what is there already
+
+
+def test_done_files_are_skipped(folder, tmp_path, capsys):
+    assert run("compress", folder, "-o", tmp_path) == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    capsys.readouterr()
+    assert run("compress", folder, "-o", tmp_path) == 0
+    captured = capsys.readouterr()
+    assert "0 compressed, 2 skipped" in captured.err
+    assert captured.out.count("skipped, exists already\n") == 2
+    assert run("compress", folder, "-o", tmp_path, "-q", 30, "--json") == 0
+    records = json_lines(capsys.readouterr().out)
+    assert [record["status"] for record in records] == ["skipped"] * 2
+    assert "at quality 60" in records[0]["why"]
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert run("compress", folder, "-o", tmp_path, "-q", 30, "--overwrite") == 0
+    assert fastcodec.info(tmp_path / "chelsea.fic").quality == 30
+
+
+def test_half_files_are_replaced_and_foreign_ones_kept(folder, coded, tmp_path, capsys):
+    source, target = folder / "chelsea.png", tmp_path / "chelsea.fic"
+    whole = (coded / "chelsea.fic").read_bytes()
+    for half in (whole[:-7], b""):
+        target.write_bytes(half)
+        assert run("compress", source, "-o", tmp_path) == 0
+        assert target.read_bytes() == whole
+    target.write_bytes(b"somebody's thesis")
+    assert run("compress", source, "-o", tmp_path) == 1
+    assert "chelsea.fic exists and is not ours to replace" in capsys.readouterr().err
+    assert target.read_bytes() == b"somebody's thesis"
+    assert run("compress", source, "-o", tmp_path, "--overwrite") == 0
+    Image.new("RGB", (30, 40)).save(tmp_path / "chelsea.png")
+    assert run("compress", tmp_path / "chelsea.png", "-o", tmp_path) == 1
+    assert "holds another image, of 128 x 96" in capsys.readouterr().err
+
+
+def test_decompress_skips_what_exists(coded, tmp_path):
+    assert run("decompress", coded / "chelsea.fic", "-o", tmp_path) == 0
+    (tmp_path / "chelsea.png").write_bytes(b"touched up by hand")
+    assert run("decompress", coded / "chelsea.fic", "-o", tmp_path) == 0
+    assert (tmp_path / "chelsea.png").read_bytes() == b"touched up by hand"
+    assert run("decompress", coded / "chelsea.fic", "-o", tmp_path, "--overwrite") == 0
+    assert Image.open(tmp_path / "chelsea.png").size == (128, 96)
+
+
+# ---- bad input
+
+
+def test_bad_images_fail_alone(folder, tmp_path, capsys):
+    inputs = tmp_path / "in"
+    shutil.copytree(folder, inputs)
+    whole = (folder / "chelsea.png").read_bytes()
+    (inputs / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (inputs / "empty.png").write_bytes(b"")
+    (inputs / "text.jpg").write_text("hello")
+    (inputs / "coded.png").write_bytes(b"\xf1FIC\x01")
+    assert run("compress", inputs, "-o", tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    assert files(tmp_path / "out") == {"astronaut.fic", "chelsea.fic"}
+    errors = sorted(line for line in captured.err.splitlines() if line.startswith("fastcodec: "))
+    assert [line.removeprefix(f"fastcodec: {inputs}/") for line in errors] == [
+        "coded.png: a .fic file already",
+        "cut.png: image file is truncated (" + errors[1].partition("(")[2],
+        "empty.png: the file is empty",
+        "text.jpg: not an image of a known format",
+    ]
+    assert "2 compressed, 4 failed" in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_damaged_files_fail_alone(coded, tmp_path, capsys):
+    inputs = tmp_path / "in"
+    shutil.copytree(coded, inputs)
+    whole = (coded / "chelsea.fic").read_bytes()
+    (inputs / "cut.fic").write_bytes(whole[:-10])
+    (inputs / "flipped.fic").write_bytes(whole[:-30] + bytes([whole[-30] ^ 4]) + whole[-29:])
+    (inputs / "longer.fic").write_bytes(whole + b"x")
+    (inputs / "future.fic").write_bytes(whole[:4] + b"\x63" + whole[5:])
+    (inputs / "text.fic").write_text("hello")
+    expected = {
+        "cut.fic": "CorruptStreamError",
+        "flipped.fic": "CorruptStreamError",
+        "longer.fic": "CorruptStreamError",
+        "future.fic": "UnsupportedVersionError",
+        "text.fic": "NotAFicFileError",
+    }
+    for command in (("decompress", "-o", tmp_path / "out"), ("verify",)):
+        assert run(*command, inputs, "--json") == 1
+        captured = capsys.readouterr()
+        records = json_lines(captured.out)
+        assert {Path(r["file"]).name: r["error"] for r in records if "error" in r} == expected
+        assert all(r["message"] and "\n" not in r["message"] for r in records if "error" in r)
+        assert sorted(Path(r["file"]).name for r in records if "error" not in r) == ["astronaut.fic", "chelsea.fic"]
+        assert len(captured.err.splitlines()) == len(expected)
+    assert files(tmp_path / "out") == {"astronaut.png", "chelsea.png"}
+
+
+def test_files_of_another_model_are_refused_by_name(coded, tmp_path, capsys):
+    import zlib
+
+    whole = (coded / "chelsea.fic").read_bytes()
+    other = bytearray(whole)
+    other[6:12] = b"\xab" * 6
+    head = next(n for n in range(13, 40) if zlib.crc32(whole[:n]) == int.from_bytes(whole[n : n + 4], "little"))
+    other[head : head + 4] = zlib.crc32(other[:head]).to_bytes(4, "little")
+    (tmp_path / "other.fic").write_bytes(other)
+    assert run("verify", tmp_path / "other.fic") == 1
+    assert "other.fic: " in (text := capsys.readouterr().err)
+    assert "ab" * 6 in text
+
+
+def test_limits_can_be_set(folder, coded, tmp_path, capsys):
+    assert run("compress", folder / "chelsea.png", "-o", tmp_path, "--max-pixels", 1000) == 1
+    assert run("decompress", coded / "chelsea.fic", "-o", tmp_path, "--max-pixels", 1000) == 1
+    assert run("info", coded / "chelsea.fic", "--max-pixels", 1000) == 1
+    assert capsys.readouterr().err.count("exceed the limit of 1000") == 3
+
+
+def test_places_that_cannot_be_written(folder, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_bytes(b"x")
+    assert run("compress", folder / "chelsea.png", "-o", tmp_path / "file" / "a.fic") == 1
+    assert "not a directory" in capsys.readouterr().err
+    (tmp_path / "chelsea.fic").mkdir()
+    assert run("compress", folder / "chelsea.png", "-o", tmp_path) == 1
+    assert "is a directory" in capsys.readouterr().err
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "locked"))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)  # root may write everywhere
+    assert run("compress", folder / "chelsea.png", "-o", tmp_path / "locked/") == 1
+    assert f"{tmp_path / 'locked'}: permission denied" in capsys.readouterr().err
+
+
+def test_debugging_shows_the_traceback(tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.png").write_text("x")
+    for value, shown in (("1", True), ("0", False)):
+        monkeypatch.setenv("FASTCODEC_DEBUG", value)
+        assert run("compress", tmp_path / "a.png", "-o", tmp_path / "out/") == 1
+        assert ("Traceback" in capsys.readouterr().err) is shown
+
+
+# ---- usage
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["compress", "a.png"], "-o/--out"),
+        (["compress", "-o", "x"], "INPUT"),
+        (["compress", "a.png", "-o", "x", "-q", "0"], "1..100"),
+        (["compress", "a.png", "-o", "x", "-q", "high"], "not an integer"),
+        (["compress", "a.png", "-o", "x", "-q", "5", "--target-bytes", "5"], "not allowed with"),
+        (["compress", "a.png", "-o", "x", "--target-bpp", "-1"], "positive"),
+        (["compress", "a.png", "-o", "x", "--jobs", "0"], "1 or more"),
+        (["decompress", "a.fic", "-o", "x", "--region", "1,2,3"], "X,Y,WIDTH,HEIGHT"),
+        (["decompress", "a.fic", "-o", "x", "--region", "0,0,0,5"], "sides"),
+        (["decompress", "a.fic", "-o", "x", "--format", "docx"], "docx"),
+        (["decompress", "a.fic", "-o", "x.png", "--format", "jpg"], "contradicts"),
+        (["decompress", "a.fic", "-o", "x.docx"], ".docx"),
+        (["compress", "a.png", "b.png", "-o", __file__], "is a file"),
+        (["frobnicate"], "frobnicate"),
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments, words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_no_command_shows_the_help(capsys):
+    assert main([]) == 2
+    text = capsys.readouterr().err
+    assert "compress" in text
+    assert "no command" in text
+
+
+def test_help_of_every_command(capsys):
+    for command in ("compress", "decompress", "info", "verify"):
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0
+        assert len(capsys.readouterr().out) > 300
+
+
+def test_help_and_info_need_no_pytorch(coded, tmp_path):
+    code = (
+        "import sys; from fastcodec.cli import main; assert not main(sys.argv[1:]); assert 'torch' not in sys.modules"
+    )
+    for arguments in (["info", str(coded / "chelsea.fic")], ["info", "--json", str(coded / "chelsea.fic")]):
+        subprocess.run(
+            [sys.executable, "-P", "-c", code, *arguments], check=True, cwd=tmp_path, stdout=subprocess.DEVNULL
+        )
+    code, out, _ = finish(start("--version", cwd=tmp_path))
+    assert (code, out) == (0, f"fastcodec {fastcodec.__version__}\n")
+
+
+# ---- ends before the end
+
+
+@pytest.fixture
+def many(photographs, tmp_path) -> Path:
+    """A batch that takes a few seconds."""
+    inputs = tmp_path / "many"
+    inputs.mkdir()
+    Image.fromarray(photographs["astronaut"]).save(inputs / "00.png")
+    for i in range(1, 20):
+        os.link(inputs / "00.png", inputs / f"{i:02}.png")
+    return inputs
+
+
+def wait_for_one(process: subprocess.Popen, out: Path) -> None:
+    end = time.monotonic() + 60
+    while not list(out.glob("*.fic")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_batch_goes_on_where_it_was(number, code, many, tmp_path, capsys):
+    out = tmp_path / "out"
+    process = start("compress", many, "-o", out, "--jobs", 2)
+    wait_for_one(process, out)
+    process.send_signal(number)
+    returned, _, err = finish(process)
+    assert returned == code
+    assert "interrupted. Finished files are kept; the same command goes on with the rest." in err
+    assert "Traceback" not in err
+    done = files(out)
+    assert 0 < len(done) < 20
+    assert all(name.endswith(".fic") for name in done)
+    for name in done:
+        fastcodec.info(out / name)
+    if number == signal.SIGINT:
+        assert run("compress", many, "-o", out, "--json") == 0
+        statuses = [record["status"] for record in json_lines(capsys.readouterr().out)]
+        assert statuses.count("skipped") == len(done)
+        assert statuses.count("done") == 20 - len(done)
+        assert len({(out / name).read_bytes() for name in files(out)}) == 1
+
+
+def test_a_reader_who_goes_away(many, tmp_path):
+    process = start("compress", many, "-o", tmp_path / "out", "--json")
+    assert json.loads(process.stdout.readline())["status"] == "done"
+    process.stdout.close()
+    process.wait(60)
+    assert process.returncode == 128 + signal.SIGPIPE
+    assert "Traceback" not in process.stderr.read()
+    process.stderr.close()
+    assert len(files(tmp_path / "out")) < 20
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_full_disk_stops_the_batch(many, tmp_path):
+    """On a real file system of 64 kB, mounted where only the child sees it."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = (
+        'mount -t tmpfs -o size=64k none "$1" || exit 77; "$2" -P -m fastcodec compress "$3" -o "$1" --jobs 2; code=$?;'
+        'ls -A "$1"; cp "$1"/*.fic "$4"; exit $code'
+    )
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    command = ["unshare", "-rm", "sh", "-c", script, "sh", disk, sys.executable, many, kept]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    except FileNotFoundError:
+        pytest.skip("no unshare here")
+    if result.returncode == 77 or "unshare" in result.stderr:
+        pytest.skip("no right to mount a small disk")
+    assert result.returncode == 1
+    assert "no space left on device" in result.stderr
+    assert "not begun" in result.stderr
+    assert "the same command goes on" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert ".part" not in result.stdout
+    assert files(kept)
+    for name in files(kept):
+        fastcodec.info(kept / name)
+
+
+def test_a_full_disk_while_decompressing(coded, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("fastcodec.images.os.replace", full)
+    assert run("decompress", coded, "-o", tmp_path, "--recursive", "--jobs", 1) == 1
+    err = capsys.readouterr().err
+    assert f"fastcodec: stopped: {tmp_path}" in err
+    assert ".png: no space left on device" in err
+    assert not files(tmp_path)
+
+
+def test_progress_on_a_terminal(folder, tmp_path):
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    process = start("compress", folder, "-o", tmp_path, "--recursive", stderr=follower, env=environment)
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 4096)
+        except OSError:  # Linux's end of a terminal
+            break
+        if not part:
+            break
+        shown += part
+    os.close(leader)
+    assert process.communicate(timeout=60)[0].count("\n") == 3
+    assert process.returncode == 0
+    text = shown.decode()
+    assert "images/s" in text
+    assert "MP/s" in text
+    assert "ETA" in text
+    assert "3 files: 3 compressed" in text
+
+
+# ---- the parallel pipeline
+
+
+class FakeSteps:
+    """Counts what runs at once; `broken` tasks fail."""
+
+    def __init__(self, pixels: int = 1, broken: tuple[str, ...] = ()):
+        self.size, self.broken = pixels, broken
+        self.lock, self.coding, self.most_coding, self.held, self.most_held = threading.Lock(), 0, 0, 0, 0
+        self.threads: set[int] = set()
+
+    def existing(self, task):
+        return {"old": True} if task.source.name == "old" else None
+
+    def pixels(self, task):
+        return self.size
+
+    def read(self, task):
+        with self.lock:
+            self.held += 1
+            self.most_held = max(self.most_held, self.held)
+        return task.source.name
+
+    def code(self, item):
+        with self.lock:
+            self.coding += 1
+            self.most_coding = max(self.most_coding, self.coding)
+            self.threads.add(torch.get_num_threads())
+        time.sleep(0.005)
+        with self.lock:
+            self.coding -= 1
+        if item in self.broken:
+            raise RuntimeError(f"broken {item}")
+        return item.upper()
+
+    def write(self, task, item, result, seconds):
+        assert seconds > 0
+        with self.lock:
+            self.held -= 1
+        return {"result": result}
+
+
+def outcomes_of(steps: FakeSteps, names: list[str], jobs: int) -> dict[str, batch.Outcome]:
+    outcomes: dict[str, batch.Outcome] = {}
+    tasks = [batch.Task(Path(name)) for name in names]
+    threads = torch.get_num_threads()
+    try:
+        batch.run(tasks, steps, jobs=jobs, report=lambda outcome: outcomes.update({outcome.task.source.name: outcome}))
+    finally:
+        torch.set_num_threads(threads)
+    return outcomes
+
+
+def test_every_task_ends_once_and_failures_stay_alone():
+    names = [f"n{i}" for i in range(40)] + ["old"]
+    steps = FakeSteps(broken=("n3", "n17"))
+    outcomes = outcomes_of(steps, names, 3)
+    assert sorted(outcomes) == sorted(names)
+    assert {name for name, outcome in outcomes.items() if outcome.status == "failed"} == {"n3", "n17"}
+    assert outcomes["old"].record == {"old": True}
+    assert outcomes["n5"].record == {"result": "N5"}
+    assert 1 < steps.most_coding <= 3
+    assert steps.threads == {max(1, batch.available_cores() // 3)}
+
+
+def test_memory_bounds_what_is_in_flight(monkeypatch):
+    monkeypatch.setattr(batch, "_memory", lambda: 2 * batch.BYTES_PER_PIXEL * 250)
+    steps = FakeSteps(pixels=100)
+    assert len(outcomes_of(steps, [f"n{i}" for i in range(20)], 8)) == 20
+    assert steps.most_held <= 2
+    huge = FakeSteps(pixels=10**9)
+    assert len(outcomes_of(huge, ["a", "b", "c"], 8)) == 3
+    assert huge.most_held == 1
+
+
+def test_what_the_report_raises_ends_the_run():
+    def report(outcome):
+        raise BrokenPipeError
+
+    with pytest.raises(batch.StoppedError) as caught:
+        batch.run([batch.Task(Path(f"n{i}")) for i in range(500)], FakeSteps(), jobs=2, report=report)
+    assert isinstance(caught.value.cause, BrokenPipeError)
+    assert not caught.value.running
+
+
+def test_words():
+    assert [size_text(n) for n in (0, 7, 999, 1000, 123456, 999999, 5e9)] == [
+        *("0 bytes", "7 bytes", "999 bytes", "1 kB", "123 kB", "1 MB", "5.0 GB"),
+    ]
+    assert explain(OSError(errno.ENOSPC, "No space left on device", "x.fic"), Path("a.png")) == (
+        "x.fic: no space left on device"
+    )
+    assert explain(ValueError("a.png: two\n  lines"), Path("a.png")) == "a.png: two lines"
+    assert explain(MemoryError(), Path("a.png")) == "a.png: MemoryError"
+    assert explain(KeyError("x")) == "KeyError: 'x'"

@@ -135,7 +135,8 @@ class Codec:
         """Decode a file to uint8 pixels: a PIL image, an HWC (HW if grayscale) array or a CHW tensor.
 
         region: (x, y, width, height) in pixels; only the tiles that it needs are read. precision: "exact" runs the
-        synthesis in float32 (within one level everywhere), "fast" in bfloat16. Raises CorruptStreamError,
+        synthesis in float32 (within one level everywhere), "fast" its residual
+        blocks in bfloat16. Raises CorruptStreamError,
         UnsupportedVersionError, ModelMismatchError or LimitError.
         """
         return from_picture(self.decode_picture(data, region=region, precision=precision), out)
@@ -145,7 +146,7 @@ class Codec:
     ) -> list[Image.Image | np.ndarray | Tensor]:
         """Decode several files; those of equal size and quality run through the network together."""
         parsed = [container.read(data, self.limits) for data in files]
-        keys = [(c.header.height, c.header.width, c.header.quality, c.header.identity) for c in parsed]
+        keys = [(h.height, h.width, h.quality, h.identity, h.float_entropy) for h in (c.header for c in parsed)]
         pictures: list[Picture | None] = [None] * len(parsed)
         for group in _groups(keys):
             decoded = self._decode_group([parsed[i] for i in group], None, precision)
@@ -233,8 +234,8 @@ class Codec:
         """g_a over a row of tiles: scaled latents [B, M, h, w]. Windows carry a halo, so they leave no seam."""
         model = self.model
         t = torch.tensor([quality_position(quality)]).float()
-        y = torch.empty(len(pictures), model.config.latents, band.height, band.width)
-        with _stage("analysis"), torch.inference_mode():
+        y = torch.empty(len(pictures), model.config.latents, band.height, band.width, dtype=torch.float32)
+        with _stage("analysis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
             for window in windows(band, WINDOW_POSITIONS):
                 seen = window.grown(ANALYSIS_HALO, grid.latent_height, grid.latent_width)
                 x = torch.stack([_pixels_as_input(p.pixels, seen.scaled(LATENT_STRIDE)) for p in pictures])
@@ -243,9 +244,7 @@ class Codec:
             y *= model.gain[quality - MIN_QUALITY][None, :, None, None]
         return y
 
-    def _encode_tiles(
-        self, tiles: list[Tensor], quality: int, preset: Preset
-    ) -> Iterator[list[tuple[bytes, float]]]:
+    def _encode_tiles(self, tiles: list[Tensor], quality: int, preset: Preset) -> Iterator[list[tuple[bytes, float]]]:
         """Entropy-code a row of tiles, each scaled latents [B, M, h, w]; yields (payload, estimated bits) an image."""
         for y in tiles:
             if not torch.isfinite(y).all():
@@ -271,7 +270,7 @@ class Codec:
         """h_a of a tile alone, rounded: int16 [B, hh, hw, Z]."""
         t = torch.tensor([quality_position(quality)]).float()
         height, width = y.shape[2:]
-        with _stage("hyper"), torch.inference_mode():
+        with _stage("hyper"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
             padded = F.pad(y, (0, -width % HYPER_STRIDE, 0, -height % HYPER_STRIDE), mode="replicate")
             z = self.model.h_a(padded.contiguous(memory_format=torch.channels_last), t)
             return z.round().clamp(-127, 127).to(torch.int16).permute(0, 2, 3, 1).contiguous()
@@ -350,7 +349,7 @@ class Codec:
                 if number not in finished:
                     _decode_alphas(files, number, tiles[number], area, grid, alphas)
             finished.update(needed)
-            y = torch.empty(len(files), seen.height, seen.width, model.config.latents)
+            y = torch.empty(len(files), seen.height, seen.width, model.config.latents, dtype=torch.float32)
             for number in needed:
                 tile = tiles[number]
                 part = Rect(
@@ -418,14 +417,13 @@ class Codec:
     ) -> None:
         """g_s over a band of latents, y^ [B, h, w, M] in 1/16 covering `seen`, into the pixels of `area`."""
         t = torch.tensor([quality_position(quality)]).float()
-        with _stage("synthesis"), torch.inference_mode():
+        with _stage("synthesis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
             y = y * (model.inverse_gain[quality - MIN_QUALITY] / 16)
             for window in windows(band, WINDOW_POSITIONS):
                 around = window.grown(SYNTHESIS_HALO, grid.latent_height, grid.latent_width)
                 latents = y[:, *around.within(seen).slices].permute(0, 3, 1, 2)
-                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "fast"):
-                    x = model.g_s(latents, t)
-                x = x[:, :, *window.within(around).scaled(LATENT_STRIDE).slices].float()
+                x = model.g_s(latents, t, fast=precision == "fast")
+                x = x[:, :, *window.within(around).scaled(LATENT_STRIDE).slices]
                 x = (x * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
                 target = window.scaled(LATENT_STRIDE)
                 kept = Rect(
@@ -495,7 +493,7 @@ def _symbols(y: Tensor, parameters: Parameters, weight: Tensor) -> Tensor:
     its distortion is worth; zero where the element is not coded. weight: bits a squared error, [M]."""
     lengths = code_lengths().float()
     columns = lengths.shape[1]
-    residual = y - parameters.means / 16
+    residual = y - parameters.means.float() / 16
     nearest = residual.round().clamp_(-_SYMBOL_LIMIT, _SYMBOL_LIMIT)
     closer = nearest - nearest.sign()
     row = parameters.indexes.long() * columns

@@ -262,8 +262,8 @@ class _Reader:
 def _inflate(part: memoryview, limit: int) -> bytes:
     stream = zlib.decompressobj()
     try:
-        out = stream.decompress(part, limit)
-        if not stream.eof and stream.unconsumed_tail:
+        out = stream.decompress(part, limit + 1)  # 0 would mean no limit, and the end shows only after the last byte
+        if len(out) > limit:
             raise LimitError(f"metadata of more than {limit} bytes")
     except zlib.error as error:
         raise CorruptStreamError(f"metadata does not decompress: {error}") from None

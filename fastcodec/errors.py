@@ -1,15 +1,15 @@
 """Every error that fastcodec raises on purpose. All derive from `FastcodecError` and say what was wrong and where.
 
-    FastcodecError
-    ├── CorruptStreamError       bytes that no encoder wrote: truncated, extended, bit-flipped, forged
-    │   └── NotAFicFileError     they do not even begin as a .fic file does
-    ├── SymbolRangeError         a latent outside int16, met while encoding
-    ├── UnsupportedVersionError  a file of a newer format
-    ├── ModelMismatchError       a file of a model that this installation does not have
-    ├── LimitError               a size beyond the caller's limits, checked before anything is allocated
-    ├── ImageError               an input image that cannot be read or is not an image
-    ├── ExactnessError           a model or platform on which the integer entropy side would not be exact
-    └── TargetError              a size target that no quality reaches
+FastcodecError
+├── CorruptStreamError       bytes that no encoder wrote: truncated, extended, bit-flipped, forged
+│   └── NotAFicFileError     they do not even begin as a .fic file does
+├── SymbolRangeError         a latent outside int16, met while encoding
+├── UnsupportedVersionError  a file of a newer format
+├── ModelMismatchError       a file of a model that this installation does not have
+├── LimitError               a size beyond the caller's limits, checked before anything is allocated
+├── ImageError               an input image that cannot be read or is not an image
+├── ExactnessError           a model or platform on which the integer entropy side would not be exact
+└── TargetError              a size target that no quality reaches
 """
 
 from .kernels.errors import CorruptStreamError, FastcodecError, SymbolRangeError

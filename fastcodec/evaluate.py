@@ -312,6 +312,7 @@ def _is(name: str, start: str) -> bool:
 
 
 def _show(console: Console, points: Sequence[Mean], measurements: Sequence[Measurement], per_image: bool) -> None:
+    from rich.box import ROUNDED
     from rich.table import Table
 
     def row(first: list[str], item: Mean | Measurement, overhead: float) -> list[str]:
@@ -320,44 +321,45 @@ def _show(console: Console, points: Sequence[Mean], measurements: Sequence[Measu
             *first,
             f"{item.bytes:,}",
             f"{item.bpp:.4f}",
-            f"{item.psnr_rgb:.3f}",
+            f"{item.psnr_rgb:.2f}",
             similarity,
             f"{1000 * item.encode_seconds:.0f}",
             f"{1000 * item.decode_seconds:.0f}",
             f"{100 * overhead:.2f} %",
         ]
 
-    columns = ("bytes", "bpp", "PSNR dB", "MS-SSIM", "encode ms", "decode ms", "over estimate")
+    columns = ("bytes", "bpp", "PSNR", "MS-SSIM", "enc. ms", "dec. ms", "overhead")
     if per_image:
-        table = Table(title="Every image", title_justify="left", header_style="bold")
+        table = Table(title="Every image", title_justify="left", header_style="bold", box=ROUNDED)
         table.add_column("image")
         for name in ("quality", *columns):
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=True)
         for item in sorted(measurements, key=lambda m: (m.file, m.quality)):
             first = [item.file, str(item.quality)]
             table.add_row(*row(first, item, 8 * item.bytes / item.estimated_bits - 1))
         console.print(table)
     images = max(p.images for p in points)
-    title = f"Means over {images} images" if images > 1 else "One image"
-    table = Table(title=title, title_justify="left", header_style="bold")
+    title = f"{images} images: bytes in all, else means" if images > 1 else "One image"
+    table = Table(title=title, title_justify="left", header_style="bold", box=ROUNDED)
     for name in ("quality", *columns):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for point in points:
         table.add_row(*row([str(point.quality)], point, point.overhead))
     console.print(table)
 
 
 def _show_comparisons(console: Console, comparisons: Sequence[Comparison]) -> None:
+    from rich.box import ROUNDED
     from rich.table import Table
 
     by_name: dict[str, dict[str, Comparison]] = {}
     for item in comparisons:
         by_name.setdefault(item.reference, {})[item.metric] = item
     title = "BD-rate (below 0: fewer bits than the reference at equal quality)"
-    table = Table(title=title, title_justify="left", header_style="bold")
-    table.add_column("against")
-    for name in ("PSNR", "over dB", "of our curve", "MS-SSIM"):
-        table.add_column(name, justify="right")
+    table = Table(title=title, title_justify="left", header_style="bold", box=ROUNDED)
+    table.add_column("against", no_wrap=True)
+    for name in ("PSNR", "over dB", "coverage", "MS-SSIM"):
+        table.add_column(name, justify="right", no_wrap=True)
     for name, metrics in by_name.items():
         by_psnr, by_similarity = metrics.get("psnr_rgb"), metrics.get("ms_ssim_rgb")
         table.add_row(
@@ -427,8 +429,10 @@ def plot(path: Path, name: str, points: Sequence[Mean], curves: dict[str, dict[s
             axes.grid(color="#dddddd", linewidth=0.6)
             axes.set_axisbelow(True)
         handles, labels = figure.axes[0].get_legend_handles_labels()
-        figure.axes[0].legend(handles[::-1], labels[::-1], loc="lower right", frameon=False, fontsize=9)
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        # Ours was drawn last, to lie on top; it is named first.
+        order = [len(labels) - 1, *range(len(labels) - 1)]
+        figure.axes[0].legend([handles[i] for i in order], [labels[i] for i in order], loc="lower right", frameon=False)
+        figure.suptitle(f"{name} on {title}", fontweight="bold")
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=160)
 
@@ -586,7 +590,7 @@ def _warm_up(codec: Codec, files: Sequence[Path], precision: str) -> None:
 def _dataset(folder: Path, measurements: Sequence[Measurement]) -> str:
     files = {m.file for m in measurements}
     if is_kodak(files):
-        return "Kodak, 24 images, mean over images of bpp and of per-image RGB PSNR in dB"
+        return "Kodak, 24 images"
     return f"{folder.name}, {len(files)} image{'s' if len(files) != 1 else ''}"
 
 

@@ -43,9 +43,7 @@ class Rect:
 
     def within(self, outer: Rect) -> Rect:
         """This rectangle in coordinates that start at the corner of `outer`."""
-        return Rect(
-            self.top - outer.top, self.left - outer.left, self.bottom - outer.top, self.right - outer.left
-        )
+        return Rect(self.top - outer.top, self.left - outer.left, self.bottom - outer.top, self.right - outer.left)
 
     def clipped(self, height: int, width: int) -> Rect:
         """The part of this rectangle inside a height x width grid."""
@@ -54,10 +52,7 @@ class Rect:
     def meets(self, other: Rect) -> bool:
         """Whether the two rectangles share a position."""
         return (
-            self.top < other.bottom
-            and other.top < self.bottom
-            and self.left < other.right
-            and other.left < self.right
+            self.top < other.bottom and other.top < self.bottom and self.left < other.right and other.left < self.right
         )
 
     @property
@@ -75,8 +70,11 @@ def tile_edges(length: int, side: int = TILE_LATENTS) -> list[int]:
 
     A remainder under `MIN_TILE_LATENTS` joins its neighbour, so the last tile has 16 to 79 latents (or all of a short
     axis)."""
-    count = max(1, length // side + (length % side >= MIN_TILE_LATENTS))
-    return [*range(0, count * side, side), length]
+    return [*range(0, _tiles_along(length, side) * side, side), length]
+
+
+def _tiles_along(length: int, side: int) -> int:
+    return max(1, length // side + (length % side >= MIN_TILE_LATENTS))
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,8 @@ class Grid:
 
     @property
     def tile_count(self) -> int:
-        return (len(self.rows) - 1) * (len(self.columns) - 1)
+        # Counted, not listed: a reader asks this of sizes that no file has proved yet.
+        return _tiles_along(self.latent_height, self.tile_latents) * _tiles_along(self.latent_width, self.tile_latents)
 
     def tiles(self) -> Iterator[Rect]:
         """The tiles in latents, in the order of the file."""

@@ -8,6 +8,7 @@ more often than once as Pillow's and once as ours.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import stat
@@ -240,12 +241,12 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[IO
     FileExistsError if `path` exists and `overwrite` is false. OSError carries the name `path`, not the temporary one.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:64]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         if path.is_dir():
-            raise IsADirectoryError(21, "is a directory", str(path))
+            raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
         if not overwrite and path.exists():
-            raise FileExistsError(17, "exists already", str(path))
+            raise FileExistsError(errno.EEXIST, "exists already", str(path))
         stream = open(temporary, "x+b")  # noqa: SIM115 (closed below, before it is moved)
         _unfinished.add(temporary)
     except OSError as error:

@@ -265,10 +265,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fastcodec train`."""
     default = TrainingConfig(Path(), Path())
     parser.add_argument("data", type=Path, help="folder of training images, searched recursively")
-    parser.add_argument("--run", type=Path, required=True, help="folder for checkpoints and log.jsonl; resumed if it exists")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="folder for checkpoints and log.jsonl; resumed if it exists"
+    )
     parser.add_argument("--minutes", type=float, default=default.minutes, help="length of the cycle (%(default)s)")
     parser.add_argument("--batch", type=int, default=default.batch, help="images a step (%(default)s)")
-    parser.add_argument("--crop", type=int, default=default.crop, help="crop side in pixels, a multiple of 64 (%(default)s)")
+    parser.add_argument(
+        "--crop", type=int, default=default.crop, help="crop side in pixels, a multiple of 64 (%(default)s)"
+    )
     parser.add_argument("--learning-rate", type=float, default=default.learning_rate, help="(%(default)s)")
     parser.add_argument("--quantise-from", type=float, default=default.quantise_from, help="fraction (%(default)s)")
     parser.add_argument("--device", default=default.device, help="cpu or cuda (%(default)s)")

@@ -15,10 +15,7 @@ _RADIUS = CONTEXT_KERNEL // 2
 
 #: (dy, dx) of the live taps, row-major: the order of the context weights' input blocks.
 LIVE_TAPS: tuple[tuple[int, int], ...] = tuple(
-    (dy, dx)
-    for dy in range(-_RADIUS, _RADIUS + 1)
-    for dx in range(-_RADIUS, _RADIUS + 1)
-    if (dy + dx) % 2
+    (dy, dx) for dy in range(-_RADIUS, _RADIUS + 1) for dx in range(-_RADIUS, _RADIUS + 1) if (dy + dx) % 2
 )
 
 

@@ -188,6 +188,16 @@ def plan(inputs, out, **options) -> tuple[dict[str, str], dict[str, str]]:
     )
 
 
+def test_names_that_are_not_unicode(folder, tmp_path):
+    source = os.fsencode(tmp_path) + b"/\xff.png"
+    os.link(folder / "chelsea.png", source)
+    process = start("compress", os.fsdecode(source), "-o", tmp_path / "out/", errors="surrogateescape")
+    code, out, err = finish(process)
+    assert (code, err) == (0, "")
+    assert os.path.exists(os.fsencode(tmp_path) + b"/out/\xff.fic")
+    assert os.fsencode(out).count(b"\xff") == 2
+
+
 @pytest.fixture
 def tree(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -324,7 +334,7 @@ def test_bad_images_fail_alone(folder, tmp_path, capsys):
     errors = sorted(line for line in captured.err.splitlines() if line.startswith("fastcodec: "))
     assert [line.removeprefix(f"fastcodec: {inputs}/") for line in errors] == [
         "coded.png: a .fic file already",
-        "cut.png: image file is truncated (" + errors[1].partition("(")[2],
+        "cut.png: image file is truncated",
         "empty.png: the file is empty",
         "text.jpg: not an image of a known format",
     ]
@@ -383,7 +393,7 @@ def test_limits_can_be_set(folder, coded, tmp_path, capsys):
 def test_places_that_cannot_be_written(folder, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_bytes(b"x")
     assert run("compress", folder / "chelsea.png", "-o", tmp_path / "file" / "a.fic") == 1
-    assert "not a directory" in capsys.readouterr().err
+    assert "file: is a file, and a folder is needed" in capsys.readouterr().err
     (tmp_path / "chelsea.fic").mkdir()
     assert run("compress", folder / "chelsea.png", "-o", tmp_path) == 1
     assert "is a directory" in capsys.readouterr().err
@@ -503,6 +513,25 @@ def test_an_interrupted_batch_goes_on_where_it_was(number, code, many, tmp_path,
         assert statuses.count("skipped") == len(done)
         assert statuses.count("done") == 20 - len(done)
         assert len({(out / name).read_bytes() for name in files(out)}) == 1
+
+
+def test_an_interrupt_does_not_wait_for_a_large_image(folder, tmp_path):
+    code = (
+        "import sys, time; from fastcodec.cli import batches, main;"
+        "batches._Compress.code = lambda self, item: (print('coding', flush=True), time.sleep(100));"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["compress", str(folder / "chelsea.png"), "-o", str(tmp_path / "out/")]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-P", "-c", code, *arguments], **pipes)
+    assert process.stdout.readline() == "coding\n"
+    sent = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    returned, _, err = finish(process)
+    assert returned == 130
+    assert "interrupted" in err
+    assert time.monotonic() - sent < 20
+    assert not files(tmp_path)
 
 
 def test_a_reader_who_goes_away(many, tmp_path):

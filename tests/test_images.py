@@ -319,6 +319,7 @@ def test_unreadable_for_lack_of_permission(tmp_path, monkeypatch):
         read_picture(path)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_our_limit_stands_in_for_pillows(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
     Image.fromarray(COLOURS).save(path)

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from .. import __version__
 from ..container import DEFAULT_LIMITS, MAX_QUALITY, MIN_QUALITY
 from ..errors import FastcodecError
 from .report import Terminated, explain, say, say_error
@@ -25,13 +26,15 @@ from .report import Terminated, explain, say, say_error
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Wrong usage raises SystemExit(2), as argparse does."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    parser = build_parser(argv)
-    arguments = parser.parse_args(argv)
-    if not hasattr(arguments, "run"):
-        parser.print_help(sys.stderr)
-        say("no command given")
-        return 2
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="surrogateescape")  # file names come out as the bytes that they are
     try:
+        parser = build_parser(argv)
+        arguments = parser.parse_args(argv)
+        if not hasattr(arguments, "run"):
+            parser.print_help(sys.stderr)
+            say("no command given")
+            return 2
         with _terminable():
             code = arguments.run(arguments)
             sys.stdout.flush()
@@ -55,10 +58,10 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastcodec",
         description="A learned image codec: images to .fic files and back.",
-        epilog="fastcodec COMMAND --help describes a command.",
+        epilog="fastcodec COMMAND --help describes a command. FASTCODEC_DEBUG=1 shows where an error came from.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--version", action="version", version=f"fastcodec {__version__}", help="print it and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=False)
 
     def command(name: str, summary: str, run: Callable[[argparse.Namespace], int], details: str = ""):
@@ -119,8 +122,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     ):
         sub = command(name, summary, _call(module))
         if chosen == name:
-            with contextlib.suppress(ModuleNotFoundError):  # its `run` will say so
-                importlib.import_module(f"fastcodec.{module}").add_arguments(sub)
+            importlib.import_module(f"fastcodec.{module}").add_arguments(sub)
     return parser
 
 
@@ -184,14 +186,6 @@ def _call(module: str) -> Callable[[argparse.Namespace], int]:
 
 
 # ---- types of arguments
-
-
-class _Version(argparse.Action):
-    def __call__(self, parser, *_) -> None:
-        from .. import __version__
-
-        print(f"fastcodec {__version__}")
-        parser.exit()
 
 
 def _integer(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -196,7 +197,7 @@ class _Compress(_Steps):
         return self.codec.encode_picture(item, quality=arguments.quality, preset=arguments.preset)
 
     def write(self, task: Task, item: Picture, result: Encoded, seconds: float) -> dict[str, Any]:
-        task.target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(task.target.parent)
         with replacing(task.target) as stream:
             stream.write(result.data)
         record = {"width": item.width, "height": item.height, "mode": item.mode, "bytes": len(result.data)}
@@ -216,7 +217,7 @@ class _Decompress(_Steps):
         if self.arguments.overwrite or not task.target.exists():
             return None
         if task.target.is_dir():
-            raise IsADirectoryError(21, "is a directory", str(task.target))
+            raise IsADirectoryError(errno.EISDIR, "is a directory", str(task.target))
         return {"why": "exists already"}
 
     def code(self, item: bytes) -> Picture:
@@ -224,7 +225,7 @@ class _Decompress(_Steps):
         return self.codec.decode_picture(item, region=region, precision=precision)
 
     def write(self, task: Task, item: bytes, result: Picture, seconds: float) -> dict[str, Any]:
-        task.target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(task.target.parent)
         write_picture(task.target, result)
         facts = _facts(info(item, self.limits))
         size = {"width": result.width, "height": result.height}
@@ -237,6 +238,13 @@ class _Verify(_Steps):
 
     def write(self, task: Task, item: bytes, result: None, seconds: float) -> dict[str, Any]:
         return {**_facts(info(item, self.limits)), "seconds": round(seconds, 4)}
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, "is a file, and a folder is needed", str(error.filename)) from error
 
 
 def _facts(facts: FileInfo) -> dict[str, Any]:

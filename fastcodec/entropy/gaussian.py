@@ -76,7 +76,9 @@ def build_frequencies(index: int) -> list[int]:
         # Nearly all at once: raise every entry while its gain stays above a threshold that the final one cannot reach.
         # Along the optimum f is about 2^14 p, so a gain is about 2^-14; those above 1.03 times that are taken for sure.
         threshold = float(mpf("1.03") / PROBABILITY_TOTAL)
-        frequencies = [max(1, math.ceil(1 / math.expm1(threshold / float(p))) if p * 64 > threshold else 1) for p in mass]
+        frequencies = [
+            max(1, math.ceil(1 / math.expm1(threshold / float(p))) if p * 64 > threshold else 1) for p in mass
+        ]
         left = PROBABILITY_TOTAL - sum(f * n for f, n in zip(frequencies, slots, strict=True))
         assert left >= 0
         heap = [(-gain(i, f), i) for i, f in enumerate(frequencies)]
@@ -102,7 +104,9 @@ def build_tables() -> TableSet:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m fastcodec.entropy.gaussian", description="Build the Gaussian tables.")
+    parser = argparse.ArgumentParser(
+        prog="python -m fastcodec.entropy.gaussian", description="Build the Gaussian tables."
+    )
     parser.add_argument("--write", action="store_true", help=f"write {FILE} into the package")
     arguments = parser.parse_args()
     data = build_tables().to_bytes()

@@ -53,8 +53,9 @@ def integer_layer(name: str, weight: Tensor, bias: Tensor, shift: Tensor) -> Int
     output channel, sum|w| * 127 + |bias| + 2^(s-1) < 2^24, so that every partial sum, in any order, is an integer that
     float32 holds exactly.
     """
-    if int(shift.min()) < 1 or int(weight.to(torch.int16).abs().max()) > WEIGHT_MAX:
-        raise ExactnessError(f"layer {name}: shifts must be at least 1 and weights within +-{WEIGHT_MAX}")
+    # Beyond 24 the rounding term alone breaks the bound, and far beyond its power of two would wrap around.
+    if not 1 <= int(shift.min()) <= int(shift.max()) <= 24 or int(weight.to(torch.int16).abs().max()) > WEIGHT_MAX:
+        raise ExactnessError(f"layer {name}: shifts must lie in 1..24 and weights within +-{WEIGHT_MAX}")
     largest = bias.long().abs().reshape(-1, weight.shape[0]).amax(0)
     bound = accumulator_bound(weight, largest, shift)
     worst = int(bound.argmax())
@@ -159,9 +160,7 @@ class EntropyModel:
         context = psi.new_zeros(*psi.shape[:2], self._layers["g_cm"].weight.shape[0])
         return self._parameters(psi, context, quality)
 
-    def non_anchor_parameters(
-        self, psi: Tensor, anchors: Tensor, height: int, width: int, quality: int
-    ) -> Parameters:
+    def non_anchor_parameters(self, psi: Tensor, anchors: Tensor, height: int, width: int, quality: int) -> Parameters:
         """g_ep(psi, g_cm(anchors)): the second pass. anchors: decoded latents int32 [B, anchors, M] in 1/16."""
         scaled = self._shift_right(anchors.to(self._dtype), self._context_shift, -ACTIVATION_MAX, ACTIVATION_MAX)
         context = self._run("g_cm", checkerboard.gather_context(scaled, height, width))

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastcodec.entropy.gaussian import gaussian_tables
-from fastcodec.errors import ModelMismatchError
+from fastcodec.errors import FastcodecError, ModelMismatchError
 from fastcodec.kernels.rans import TableSet
 
 from .integer import ACTIVATION_MAX, Backend, EntropyModel, export_entropy_side
@@ -139,7 +139,9 @@ def read_model(path: Path, backend: Backend = "float32") -> Model:
             hyper_tables=TableSet.from_bytes(tensors[_PRIOR_TABLES].numpy().tobytes()),
             hyper_code_lengths=-torch.log2(pmf.clamp(min=1e-9)),
         )
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except FastcodecError:
+        raise
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelMismatchError(f"{path}: not a released fastcodec model ({error})") from error
 
 
@@ -180,4 +182,8 @@ def load(name: str = "swift", wanted: bytes | None = None, backend: Backend = "f
         raise ModelMismatchError(
             f"written with model {digest}, which this fastcodec does not carry (it has {name}: {', '.join(identities)})"
         )
-    return read_model(weights_folder() / f"{name}-{digest}.safetensors", backend)
+    path = weights_folder() / f"{name}-{digest}.safetensors"
+    model = read_model(path, backend)
+    if model.identity.hex() != digest:
+        raise ModelMismatchError(f"{path}: its weights are those of {model.identity.hex()}; install fastcodec again")
+    return model

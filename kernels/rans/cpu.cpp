@@ -139,11 +139,36 @@ uint32_t largest(const uint8_t* indexes, size_t n) {
 constexpr uint32_t kBucketBits = 9;
 
 struct TableSet {
-    std::vector<uint32_t> buckets;
-    std::vector<Entry> entries;
+    std::vector<Bucket> buckets;
+    std::vector<uint32_t> positions;
+    std::vector<uint16_t> cumulative;
+    std::vector<uint16_t> costs;
     std::vector<Table> tables;
     Tables view;
 };
+
+// The buckets of one table, whose cumulative values begin at `edges`.
+void fill_buckets(const uint16_t* edges, Table table, Bucket* buckets, uint32_t* positions) {
+    constexpr uint32_t kSlots = 1u << (kProbabilityBits - kBucketBits);
+    uint32_t entry = 0;
+    for (uint32_t b = 0; b < 1u << kBucketBits; ++b) {
+        const uint32_t begin = b * kSlots;
+        const uint32_t end = begin + kSlots;
+        while (edges[entry + 1] <= begin) {
+            ++entry;
+        }
+        positions[b] = table.base + entry;
+        uint32_t best = 0;
+        for (uint32_t k = entry; k < table.size && edges[k] < end; ++k) {
+            const uint32_t last = std::min(k + 2, uint32_t{table.size});
+            const uint32_t covered = std::min(uint32_t{edges[last]}, end) - std::max(uint32_t{edges[k]}, begin);
+            if (covered > best) {
+                best = covered;
+                buckets[b] = {edges[k], edges[k + 1], edges[last], static_cast<int16_t>(table.first + static_cast<int32_t>(k))};
+            }
+        }
+    }
+}
 
 bool build_tables(TableSet& set, uint32_t count, bool skip, const int16_t* firsts, const uint16_t* sizes,
                   const uint16_t* frequencies, size_t entries) {
@@ -162,41 +187,34 @@ bool build_tables(TableSet& set, uint32_t count, bool skip, const int16_t* first
         return false;
     }
     set.tables.resize(count);
-    set.entries.resize(entries);
+    set.cumulative.assign(entries + count + kWindow, 0);
+    set.costs.assign(entries + count + kWindow, 0);
     set.buckets.resize(size_t{count} << kBucketBits);
-    constexpr int kShift = kProbabilityBits - kBucketBits;
+    set.positions.resize(size_t{count} << kBucketBits);
     uint32_t base = 0;
     for (uint32_t i = 0; i < count; ++i) {
         set.tables[i] = {base, firsts[i], sizes[i]};
         uint32_t start = 0;
         for (uint32_t k = 0; k < sizes[i]; ++k) {
-            const uint32_t frequency = frequencies[base + k];
+            const uint32_t frequency = frequencies[base - i + k];
             if (frequency == 0 || frequency > kProbabilityTotal - start) {
                 return false;
             }
-            const bool escape = k + 1u == sizes[i];
-            const int32_t symbol = escape ? 0 : firsts[i] + static_cast<int32_t>(k);
-            const uint32_t interval = pack_interval(start, frequency);
-            set.entries[base + k] = {interval, (static_cast<uint32_t>(symbol) & 0xffffu) |
-                                                   entry_cost(frequency, escape) << kEntryCostShift |
-                                                   (escape ? kEntryEscape : 0)};
-            // The buckets whose first slot lies in this interval.
-            for (uint32_t b = (start + (1u << kShift) - 1) >> kShift; b << kShift < start + frequency; ++b) {
-                const bool whole = (b + 1) << kShift <= start + frequency;
-                const bool small = symbol > -kBucketSymbolBias && symbol < kBucketSymbolBias;
-                set.buckets[(size_t{i} << kBucketBits) + b] =
-                    whole && small && !escape
-                        ? interval | static_cast<uint32_t>(symbol + kBucketSymbolBias) << kBucketSymbolShift
-                        : base + k;
-            }
+            set.cumulative[base + k] = static_cast<uint16_t>(start);
+            set.costs[base + k] = static_cast<uint16_t>(entry_cost(frequency, k + 1u == sizes[i]));
             start += frequency;
         }
         if (start != kProbabilityTotal) {
             return false;
         }
-        base += sizes[i];
+        set.cumulative[base + sizes[i]] = kProbabilityTotal;
+        const size_t first_bucket = size_t{i} << kBucketBits;
+        fill_buckets(set.cumulative.data() + base, set.tables[i], set.buckets.data() + first_bucket,
+                     set.positions.data() + first_bucket);
+        base += sizes[i] + 1u;
     }
-    set.view = {set.buckets.data(), set.entries.data(), set.tables.data(), count, kBucketBits, skip};
+    set.view = {set.buckets.data(), set.positions.data(), set.cumulative.data(), set.costs.data(), set.tables.data(),
+                count,              kBucketBits,          skip};
     return true;
 }
 
@@ -319,7 +337,7 @@ void encode_stream(const Pass* passes, const Preparation* prepared, size_t count
             indexes = packed_indexes.get();
             symbols = packed_symbols.get();
         }
-        const Kernels& loops = shape.lanes < kernels.least_lanes ? scalar_kernels() : kernels;
+        const Kernels& loops = kernels_for(kernels, shape.lanes);
         loops.encode(state, shape.lanes, tables, indexes, symbols, n);
     }
     out.states.assign(state.states, state.states + shape.lanes);
@@ -406,7 +424,7 @@ void decode_stream(DecoderStream& stream, const DecoderTile& tile, uint32_t numb
         std::memset(symbols, 0, n * sizeof(*symbols));
         return;
     }
-    const Kernels& loops = tile.lanes < kernels.least_lanes ? scalar_kernels() : kernels;
+    const Kernels& loops = kernels_for(kernels, tile.lanes);
     if (!tables.skip) {
         stream.error = loops.decode(stream.cursors, tile.lanes, tables, indexes, n, symbols);
         return;

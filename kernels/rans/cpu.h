@@ -29,7 +29,8 @@ struct EncodeStream {
 
 struct Kernels {
     const char* name;
-    uint32_t least_lanes;  // with fewer lanes the scalar loops are the faster ones (and give the same)
+    uint32_t least_lanes;            // with fewer lanes,
+    const Kernels& (*narrower)();    // these have the faster loops (and give the same)
 
     // Decodes n coded symbols of one pass. On an error the failing step's symbols and all later ones are 0.
     Error (*decode)(DecodeStream& stream, uint32_t lanes, const Tables& tables, const uint8_t* indexes, size_t n,
@@ -53,5 +54,14 @@ const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 #endif
+
+// The kernels whose loops suit this many lanes.
+inline const Kernels& kernels_for(const Kernels& kernels, uint32_t lanes) {
+    const Kernels* k = &kernels;
+    while (lanes < k->least_lanes) {
+        k = &k->narrower();
+    }
+    return *k;
+}
 
 }  // namespace fastcodec::rans

@@ -75,25 +75,38 @@ struct Avx2 {
     static FASTCODEC_INLINE U32 sign_extend_16(U32 a) { return _mm256_srai_epi32(_mm256_slli_epi32(a, 16), 16); }
     static FASTCODEC_INLINE Mask equal(U32 a, U32 b) { return _mm256_cmpeq_epi32(a, b); }
     static FASTCODEC_INLINE Mask greater(U32 a, U32 b) { return _mm256_cmpgt_epi32(a, b); }
-    static FASTCODEC_INLINE Mask both(Mask a, Mask b) { return _mm256_and_si256(a, b); }
-    static FASTCODEC_INLINE uint32_t sign_bits(U32 a) {
-        return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(a)));
+    static FASTCODEC_INLINE Mask within(U32 a, U32 from, U32 to) {
+        return _mm256_andnot_si256(greater(from, a), greater(to, a));
     }
-    static FASTCODEC_INLINE uint32_t bits(Mask m) { return sign_bits(m); }
+    static FASTCODEC_INLINE Mask below_word(U32 a) { return equal(shift_right<kWordBits>(a), set(0)); }
+    static FASTCODEC_INLINE Mask either(Mask a, Mask b) { return _mm256_or_si256(a, b); }
+    static FASTCODEC_INLINE bool all(Mask m) { return bits(m) == 0xff; }
+    static FASTCODEC_INLINE uint32_t bits(Mask m) {
+        return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(m)));
+    }
+    static FASTCODEC_INLINE uint32_t count(Mask m) { return static_cast<uint32_t>(__builtin_popcount(bits(m))); }
     static FASTCODEC_INLINE U32 select(Mask m, U32 yes, U32 no) { return _mm256_blendv_epi8(no, yes, m); }
-    static FASTCODEC_INLINE U32 increment(U32 a, Mask m) { return _mm256_sub_epi32(a, m); }  // a mask's lane is 0 or -1
     template <int Scale>
     static FASTCODEC_INLINE U32 gather(const void* base, U32 at) {
         return _mm256_i32gather_epi32(static_cast<const int*>(base), at, Scale);
     }
+    // Eight bytes a lane, as their two halves.
+    template <int Scale>
+    static FASTCODEC_INLINE void gather_pairs(const void* base, U32 at, U32& low, U32& high) {
+        // Lanes 0 1 4 5 and 2 3 6 7: the shuffle below then leaves all eight in order.
+        const __m256i order = _mm256_permute4x64_epi64(at, 0xd8);
+        const auto* p = static_cast<const long long*>(base);
+        const __m256 a = _mm256_castsi256_ps(_mm256_i32gather_epi64(p, _mm256_castsi256_si128(order), Scale));
+        const __m256 b = _mm256_castsi256_ps(_mm256_i32gather_epi64(p, _mm256_extracti128_si256(order, 1), Scale));
+        low = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88));
+        high = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
+    }
 
-    // The lanes of `mask` take one word each, in ascending order.
-    static FASTCODEC_INLINE U32 refill(U32 x, uint32_t mask, const uint8_t* words) {
+    // The lanes of `m` take one word each, in ascending order.
+    static FASTCODEC_INLINE U32 refill(U32 x, Mask m, const uint8_t* words) {
         const __m256i next = _mm256_cvtepu16_epi32(load16(words));
-        const __m256i dealt = _mm256_permutevar8x32_epi32(next, _mm256_cvtepu8_epi32(load8(kPatterns.deal[mask])));
-        const __m256i needs = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, kWordBits), _mm256_setzero_si256());
-        // A state below 2^16 and its word do not overlap once the state is shifted.
-        return _mm256_blendv_epi8(x, _mm256_or_si256(_mm256_slli_epi32(x, kWordBits), dealt), needs);
+        const __m256i dealt = _mm256_permutevar8x32_epi32(next, _mm256_cvtepu8_epi32(load8(kPatterns.deal[bits(m)])));
+        return _mm256_blendv_epi8(x, _mm256_or_si256(_mm256_slli_epi32(x, kWordBits), dealt), m);
     }
 
     // Writes the low words of the lanes of `mask`, in ascending order, to end at `end`; may overwrite what is below.
@@ -188,8 +201,7 @@ void expand_symbols(const uint8_t* indexes, size_t n, const int16_t* packed, int
 }  // namespace
 
 const Kernels& avx2_kernels() {
-    static constexpr Kernels kernels{"avx2",          8,               decode,         encode, cost_vectors<Avx2>,
-                                     compact_indexes, compact_symbols, expand_symbols};
+    static constexpr Kernels kernels{"avx2", 8, scalar_kernels, decode, encode, cost_vectors<Avx2>, compact_indexes, compact_symbols, expand_symbols};
     return kernels;
 }
 

@@ -38,19 +38,31 @@ struct Avx512 {
     static FASTCODEC_INLINE U32 sign_extend_16(U32 a) { return _mm512_srai_epi32(_mm512_slli_epi32(a, 16), 16); }
     static FASTCODEC_INLINE Mask equal(U32 a, U32 b) { return _mm512_cmpeq_epi32_mask(a, b); }
     static FASTCODEC_INLINE Mask greater(U32 a, U32 b) { return _mm512_cmpgt_epi32_mask(a, b); }
-    static FASTCODEC_INLINE Mask both(Mask a, Mask b) { return _kand_mask16(a, b); }
+    static FASTCODEC_INLINE Mask within(U32 a, U32 from, U32 to) {
+        return _mm512_cmplt_epu32_mask(subtract(a, from), subtract(to, from));
+    }
+    static FASTCODEC_INLINE Mask below_word(U32 a) { return _mm512_cmplt_epu32_mask(a, set(kStateLow)); }
+    static FASTCODEC_INLINE Mask either(Mask a, Mask b) { return _kor_mask16(a, b); }
+    static FASTCODEC_INLINE bool all(Mask m) { return _kortestc_mask16_u8(m, m) != 0; }
     static FASTCODEC_INLINE uint32_t bits(Mask m) { return _cvtmask16_u32(m); }
-    static FASTCODEC_INLINE uint32_t sign_bits(U32 a) { return _cvtmask16_u32(_mm512_movepi32_mask(a)); }
+    static FASTCODEC_INLINE uint32_t count(Mask m) { return static_cast<uint32_t>(__builtin_popcount(bits(m))); }
     static FASTCODEC_INLINE U32 select(Mask m, U32 yes, U32 no) { return _mm512_mask_mov_epi32(no, m, yes); }
-    static FASTCODEC_INLINE U32 increment(U32 a, Mask m) { return _mm512_mask_add_epi32(a, m, a, set(1)); }
     template <int Scale>
     static FASTCODEC_INLINE U32 gather(const void* base, U32 at) {
         return _mm512_i32gather_epi32(at, base, Scale);
     }
+    // Eight bytes a lane, as their two halves.
+    template <int Scale>
+    static FASTCODEC_INLINE void gather_pairs(const void* base, U32 at, U32& low, U32& high) {
+        const __m512i a = _mm512_i32gather_epi64(_mm512_castsi512_si256(at), base, Scale);
+        const __m512i b = _mm512_i32gather_epi64(_mm512_extracti64x4_epi64(at, 1), base, Scale);
+        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        low = _mm512_permutex2var_epi32(a, even, b);
+        high = _mm512_permutex2var_epi32(a, _mm512_add_epi32(even, set(1)), b);
+    }
 
-    // The lanes of `mask` take one word each, in ascending order.
-    static FASTCODEC_INLINE U32 refill(U32 x, uint32_t mask, const uint8_t* words) {
-        const __mmask16 m = _cvtu32_mask16(mask);
+    // The lanes of `m` take one word each, in ascending order.
+    static FASTCODEC_INLINE U32 refill(U32 x, Mask m, const uint8_t* words) {
         const __m512i next = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(words)));
         return _mm512_mask_or_epi32(x, m, _mm512_slli_epi32(x, kWordBits), _mm512_maskz_expand_epi32(m, next));
     }
@@ -129,8 +141,7 @@ void expand_symbols(const uint8_t* indexes, size_t n, const int16_t* packed, int
 }  // namespace
 
 const Kernels& avx512_kernels() {
-    static constexpr Kernels kernels{"avx512",        16,              decode,         encode, cost_vectors<Avx512>,
-                                     compact_indexes, compact_symbols, expand_symbols};
+    static constexpr Kernels kernels{"avx512", 16, avx2_kernels, decode, encode, cost_vectors<Avx512>, compact_indexes, compact_symbols, expand_symbols};
     return kernels;
 }
 

@@ -18,9 +18,8 @@ bool words_suffice(const DecodeStream& s, const Tables& tables, const uint8_t* i
     }
     size_t needed = 0;
     for (size_t lane = 0; lane < count; ++lane) {
-        uint32_t info;
-        const uint32_t interval = lookup(tables, indexes[lane], slot_of(s.states[lane]), info);
-        needed += decode_needs_word(decode_advance(s.states[lane], interval));
+        const Found found = lookup(tables, indexes[lane], slot_of(s.states[lane]));
+        needed += decode_needs_word(decode_advance(s.states[lane], found.start, found.frequency));
     }
     return needed <= remaining;
 }
@@ -34,23 +33,23 @@ Error decode_step(DecodeStream& s, const Tables& tables, const uint8_t* indexes,
     }
     const uint8_t* words = s.words;
     for (size_t lane = 0; lane < n; ++lane) {
-        uint32_t info;
         const uint32_t state = s.states[lane];
-        const uint32_t interval = lookup(tables, indexes[lane], slot_of(state), info);
-        const uint32_t advanced = decode_advance(state, interval);
+        Found found = lookup(tables, indexes[lane], slot_of(state));
+        const uint32_t advanced = decode_advance(state, found.start, found.frequency);
         const bool refill = decode_needs_word(advanced);
-        // Read in any case (there is slack) and select: the branch would be a coin toss.
-        const uint32_t refilled = decode_refill(advanced, load_word(words));
-        s.states[lane] = refill ? refilled : advanced;
-        words += refill ? 2 : 0;
-        if (info & kEntryEscape) [[unlikely]] {
+        // Read in any case (there is slack) and keep it by masks: compilers make a branch of a choice, and this one
+        // cannot be predicted.
+        const uint32_t taken = 0u - static_cast<uint32_t>(refill);
+        s.states[lane] = (advanced & ~taken) | (decode_refill(advanced, load_word(words)) & taken);
+        words += taken & 2;
+        if (found.escape) [[unlikely]] {
             if (s.escapes == s.escapes_end) {
                 return kEscapesExhausted;
             }
-            info = load_word(s.escapes);
+            found.symbol = load_word(s.escapes);
             s.escapes += 2;
         }
-        symbols[lane] = static_cast<int16_t>(info);
+        symbols[lane] = static_cast<int16_t>(found.symbol);
     }
     s.words = words;
     return kOk;
@@ -98,15 +97,17 @@ void encode(EncodeStream& stream, uint32_t lanes, const Tables& tables, const ui
             size_t n) {
     uint16_t* words = stream.words;
     for (size_t j = n; j-- > 0;) {
-        const Entry entry = entry_of(tables, indexes[j], symbols[j]);
+        const uint32_t entry = entry_of(tables, indexes[j], symbols[j]);
+        const uint32_t start = tables.cumulative[entry];
+        const uint32_t end = tables.cumulative[entry + 1];
         uint32_t& state = stream.states[j & (lanes - 1)];
         uint32_t x = state;
-        const bool emits = encode_emits(x, entry.interval);
+        const bool emits = encode_emits(x, end - start);
         words[-1] = static_cast<uint16_t>(x);
         words -= emits;
         x = emits ? x >> kWordBits : x;
-        state = encode_push(x, entry.interval);
-        if (entry.info & kEntryEscape) [[unlikely]] {
+        state = encode_push(x, start, end - start);
+        if (end == kProbabilityTotal) [[unlikely]] {
             *--stream.escapes = static_cast<uint16_t>(symbols[j]);
         }
     }
@@ -116,7 +117,7 @@ void encode(EncodeStream& stream, uint32_t lanes, const Tables& tables, const ui
 uint64_t cost(const Tables& tables, const uint8_t* indexes, const int16_t* symbols, size_t n) {
     uint64_t sum = 0;
     for (size_t j = 0; j < n; ++j) {
-        sum += entry_of(tables, indexes[j], symbols[j]).info >> kEntryCostShift & kEntryCostMask;
+        sum += tables.costs[entry_of(tables, indexes[j], symbols[j])];
     }
     return sum;
 }
@@ -153,8 +154,7 @@ void expand_symbols(const uint8_t* indexes, size_t n, const int16_t* packed, int
 }  // namespace
 
 const Kernels& scalar_kernels() {
-    static constexpr Kernels kernels{"scalar",        1,               decode,         encode, cost,
-                                     compact_indexes, compact_symbols, expand_symbols};
+    static constexpr Kernels kernels{"scalar", 1, scalar_kernels, decode, encode, cost, compact_indexes, compact_symbols, expand_symbols};
     return kernels;
 }
 

@@ -14,43 +14,53 @@ namespace fastcodec::rans {
 namespace {
 
 template <typename V>
-struct Lookup {
-    typename V::U32 interval;
-    typename V::U32 info;  // the symbol in the low 16 bits
-    uint32_t escapes;      // one bit a lane
+struct FoundLanes {
+    typename V::U32 start;
+    typename V::U32 frequency;
+    typename V::U32 symbol;      // in the low 16 bits
+    typename V::Mask escape;
 };
 
-// rans.h's lookup for a vector of lanes.
+// rans.h's lookup for a vector of lanes. When a lane misses its bucket all of them walk: that is rare, and gives the
+// others what they have already.
 template <typename V>
-FASTCODEC_INLINE Lookup<V> lookup_lanes(const Tables& t, typename V::U32 index, typename V::U32 slot, int bucket_bits) {
+FASTCODEC_INLINE FoundLanes<V> lookup_lanes(const Tables& t, typename V::U32 index, typename V::U32 slot,
+                                            int bucket_bits) {
     using U32 = typename V::U32;
-    const U32 at = V::add(V::shift_left(index, bucket_bits), V::shift_right(slot, kProbabilityBits - bucket_bits));
-    const U32 bucket = V::template gather<4>(t.buckets, at);
-    const U32 code = V::template shift_right<kBucketSymbolShift>(bucket);
-    Lookup<V> result{bucket, V::subtract(code, V::set(kBucketSymbolBias)), 0};
-    const typename V::Mask slow = V::equal(code, V::set(0));
-    if (V::bits(slow) == 0) [[likely]] {
-        return result;
-    }
-    // The lanes whose buckets hold no symbol walk from the entry that the bucket names; the others stay at entry 0.
-    U32 entry = V::select(slow, bucket, V::set(0));
-    U32 interval = V::template gather<8>(t.entries, entry);
-    for (;;) {
-        const U32 last = V::bit_and(V::template shift_right<kProbabilityBits>(interval), V::set(kProbabilityTotal - 1));
-        const U32 start = V::bit_and(interval, V::set(kProbabilityTotal - 1));
-        // slot - start > frequency - 1: all three are below 2^15, so signed comparison serves.
-        const typename V::Mask beyond = V::both(slow, V::greater(slot, V::add(start, last)));
-        if (V::bits(beyond) == 0) {
-            break;
+    using Mask = typename V::Mask;
+    const U32 low16 = V::set(0xffff);
+    const U32 place = V::add(V::shift_left(index, bucket_bits), V::shift_right(slot, kProbabilityBits - bucket_bits));
+    U32 low;   // start, middle
+    U32 high;  // end, symbol
+    V::template gather_pairs<8>(t.buckets, place, low, high);
+    U32 start = V::bit_and(low, low16);
+    U32 middle = V::template shift_right<16>(low);
+    U32 end = V::bit_and(high, low16);
+    U32 symbol = V::template shift_right<16>(high);
+    if (!V::all(V::within(slot, start, end))) [[unlikely]] {
+        U32 base;
+        U32 shape;  // first, and size above it
+        V::template gather_pairs<8>(t.tables, index, base, shape);
+        U32 position = V::template gather<4>(t.positions, place);
+        for (;;) {
+            V::template gather_pairs<2>(t.cumulative, position, low, high);
+            start = V::bit_and(low, low16);
+            middle = V::template shift_right<16>(low);
+            end = V::bit_and(high, low16);
+            // The sentinel ends its table: then `end` is of the next one, and means nothing.
+            const Mask found = V::either(V::greater(middle, slot), V::greater(end, slot));
+            if (V::all(found)) {
+                break;
+            }
+            position = V::add(position, V::select(found, V::set(0), V::set(2)));
         }
-        entry = V::increment(entry, beyond);
-        interval = V::template gather<8>(t.entries, entry);
+        symbol = V::add(shape, V::subtract(position, base));
     }
-    const U32 info = V::template gather<8>(&t.entries->info, entry);
-    result.interval = V::select(slow, interval, result.interval);
-    result.info = V::select(slow, info, result.info);
-    result.escapes = V::bits(slow) & V::sign_bits(info);  // bit 31 is kEntryEscape
-    return result;
+    const Mask first = V::greater(middle, slot);
+    const U32 from = V::select(first, start, middle);
+    const U32 to = V::select(first, middle, end);
+    return {from, V::subtract(to, from), V::select(first, symbol, V::add(symbol, V::set(1))),
+            V::equal(to, V::set(kProbabilityTotal))};
 }
 
 FASTCODEC_INLINE uint32_t load_u16(const uint8_t* bytes) { return bytes[0] | static_cast<uint32_t>(bytes[1]) << 8; }
@@ -69,24 +79,20 @@ Error decode_vectors(DecodeStream& stream, const Tables& tables, const uint8_t* 
     const uint8_t* const words_end = stream.words_end;
     size_t j = 0;
     for (; j + kLanes <= n; j += kLanes) {
-        Lookup<V> found[Count];
+        FoundLanes<V> found[Count];
         U32 advanced[Count];
-        uint32_t refill[Count];
-        uint32_t needed[Count];  // words that the vectors before this one, and it, need
+        typename V::Mask refill[Count];
+        uint32_t needed[Count];  // words that the vectors up to this one need
         uint32_t escapes = 0;
         for (int v = 0; v < Count; ++v) {
             const U32 index = V::load_indexes(indexes + j + v * V::kWidth);
             const U32 slot = V::bit_and(state[v], V::set(kProbabilityTotal - 1));
             found[v] = lookup_lanes<V>(t, index, slot, bucket_bits);
-            const U32 interval = found[v].interval;
-            const U32 start = V::bit_and(interval, V::set(kProbabilityTotal - 1));
-            const U32 last = V::bit_and(V::template shift_right<kProbabilityBits>(interval), V::set(kProbabilityTotal - 1));
-            const U32 high = V::template shift_right<kProbabilityBits>(state[v]);
-            // frequency * high + slot - start, with frequency = last + 1
-            advanced[v] = V::add(V::multiply(last, high), V::add(high, V::subtract(slot, start)));
-            refill[v] = V::bits(V::equal(V::template shift_right<kWordBits>(advanced[v]), V::set(0)));
-            needed[v] = static_cast<uint32_t>(__builtin_popcount(refill[v])) + (v == 0 ? 0 : needed[v - 1]);
-            escapes |= found[v].escapes;
+            advanced[v] = V::add(V::multiply(found[v].frequency, V::template shift_right<kProbabilityBits>(state[v])),
+                                 V::subtract(slot, found[v].start));
+            refill[v] = V::below_word(advanced[v]);
+            needed[v] = V::count(refill[v]) + (v == 0 ? 0 : needed[v - 1]);
+            escapes |= V::bits(found[v].escape);
         }
         if (2 * size_t{needed[Count - 1]} > static_cast<size_t>(words_end - words)) [[unlikely]] {
             break;
@@ -94,7 +100,7 @@ Error decode_vectors(DecodeStream& stream, const Tables& tables, const uint8_t* 
         if (escapes != 0) [[unlikely]] {
             size_t count = 0;
             for (int v = 0; v < Count; ++v) {
-                count += static_cast<size_t>(__builtin_popcount(found[v].escapes));
+                count += V::count(found[v].escape);
             }
             if (2 * count > static_cast<size_t>(stream.escapes_end - stream.escapes)) {
                 break;
@@ -102,12 +108,12 @@ Error decode_vectors(DecodeStream& stream, const Tables& tables, const uint8_t* 
         }
         for (int v = 0; v < Count; ++v) {
             state[v] = V::refill(advanced[v], refill[v], words + (v == 0 ? 0 : 2 * needed[v - 1]));
-            V::store_symbols(symbols + j + v * V::kWidth, found[v].info);
+            V::store_symbols(symbols + j + v * V::kWidth, found[v].symbol);
         }
         words += 2 * needed[Count - 1];
         if (escapes != 0) [[unlikely]] {
             for (int v = 0; v < Count; ++v) {
-                for (uint32_t left = found[v].escapes; left != 0; left &= left - 1) {
+                for (uint32_t left = V::bits(found[v].escape); left != 0; left &= left - 1) {
                     symbols[j + v * V::kWidth + static_cast<size_t>(__builtin_ctz(left))] =
                         static_cast<int16_t>(load_u16(stream.escapes));
                     stream.escapes += 2;
@@ -134,8 +140,9 @@ FASTCODEC_INLINE Coding<V> entries_of(const Tables& t, const uint8_t* indexes, c
     using U32 = typename V::U32;
     const U32 index = V::load_indexes(indexes);
     const U32 symbol = V::load_symbols(symbols);
-    const U32 base = V::template gather<8>(t.tables, index);
-    const U32 shape = V::template gather<8>(&t.tables->first, index);  // first, and size above it
+    U32 base;
+    U32 shape;  // first, and size above it
+    V::template gather_pairs<8>(t.tables, index, base, shape);
     const U32 first = V::sign_extend_16(shape);
     const U32 last = V::subtract(V::template shift_right<16>(shape), V::set(1));
     const U32 position = V::subtract(symbol, first);
@@ -163,10 +170,10 @@ void encode_vectors(EncodeStream& stream, const Tables& tables, const uint8_t* i
         for (int v = Count - 1; v >= 0; --v) {
             const size_t at = j + v * V::kWidth;
             const Coding<V> coding = entries_of<V>(t, indexes + at, symbols + at);
-            const U32 interval = V::template gather<8>(t.entries, coding.entry);
-            const U32 start = V::bit_and(interval, V::set(kProbabilityTotal - 1));
-            const U32 last = V::bit_and(V::template shift_right<kProbabilityBits>(interval), V::set(kProbabilityTotal - 1));
-            const U32 frequency = V::add(last, V::set(1));
+            const U32 edges = V::template gather<2>(t.cumulative, coding.entry);
+            const U32 start = V::bit_and(edges, V::set(0xffff));
+            const U32 frequency = V::subtract(V::template shift_right<16>(edges), start);
+            const U32 last = V::subtract(frequency, V::set(1));
             U32 x = state[v];
             // Both sides are below 2^15 or so: signed comparison serves.
             const typename V::Mask emits = V::greater(V::template shift_right<kEmitShift>(x), last);
@@ -199,7 +206,8 @@ void encode_vectors(EncodeStream& stream, const Tables& tables, const uint8_t* i
 template <typename V>
 uint64_t cost_vectors(const Tables& tables, const uint8_t* indexes, const int16_t* symbols, size_t n) {
     using U32 = typename V::U32;
-    constexpr size_t kFlush = size_t{V::kWidth} << 16;  // 2^16 costs below 2^13 fit a lane
+    constexpr size_t kFlush = size_t{V::kWidth} << 16;
+    static_assert(uint64_t{kMaxEntryCost} << 16 < uint64_t{1} << 32, "a lane must hold 2^16 costs");
     uint64_t sum = 0;
     size_t j = 0;
     while (j + V::kWidth <= n) {
@@ -207,8 +215,7 @@ uint64_t cost_vectors(const Tables& tables, const uint8_t* indexes, const int16_
         const size_t end = n - j > kFlush ? j + kFlush : n;
         for (; j + V::kWidth <= end; j += V::kWidth) {
             const Coding<V> coding = entries_of<V>(tables, indexes + j, symbols + j);
-            const U32 info = V::template gather<8>(&tables.entries->info, coding.entry);
-            sums = V::add(sums, V::bit_and(V::template shift_right<kEntryCostShift>(info), V::set(kEntryCostMask)));
+            sums = V::add(sums, V::bit_and(V::template gather<2>(tables.costs, coding.entry), V::set(0xffff)));
         }
         uint32_t lanes[V::kWidth];
         V::store(lanes, sums);

@@ -95,100 +95,100 @@ enum Error : uint32_t {
 // ---------------------------------------------------------------------------------------------------------------------
 // Tables
 
-// An interval of the 2^14 slots, packed: start in bits 0..13, frequency - 1 in bits 14..27 (a frequency may be 2^14).
-FASTCODEC_INLINE constexpr uint32_t pack_interval(uint32_t start, uint32_t frequency) {
-    return start | (frequency - 1) << kProbabilityBits;
-}
-FASTCODEC_INLINE constexpr uint32_t interval_start(uint32_t interval) { return interval & (kProbabilityTotal - 1); }
-FASTCODEC_INLINE constexpr uint32_t interval_frequency(uint32_t interval) {
-    return (interval >> kProbabilityBits & (kProbabilityTotal - 1)) + 1;
-}
-
-// One entry of one table.
-struct Entry {
-    uint32_t interval;  // pack_interval
-    uint32_t info;      // bits 0..15: the symbol, two's complement; 16..28: its cost in 1/256 bit; 31: this is the sentinel
-};
-constexpr uint32_t kEntryEscape = 1u << 31;
-constexpr int kEntryCostShift = 16;
-constexpr uint32_t kEntryCostMask = (1u << 13) - 1;
-
 // Where one table's entries are: symbols first .. first + size - 2, then the sentinel.
 struct Table {
-    uint32_t base;   // of its first entry, in the set's entries
-    int16_t first;   // the symbol of its first entry
-    uint16_t size;   // entries, sentinel included
+    uint32_t base;  // of its first entry, in the set's cumulative and costs
+    int16_t first;  // the symbol of its first entry
+    uint16_t size;  // entries, sentinel included
 };
 
-// A bucket answers for all slots that share their top bits. When they lie within one symbol of -7..7, the bucket holds
-// that symbol's interval and, in bits 28..31, symbol + 8: nothing more need be read. Else bits 28..31 are 0 and the rest
-// is the entry of the bucket's first slot, from which a walk leads to the slot's own entry. The walk is bounded: the
-// sentinel is the table's last entry and ends at slot 2^14.
-constexpr int kBucketSymbolShift = 28;
-constexpr int kBucketSymbolBias = 8;
-constexpr uint32_t kBucketPayload = (1u << kBucketSymbolShift) - 1;
-static_assert(kMaxTables * kMaxEntries <= kBucketPayload, "a bucket must be able to name any entry");
+// What most slots that share their top bits need, in one read of 8 bytes: two neighbouring entries, the slots
+// start .. middle - 1 of `symbol` and middle .. end - 1 of symbol + 1. They are the two that cover most of the bucket; a
+// slot outside start .. end - 1 misses, and is looked for in the cumulative values instead.
+struct Bucket {
+    uint16_t start;
+    uint16_t middle;
+    uint16_t end;
+    int16_t symbol;
+};
 
 // A set of tables as the twins read it. Pointers into host, global or shared memory.
+//
+// `cumulative` holds, for each table in turn, the first slot of each of its entries and then 2^14: entry k has the slots
+// cumulative[base + k] .. cumulative[base + k + 1] - 1. The sentinel alone ends at 2^14: that is how it is recognised.
+// `positions` tells where in cumulative the entry of a bucket's first slot is: the walk for a slot that misses begins
+// there. It is bounded, as no slot reaches 2^14.
 struct Tables {
-    const uint32_t* buckets;  // [count << bucket_bits]
-    const Entry* entries;     // all tables, one after the other
-    const Table* tables;      // [count]
+    const Bucket* buckets;       // [count << bucket_bits]
+    const uint32_t* positions;   // [count << bucket_bits]
+    const uint16_t* cumulative;  // [sum of (size + 1)], and kWindow more that are read and not used
+    const uint16_t* costs;       // likewise: the cost of each entry in 1/256 bit, see entry_cost
+    const Table* tables;         // [count]
     uint32_t count;
     uint32_t bucket_bits;
-    uint32_t skip;            // 1: symbols of table 0 are not coded, they are 0
+    uint32_t skip;  // 1: symbols of table 0 are not coded, they are 0
+};
+constexpr uint32_t kWindow = 4;  // SIMD twins walk by so many cumulative values, that is 8 bytes
+
+struct Found {
+    uint32_t start;
+    uint32_t frequency;
+    uint32_t symbol;  // its low 16 bits; of no meaning for the sentinel
+    bool escape;
 };
 
 FASTCODEC_INLINE uint32_t slot_of(uint32_t state) { return state & (kProbabilityTotal - 1); }
 
-// The interval of a slot of table `index`; `info` is that of Entry without the cost.
-FASTCODEC_INLINE uint32_t lookup(const Tables& t, uint32_t index, uint32_t slot, uint32_t& info) {
-    const uint32_t bucket = t.buckets[(index << t.bucket_bits) + (slot >> (kProbabilityBits - t.bucket_bits))];
-    const uint32_t code = bucket >> kBucketSymbolShift;
-    if (code != 0) {
-        info = (code - kBucketSymbolBias) & 0xffffu;
-        return bucket & kBucketPayload;
+// The entry of a slot of table `index`.
+FASTCODEC_INLINE Found lookup(const Tables& t, uint32_t index, uint32_t slot) {
+    const uint32_t place = (index << t.bucket_bits) + (slot >> (kProbabilityBits - t.bucket_bits));
+    const Bucket bucket = t.buckets[place];
+    if (slot - bucket.start < static_cast<uint32_t>(bucket.end - bucket.start)) {
+        // Which of the two it is cannot be predicted: chosen by a mask, of which no compiler makes a branch.
+        const uint32_t second = 0u - static_cast<uint32_t>(slot >= bucket.middle);
+        const uint32_t start = bucket.start + (static_cast<uint32_t>(bucket.middle - bucket.start) & second);
+        const uint32_t end = bucket.middle + (static_cast<uint32_t>(bucket.end - bucket.middle) & second);
+        return {start, end - start, static_cast<uint32_t>(bucket.symbol) - second, end == kProbabilityTotal};
     }
-    const Entry* entry = t.entries + bucket;
-    while (slot - interval_start(entry->interval) >= interval_frequency(entry->interval)) {
-        ++entry;
+    uint32_t position = t.positions[place];
+    while (slot >= t.cumulative[position + 1]) {
+        ++position;
     }
-    info = entry->info & (kEntryEscape | 0xffffu);
-    return entry->interval;
+    const Table table = t.tables[index];
+    const uint32_t start = t.cumulative[position];
+    const uint32_t end = t.cumulative[position + 1];
+    return {start, end - start, table.first + (position - table.base), end == kProbabilityTotal};
 }
 
-// The entry that codes `symbol` by table `index`: its own, or the sentinel.
-FASTCODEC_INLINE const Entry& entry_of(const Tables& t, uint32_t index, int32_t symbol) {
+// The entry that codes `symbol` by table `index`, as a position in cumulative and costs: its own, or the sentinel's.
+FASTCODEC_INLINE uint32_t entry_of(const Tables& t, uint32_t index, int32_t symbol) {
     const Table table = t.tables[index];
     const uint32_t last = table.size - 1u;
     const uint32_t position = static_cast<uint32_t>(symbol - table.first);
-    return t.entries[table.base + (position < last ? position : last)];
+    return table.base + (position < last ? position : last);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Steps
 
 // Decode, first half: the state after its slot is taken; it may lie below L, then a word must follow.
-FASTCODEC_INLINE uint32_t decode_advance(uint32_t state, uint32_t interval) {
-    return interval_frequency(interval) * (state >> kProbabilityBits) + slot_of(state) - interval_start(interval);
+FASTCODEC_INLINE uint32_t decode_advance(uint32_t state, uint32_t start, uint32_t frequency) {
+    return frequency * (state >> kProbabilityBits) + slot_of(state) - start;
 }
 FASTCODEC_INLINE bool decode_needs_word(uint32_t advanced) { return advanced < kStateLow; }
 // Decode, second half.
 FASTCODEC_INLINE uint32_t decode_refill(uint32_t advanced, uint32_t word) { return advanced << kWordBits | word; }
 
 // Encode, first half: whether the state's low word must be written (and the state shifted) before the push.
-FASTCODEC_INLINE bool encode_emits(uint32_t state, uint32_t interval) {
-    return state >> kEmitShift >= interval_frequency(interval);
-}
+FASTCODEC_INLINE bool encode_emits(uint32_t state, uint32_t frequency) { return state >> kEmitShift >= frequency; }
 // Encode, second half: the inverse of decode_advance.
 //
 // SIMD twins have no integer division. They take q = trunc(float(x) / float(f) - 1/16), at least 0, and correct once:
 // x / f < 2^18, the conversion and the division each err by a factor of 2^-24 at most (together under 2^-5), the
 // subtraction by 2^-7, so the estimate lies between x / f - 0.11 and x / f - 0.02, and q is the quotient or one less.
-FASTCODEC_INLINE uint32_t encode_push(uint32_t state, uint32_t interval) {
-    const uint32_t frequency = interval_frequency(interval);
+FASTCODEC_INLINE uint32_t encode_push(uint32_t state, uint32_t start, uint32_t frequency) {
     const uint32_t quotient = state / frequency;
-    return (quotient << kProbabilityBits) + (state - quotient * frequency) + interval_start(interval);
+    return (quotient << kProbabilityBits) + (state - quotient * frequency) + start;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -215,11 +215,11 @@ FASTCODEC_INLINE constexpr uint32_t log2_256(uint32_t value) {
     return result;
 }
 
-// The cost of an entry, in 1/256 bit. At most (14 + 16) * 256, which fits Entry's 13 bits.
+// The cost of an entry, in 1/256 bit.
 FASTCODEC_INLINE constexpr uint32_t entry_cost(uint32_t frequency, bool escape) {
     return kProbabilityBits * 256 - log2_256(frequency) + (escape ? kEscapeBits * 256 : 0);
 }
-static_assert(entry_cost(1, true) <= kEntryCostMask);
+constexpr uint32_t kMaxEntryCost = entry_cost(1, true);
 
 enum Preset : uint32_t {
     kPresetSize = 0,     // states and directory take about 1/400 of the payload, or less

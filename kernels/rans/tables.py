@@ -45,7 +45,9 @@ def quantise_pmf(pmf: np.ndarray) -> np.ndarray:
         else:
             high = middle
     frequencies = above(high)
-    heap = [(-p * math.log1p(1 / f), i) for i, (p, f) in enumerate(zip(pmf.tolist(), frequencies.tolist(), strict=True))]
+    heap = [
+        (-p * math.log1p(1 / f), i) for i, (p, f) in enumerate(zip(pmf.tolist(), frequencies.tolist(), strict=True))
+    ]
     heapq.heapify(heap)
     for _ in range(PROBABILITY_TOTAL - int(frequencies.sum())):
         i = heap[0][1]
@@ -95,9 +97,7 @@ class TableSet:
         self._frequencies.flags.writeable = False
 
     @classmethod
-    def from_pmfs(
-        cls, pmfs: Iterable[tuple[int, np.ndarray, float]], *, skip: bool = False
-    ) -> "TableSet":
+    def from_pmfs(cls, pmfs: Iterable[tuple[int, np.ndarray, float]], *, skip: bool = False) -> "TableSet":
         """A set from float distributions, for example a factorised prior's.
 
         Args:
@@ -145,7 +145,12 @@ class TableSet:
         values = np.frombuffer(data, dtype="<u2")
         count, skip = int(values[0]), int(values[1])
         sizes = values[2 + count : 2 + 2 * count].astype(np.int64)
-        if skip > 1 or not 1 <= count <= MAX_TABLES or len(values) != 2 + 2 * count + sizes.sum() or len(sizes) != count:
+        if (
+            skip > 1
+            or not 1 <= count <= MAX_TABLES
+            or len(values) != 2 + 2 * count + sizes.sum()
+            or len(sizes) != count
+        ):
             raise ValueError("not a table set: its header does not fit its length")
         firsts = values[2 : 2 + count].view("<i2")
         parts = np.split(values[2 + 2 * count :], np.cumsum(sizes)[:-1])

@@ -1,0 +1,409 @@
+"""The integer entropy side: the float32 twin equals the int64 definition bit for bit, the exporter lets nothing else out,
+and what was trained is what runs."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fastcodec.codec import Codec
+from fastcodec.entropy.fixed_point import EXACT_LIMIT, MAX_SHIFT, accumulator_bound, weight_exponents
+from fastcodec.errors import ExactnessError
+from fastcodec.images import read_picture
+from fastcodec.kernels import checkerboard, integer
+from fastcodec.kernels.integer import IntegerLayer, exact_float32, linear, linear_reference
+from fastcodec.models import released
+from fastcodec.models.integer import EntropyModel, export_entropy_side, integer_layer, reconstruct
+from fastcodec.models.swift import Swift, SwiftConfig, quality_position
+
+WIDE = 1 << 30  # a clamp that never acts
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(20)
+
+
+@pytest.fixture(scope="module")
+def both() -> tuple[EntropyModel, EntropyModel]:
+    """The shipped model's entropy side: the float32 twin and the int64 reference."""
+    return released.load("swift").entropy, released.load("swift", None, "reference").entropy
+
+
+def extreme_layer(inputs: int, outputs: int, shift: int, generator: torch.Generator) -> IntegerLayer:
+    """Every channel reaches 2^24 - 1, rounding term included, when inputs of +-127 have its weights' signs."""
+    shift = torch.full((outputs,), shift, dtype=torch.int32)
+    half = 1 << (int(shift[0]) - 1)
+    weight = torch.randint(60, 128, (outputs, inputs), generator=generator)
+    budget = (EXACT_LIMIT - 1 - half) // 127
+    for row in weight:
+        total = row.cumsum(0)
+        row[total > budget] = 0
+    bias = EXACT_LIMIT - 1 - half - 127 * weight.sum(1)
+    assert bias.min() >= 0
+    weight *= torch.randint(0, 2, weight.shape, generator=generator) * 2 - 1
+    layer = IntegerLayer(weight.to(torch.int8), bias.to(torch.int32), shift, -WIDE, WIDE)
+    assert (accumulator_bound(layer.weight, layer.bias, layer.shift) == EXACT_LIMIT - 1).all()
+    return layer
+
+
+def assert_equal_layers(x: torch.Tensor, layer: IntegerLayer, row: int | None = None) -> torch.Tensor:
+    expected = linear_reference(x, layer, row)
+    with exact_float32():
+        got = linear(x.float(), layer, row)
+    assert torch.equal(got.long(), expected)
+    return expected
+
+
+# ---- the layer
+
+
+@pytest.mark.parametrize("inputs, outputs, positions", [(1, 1, 1), (7, 5, 3), (64, 256, 33), (576, 128, 100), (3072, 256, 9)])
+def test_the_float32_layer_equals_the_reference(inputs, outputs, positions, generator):
+    largest = min(127, EXACT_LIMIT // (inputs * 127 * 2))
+    weight = torch.randint(-largest, largest + 1, (outputs, inputs), generator=generator).to(torch.int8)
+    bias = torch.randint(-(2**20), 2**20, (outputs,), generator=generator, dtype=torch.int32)
+    shift = torch.randint(1, MAX_SHIFT + 1, (outputs,), generator=generator, dtype=torch.int32)
+    x = torch.randint(-127, 128, (2, positions, inputs), generator=generator)
+    for low, high in ((-WIDE, WIDE), (0, 127), (-127, 127), (0, 63), (-(2**15), 2**15 - 1)):
+        out = assert_equal_layers(x, IntegerLayer(weight, bias, shift, low, high))
+        assert out.shape == (2, positions, outputs)
+        assert low <= int(out.min()) <= int(out.max()) <= high
+
+
+@pytest.mark.parametrize("shift", [1, 2, 9, 23])
+@pytest.mark.parametrize("inputs", [1100, 3072])
+def test_the_float32_layer_is_exact_to_the_last_bit_of_the_bound(inputs, shift, generator):
+    layer = extreme_layer(inputs, 40, shift, generator)
+    sign = layer.weight.long().sign()
+    worst = torch.cat([127 * sign, -127 * sign, torch.randint(-127, 128, (50, inputs), generator=generator)])
+    out = assert_equal_layers(worst, layer)
+    assert int(out[:40].diagonal().max()) == (EXACT_LIMIT - 1) >> shift
+    # In any order of summation: shuffled inputs, and the same in blocks.
+    order = torch.randperm(inputs, generator=generator)
+    shuffled = dataclasses.replace(layer, weight=layer.weight[:, order].contiguous())
+    assert torch.equal(assert_equal_layers(worst[:, order], shuffled), out)
+
+
+def test_past_the_bound_float32_does_go_wrong():
+    """Why the exporter proves it: one step further, and the twins differ."""
+    weight = torch.full((1, 1041), 127, dtype=torch.int8)
+    layer = IntegerLayer(weight, torch.tensor([0], dtype=torch.int32), torch.tensor([1], dtype=torch.int32), -WIDE, WIDE)
+    x = torch.full((64, 1041), 127)
+    x[:, 0] = torch.arange(64)
+    assert accumulator_bound(weight, layer.bias, layer.shift) > EXACT_LIMIT
+    with exact_float32():
+        assert not torch.equal(linear(x.float(), layer).long(), linear_reference(x, layer))
+
+
+def test_each_row_of_biases(generator):
+    weight = torch.randint(-127, 128, (8, 20), generator=generator).to(torch.int8)
+    bias = torch.randint(-(2**20), 2**20, (100, 8), generator=generator, dtype=torch.int32)
+    layer = IntegerLayer(weight, bias, torch.full((8,), 3, dtype=torch.int32), -WIDE, WIDE)
+    x = torch.randint(-127, 128, (1, 5, 20), generator=generator)
+    rows = [assert_equal_layers(x, layer, row) for row in (0, 41, 99)]
+    assert not torch.equal(rows[0], rows[1])
+
+
+def test_shifts_round_half_up_for_negatives_too():
+    """(v + 2^(s-1)) >> s is floor(v / 2^s + 1/2): -1.5 becomes -1, -2.5 becomes -2; a division would truncate."""
+    expected = {1: [-3, -2, -2, -1, -1, 0, 0, 1, 1, 2, 2, 3, 3], 2: [-1, -1, -1, -1, 0, 0, 0, 0, 1, 1, 1, 1, 2]}
+    values = torch.arange(-6, 7)
+    for shift, results in expected.items():
+        one = torch.tensor([1], dtype=torch.int8)
+        layer = IntegerLayer(one[:, None], torch.zeros(1, dtype=torch.int32), one.int() * shift, -WIDE, WIDE)
+        assert assert_equal_layers(values[:, None], layer).flatten().tolist() == results
+        shifts = torch.tensor([shift], dtype=torch.int32)
+        for function, dtype in ((integer.shift_right_reference, torch.int64), (integer.shift_right, torch.float32)):
+            assert function(values[:, None].to(dtype), shifts, -99, 99).flatten().long().tolist() == results
+
+
+def test_shift_right_equals_its_reference_over_the_range_of_latents(generator):
+    shift = torch.randint(1, 16, (256,), generator=generator, dtype=torch.int32)
+    largest = 16 * (2**15 - 1) + 2**15  # the largest symbol on the largest mean
+    x = torch.randint(-largest, largest + 1, (400, 256), generator=generator)
+    x[0], x[1] = largest, -largest
+    for low, high in ((-127, 127), (-WIDE, WIDE)):
+        expected = integer.shift_right_reference(x, shift, low, high)
+        assert torch.equal(integer.shift_right(x.float(), shift, low, high).long(), expected)
+
+
+def test_the_3x3_gather_and_the_shuffle_are_those_of_the_convolutions(generator):
+    x = torch.randint(-127, 128, (2, 5, 7, 4), generator=generator).double()
+    weight = torch.randint(-127, 128, (3, 4, 3, 3), generator=generator).double()
+    dense = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), weight, padding=1).permute(0, 2, 3, 1)
+    assert torch.equal(integer.rows_3x3(x) @ weight.permute(0, 2, 3, 1).flatten(1).T, dense)
+    shuffled = torch.nn.functional.pixel_shuffle(x.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    assert torch.equal(integer.pixel_shuffle_2(x), shuffled)
+
+
+# ---- the proof
+
+
+def sound_layer() -> dict[str, torch.Tensor]:
+    return {
+        "weight": torch.full((8, 3072), 40, dtype=torch.int8),
+        "bias": torch.full((8,), 1000, dtype=torch.int32),
+        "shift": torch.full((8,), 10, dtype=torch.int32),
+    }
+
+
+def test_one_channel_that_breaks_the_bound_is_refused_by_layer_and_channel():
+    layer = sound_layer()
+    integer_layer("g_cm", **layer)
+    layer["weight"][5] = 44
+    with pytest.raises(ExactnessError, match=r"layer g_cm: output channel 5 can reach 17\d{6}"):
+        integer_layer("g_cm", **layer)
+
+
+def test_the_bound_is_sharp():
+    layer = sound_layer()
+    room = EXACT_LIMIT - 1 - 127 * 40 * 3072 - 512
+    for sign in (1, -1):
+        layer["bias"][3] = sign * room
+        integer_layer("g_cm", **layer)
+        layer["bias"][3] = sign * (room + 1)
+        with pytest.raises(ExactnessError, match=r"output channel 3 can reach 16777216"):
+            integer_layer("g_cm", **layer)
+
+
+def test_each_quality_has_to_keep_the_bound():
+    layer = sound_layer() | {"bias": torch.zeros(100, 8, dtype=torch.int32)}
+    integer_layer("g_ep.first", **layer)
+    layer["bias"][73, 2] = -(2**23)
+    with pytest.raises(ExactnessError, match=r"g_ep\.first: output channel 2 "):
+        integer_layer("g_ep.first", **layer)
+
+
+@pytest.mark.parametrize("shift", [0, -1, 25, 64, 2**31 - 2])
+def test_shifts_out_of_range_are_refused(shift):
+    layer = sound_layer()
+    layer["shift"][1] = shift
+    with pytest.raises(ExactnessError, match="layer g_cm"):
+        integer_layer("g_cm", **layer)
+
+
+def test_a_weight_of_minus_128_is_refused():
+    layer = sound_layer()
+    layer["weight"][1, 1] = -128
+    with pytest.raises(ExactnessError, match="weights within"):
+        integer_layer("g_cm", **layer)
+
+
+def test_a_stored_model_that_breaks_the_bound_does_not_load():
+    tensors = export_entropy_side(trained_like(SwiftConfig()))
+    EntropyModel(tensors)
+    for backend in ("float32", "reference"):
+        with pytest.raises(ExactnessError, match=r"g_ep\.means: output channel 17"):
+            biases = tensors["g_ep.means.bias"].clone()
+            biases[17] = 2**24
+            EntropyModel(tensors | {"g_ep.means.bias": biases}, backend)
+
+
+def trained_like(config: SwiftConfig, seed: int = 3) -> Swift:
+    """A model whose every parameter of the entropy side is random and matters."""
+    torch.manual_seed(seed)
+    shift = torch.randint(1, 7, (config.latents,), dtype=torch.int32)
+    model = Swift(config, shift)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith(("h_s.", "parameters_net.")) and name.endswith(("bias", "points")):
+                parameter.normal_(std=0.5)
+    return model
+
+
+@pytest.mark.parametrize("factor", [30.0, 3000.0])
+def test_large_weights_get_smaller_exponents(factor):
+    """Weights that int8 products could carry past 2^24 are stored more coarsely; the proof holds for what comes out."""
+    model = trained_like(SwiftConfig())
+    ordinary = export_entropy_side(model)
+    with torch.no_grad():
+        model.parameters_net.context.weight *= factor
+    tensors = export_entropy_side(model)
+    assert (tensors["g_cm.shift"] < ordinary["g_cm.shift"]).all()
+    parts = [tensors[f"g_cm.{part}"] for part in ("weight", "bias", "shift")]
+    assert (accumulator_bound(*parts) < EXACT_LIMIT).all()
+
+
+def test_exponents_are_the_largest_that_keep_the_bound(generator):
+    """A 3072-input channel of equal weights can hold 43 at most: the exponent that would make them 64 is not taken."""
+    weight = torch.full((1, 3072), 0.5)
+    exponent = weight_exponents(weight, torch.zeros(1), 4, 4)
+    assert exponent.tolist() == [6]
+    assert weight_exponents(weight[:, :100], torch.zeros(1), 4, 4).tolist() == [7]
+
+
+@pytest.mark.parametrize("value", [1e12, float("inf"), float("nan")])
+@pytest.mark.parametrize("part", ["weight", "bias"])
+def test_blown_up_models_are_refused_by_name(value, part):
+    for name, of in (("g_cm", lambda m: m.parameters_net.context), ("h_s.head", lambda m: m.h_s.head)):
+        model = trained_like(SwiftConfig())
+        with torch.no_grad():
+            getattr(of(model), part)[0] = value
+        with pytest.raises(ExactnessError, match=f"layer {name}"):
+            export_entropy_side(model)
+
+
+# ---- the whole entropy side
+
+
+def run(model: EntropyModel, dtype: torch.dtype, z, anchors, height, width, quality) -> list[torch.Tensor]:
+    with exact_float32():
+        psi_anchors, psi_non_anchors = model.hyper_synthesis(z, height, width)
+        first = model.anchor_parameters(psi_anchors, quality)
+        second = model.non_anchor_parameters(psi_non_anchors, reconstruct(anchors, first.means), height, width, quality)
+    return [psi_anchors.long(), psi_non_anchors.long(), first.means, first.indexes, second.means, second.indexes]
+
+
+SHAPES = [(1, 1, 1), (1, 1, 9), (1, 13, 1), (3, 2, 2), (2, 5, 7), (7, 3, 4), (1, 17, 6), (2, 16, 19)]
+
+
+@pytest.mark.parametrize("batch, height, width", SHAPES)
+@pytest.mark.parametrize("spread", [3, 300])
+def test_float32_equals_the_reference_on_random_latents(batch, height, width, spread, both, generator):
+    fast, reference = both
+    config = released.load("swift").config
+    z_shape = (batch, -(-height // 4), -(-width // 4), config.hyper_latents)
+    z = torch.randint(-spread, spread + 1, z_shape, generator=generator).to(torch.int16)
+    count = -(-height * width // 2)
+    anchors = torch.randint(-spread, spread + 1, (batch, count, config.latents), generator=generator).to(torch.int16)
+    if spread > 100:  # and what only a hostile stream holds
+        z.flatten()[::7] = 2**15 - 1
+        anchors.flatten()[::11] = -(2**15)
+        anchors.flatten()[::13] = 2**15 - 1
+    quality = int(torch.randint(1, 101, (), generator=generator))
+    results = [run(m, d, z, anchors, height, width, quality) for m, d in ((fast, torch.float32), (reference, torch.int64))]
+    for got, expected in zip(*results, strict=True):
+        assert torch.equal(got, expected)
+    means, indexes = results[0][2:4]
+    assert means.dtype == torch.int32
+    assert indexes.dtype == torch.uint8
+    assert int(indexes.max()) < 64
+
+
+def test_a_batch_equals_its_items(both, generator):
+    fast, _ = both
+    config = released.load("swift").config
+    z = torch.randint(-20, 21, (5, 2, 3, config.hyper_latents), generator=generator).to(torch.int16)
+    anchors = torch.randint(-20, 21, (5, 44, config.latents), generator=generator).to(torch.int16)
+    together = run(fast, torch.float32, z, anchors, 8, 11, 50)
+    for i in range(5):
+        alone = run(fast, torch.float32, z[i : i + 1], anchors[i : i + 1], 8, 11, 50)
+        for all_items, item in zip(together, alone, strict=True):
+            assert torch.equal(all_items[i : i + 1], item)
+
+
+@pytest.mark.slow
+def test_float32_equals_the_reference_on_every_kodak_image(kodak):
+    """Whole images, over the range of qualities: the reference decodes every stream that float32 wrote, to the same
+    latents. A parameter that differed in one bit would read the stream with another table."""
+    codec = Codec.load()
+    reference = Codec(released.load("swift", None, "reference"))
+    for number, path in enumerate(kodak):
+        data = codec.encode_picture(read_picture(path), 1 + 99 * number // max(1, len(kodak) - 1)).data
+        assert torch.equal(codec.latents(data), reference.latents(data)), path.name
+
+
+# ---- surroundings
+
+
+@pytest.fixture
+def precision():
+    yield
+    for setting in (torch.backends, torch.backends.mkldnn, torch.backends.mkldnn.matmul):
+        setting.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+
+
+def lower_legacy() -> None:
+    torch.set_float32_matmul_precision("medium")
+
+
+def lower_everything() -> None:
+    torch.backends.fp32_precision = "bf16"
+
+
+def lower_products() -> None:
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+
+
+@pytest.mark.parametrize("lower", [lower_legacy, lower_everything, lower_products])
+def test_a_lower_precision_elsewhere_does_not_reach_the_integers(lower, precision, generator):
+    x = torch.randint(-(2**11), 2**11, (300, 200), generator=generator)
+    w = torch.randint(-30, 31, (200, 300), generator=generator)
+    lower()
+    with exact_float32():
+        assert torch.equal((x.float() @ w.float()).long(), x @ w)
+
+
+@pytest.mark.parametrize("lower", [lower_legacy, lower_everything, lower_products])
+def test_a_lower_precision_elsewhere_does_not_reach_a_file(lower, precision, photographs):
+    codec = Codec.load()
+    image = photographs["chelsea"][:120, :150]
+    data = codec.encode(image)
+    latents, pixels = codec.latents(data), codec.decode(data, out="tensor")
+    lower()
+    assert torch.equal(codec.latents(data), latents)
+    assert int((codec.decode(data, out="tensor").int() - pixels.int()).abs().max()) <= 1
+
+
+def test_autocast_around_the_codec_changes_nothing(photographs):
+    codec = Codec.load()
+    image = photographs["chelsea"][:120, :150]
+    data = codec.encode(image)
+    pixels = codec.decode(data, out="tensor")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert codec.encode(image) == data
+        assert torch.equal(codec.decode(data, out="tensor"), pixels)
+
+
+def test_another_default_dtype_changes_nothing(photographs):
+    codec = Codec.load()
+    image = photographs["chelsea"][:120, :150]
+    data = codec.encode(image)
+    pixels = codec.decode(data, out="tensor")
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert codec.encode(image) == data
+        assert torch.equal(codec.decode(data, out="tensor"), pixels)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+# ---- what was trained is what runs
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_trained_network_is_the_exported_one(dtype, generator):
+    """The forward pass of quantisation-aware training, on the same integers, gives the integer model's means and indexes
+    exactly: its sums are those integers times a power of two, and float32 holds them for the same reason."""
+    config = SwiftConfig()
+    model = trained_like(config).to(dtype)
+    entropy = EntropyModel(export_entropy_side(model), "reference")
+    model.set_quantise(True)
+    height, width = 7, 6
+    # All hundred qualities at once, so that the layer with a bias for each sees the largest, as the exporter does.
+    z = torch.randint(-40, 41, (100, 2, 2, config.hyper_latents), generator=generator)
+    anchors = torch.randint(-6000, 6001, (100, 21, config.latents), generator=generator)
+    t = quality_position(torch.arange(1, 101).double()).float()
+    with torch.no_grad():
+        psi = model.h_s(z.permute(0, 3, 1, 2).to(dtype))[:, :, :height, :width].permute(0, 2, 3, 1)
+        psi_anchors, psi_non_anchors = checkerboard.split(psi)
+        first = model.parameters_net(psi_anchors, None, t)
+        phi = model.parameters_net.context_of(anchors.to(dtype) / 16, height, width)
+        second = model.parameters_net(psi_non_anchors, phi, t)
+        expected_psi = entropy.hyper_synthesis(z, height, width)
+    assert torch.equal((psi_anchors * 16).long(), expected_psi[0])
+    assert torch.equal((psi_non_anchors * 16).long(), expected_psi[1])
+    for quality in (1, 2, 37, 64, 99, 100):
+        i = slice(quality - 1, quality)
+        expected = [
+            entropy.anchor_parameters(expected_psi[0][i], quality),
+            entropy.non_anchor_parameters(expected_psi[1][i], anchors[i], height, width, quality),
+        ]
+        for (means, indexes), parameters in zip((first, second), expected, strict=True):
+            assert torch.equal(means[i] * 16, parameters.means.to(dtype))
+            assert torch.equal(indexes[i], parameters.indexes.to(dtype))
+    # The layers were at work: not all clamped to the ends of their ranges.
+    assert 10 < second[0].abs().amax() < 2**11
+    assert 0.1 < ((second[1] > 0) & (second[1] < 63)).double().mean()

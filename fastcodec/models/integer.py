@@ -92,6 +92,9 @@ def export_entropy_side(model: Swift) -> dict[str, Tensor]:
     Raises ExactnessError, naming layer and channel, where a layer could leave the range in which float32 is exact.
     """
     net, synthesis = model.parameters_net, model.h_s
+    for name, parameter in model.named_parameters():
+        if name.startswith(("h_s.", "parameters_net.")) and not torch.isfinite(parameter).all():
+            raise ExactnessError(f"{name} is not finite")
     quality = torch.arange(MIN_QUALITY, MAX_QUALITY + 1)
     with torch.no_grad():
         quality_bias = net.quality_bias(quality_position(quality.double()).to(net.first.bias.device).float())

@@ -23,11 +23,12 @@ from PIL import Image
 from torch import Tensor
 
 from . import container
-from .container import DEFAULT_LIMITS, MAX_QUALITY, MIN_QUALITY, Container, Header, Limits, TileData
+from .constants import HYPER_STRIDE, LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, TILE_LATENTS
+from .container import DEFAULT_LIMITS, Container, Header, Limits, TileData
 from .entropy.estimate import code_lengths
 from .entropy.gaussian import gaussian_tables
 from .errors import CorruptStreamError, ImageError, ModelMismatchError, TargetError
-from .geometry import HYPER_STRIDE, LATENT_STRIDE, TILE_LATENTS, Grid, Rect, hyper_size, windows
+from .geometry import Grid, Rect, hyper_size, windows
 from .images import ImageLike, Picture, from_picture, to_picture
 from .kernels import checkerboard, rans
 from .kernels.integer import exact_float32

@@ -12,13 +12,12 @@ import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .constants import IDENTITY_BYTES, MAX_QUALITY, MIN_QUALITY
 from .errors import CorruptStreamError, LimitError, NotAFicFileError, UnsupportedVersionError
 from .geometry import Grid
 
 MAGIC = b"\xf1FIC"
 VERSION = 1
-IDENTITY_BYTES = 6
-MIN_QUALITY, MAX_QUALITY = 1, 100
 
 _COLOUR_MASK = 0b11
 _ALPHA, _ICC, _EXIF, _FLOAT_ENTROPY = 0b100, 0b1000, 0b1_0000, 0b10_0000
@@ -202,13 +201,14 @@ def info(source: bytes | bytearray | memoryview | str | Path, limits: Limits = D
     Raises what `read` raises; the tiles' contents are not checked (`Codec.verify` does that).
     """
     data = Path(source).read_bytes() if isinstance(source, str | Path) else source
-    header = read(data, limits).header
+    container = read(data, limits)
+    header = container.header
     return FileInfo(
         width=header.width,
         height=header.height,
         mode=header.mode,
         quality=header.quality,
-        version=VERSION,
+        version=container.data[4],
         model=header.identity.hex(),
         tiles=header.grid.tile_count,
         bytes=len(data),

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-LATENT_STRIDE = 16  # pixels a latent
-HYPER_STRIDE = 4  # latents a hyper latent
-TILE_LATENTS = 64  # side of a tile
-MIN_TILE_LATENTS = 16  # a remainder below this joins its neighbour
+from .constants import HYPER_STRIDE, LATENT_STRIDE, MIN_TILE_LATENTS, TILE_LATENTS
 
 
 @dataclass(frozen=True)

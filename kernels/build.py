@@ -1,7 +1,7 @@
 """Builds the compiled kernels next to their sources: `python kernels/build.py`.
 
-Writes build/kernels/build.ninja and runs ninja on it. Up to date, that takes some milliseconds. $CXX and $CXXFLAGS choose
-the compiler and add to its flags. Nothing here needs PyTorch.
+Writes build/kernels/build.ninja and runs ninja on it. Up to date, that takes some milliseconds. $CXX and $CXXFLAGS
+choose the compiler and add to its flags. Nothing here needs PyTorch.
 """
 
 import os
@@ -16,7 +16,7 @@ KERNELS = Path(__file__).resolve().parent
 BUILD = KERNELS.parent / "build" / "kernels"
 X86 = ("x86_64", "amd64")
 
-CXX_FLAGS = "-std=c++20 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -pthread"
+CXX_FLAGS = "-std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -pthread"
 
 # The coder's sources, each with the flags of its instruction set.
 RANS_SOURCES = {"rans/cpu.cpp": "", "rans/cpu_scalar.cpp": ""}
@@ -65,13 +65,13 @@ def _escape(path: Path) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-def build_file() -> str:
-    """The text of build.ninja."""
-    flags = f"{CXX_FLAGS} {os.environ.get('CXXFLAGS', '')}".rstrip()
+def ninja_text(sources: dict[Path, str], folder: Path, output: Path, flags: str, link_flags: str) -> str:
+    """build.ninja for one output of these sources, each with its extra flags; objects go to `folder`."""
     lines = [
         "ninja_required_version = 1.5",
         f"cxx = {compiler()}",
-        f"cxxflags = {flags}",
+        f"cxxflags = {CXX_FLAGS} {flags} {os.environ.get('CXXFLAGS', '')}".rstrip(),
+        f"ldflags = -pthread {link_flags}",
         "",
         "rule cxx",
         "  command = $cxx $cxxflags $isa -MMD -MF $out.d -c $in -o $out",
@@ -80,29 +80,40 @@ def build_file() -> str:
         "  description = compile $in",
         "",
         "rule link",
-        "  command = $cxx -shared -pthread -Wl,-z,defs -o $out.new $in && mv -f $out.new $out",
+        "  command = $cxx $ldflags -o $out.new $in && mv -f $out.new $out",
         "  description = link $out",
         "",
     ]
     objects = []
-    for source, isa in rans_sources().items():
-        target = _escape(BUILD / Path(source).with_suffix(".o"))
-        lines += [f"build {target}: cxx {_escape(KERNELS / source)}", f"  isa = {isa}"]
+    for source, isa in sources.items():
+        target = _escape(folder / f"{source.stem}.o")
+        lines += [f"build {target}: cxx {_escape(source)}", f"  isa = {isa}"]
         objects.append(target)
-    library = _escape(library_path())
-    lines += ["", f"build {library}: link {' '.join(objects)}", "", f"default {library}", ""]
+    lines += ["", f"build {_escape(output)}: link {' '.join(objects)}", "", f"default {_escape(output)}", ""]
     return "\n".join(lines)
+
+
+def _run(folder: Path, text: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "build.ninja"
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+    subprocess.run([*ninja(), "--quiet", "-C", str(folder)], check=True)
 
 
 def build() -> Path:
     """Builds what is out of date and returns the library's path."""
-    text = build_file()
-    BUILD.mkdir(parents=True, exist_ok=True)
-    path = BUILD / "build.ninja"
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
-    subprocess.run([*ninja(), "--quiet", "-C", str(BUILD)], check=True)
+    sources = {KERNELS / source: isa for source, isa in rans_sources().items()}
+    # The new library replaces the old one in one step: a process that has it loaded keeps its own.
+    _run(BUILD, ninja_text(sources, BUILD, library_path(), "-O3", "-shared -Wl,-z,defs"))
     return library_path()
+
+
+def build_program(name: str, sources: dict[Path, str], flags: str) -> Path:
+    """Builds a test's program from these sources, with the kernels' headers at hand, and returns its path."""
+    folder = BUILD.parent / name
+    _run(folder, ninja_text(sources, folder, folder / name, f"{flags} -I{_escape(KERNELS / 'rans')}", flags))
+    return folder / name
 
 
 def main() -> int:

@@ -10,7 +10,6 @@ int8 twin joins them here. docs/integer.md has the argument in full.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,7 +62,7 @@ def linear(x: Tensor, layer: IntegerLayer, row: int | None = None) -> Tensor:
     flat = x.reshape(-1, x.shape[-1])
     out = torch.addmm(bias, flat, layer._float_weight)
     out.mul_(layer._float_scale).floor_().clamp_(layer.low, layer.high)
-    return out.view(*x.shape[:-1], -1)
+    return out.view(*x.shape[:-1], out.shape[-1])  # not -1: a tile of one latent has no non-anchors
 
 
 def rows_3x3(x: Tensor) -> Tensor:
@@ -93,28 +92,24 @@ def shift_right(x: Tensor, shift: Tensor, low: int, high: int) -> Tensor:
     return (x * scale + 0.5).floor_().clamp_(low, high)
 
 
-_precision_lock = threading.Lock()
-
-
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Keep float32 products in float32, whatever the caller allows elsewhere (autocast, "medium" matmul precision).
+    """Keep results in float32, whatever the caller allows elsewhere.
 
-    The precision setting belongs to the process: it is raised while any thread is inside and never lowered back under a
-    thread that still computes, so a caller who wants a lower one must set it again after the first decode.
+    Autocast would round them. A lower float32 matmul precision ("medium", TF32) is harmless: it rounds the factors to
+    bfloat16 or TF32, which hold integers up to 255 exactly, and sums in float32 all the same.
     """
-    with _precision_lock:
-        if torch.get_float32_matmul_precision() != "highest":
-            torch.set_float32_matmul_precision("highest")
     with torch.inference_mode(), torch.autocast("cpu", enabled=False):
         yield
 
 
 @torch.inference_mode()
 def float32_is_exact() -> bool:
-    """Whether this PyTorch's float32 matrix product is exact up to 2^24 (a build that rounds to bf16 or TF32 is not)."""
+    """Whether this PyTorch's float32 matrix product sums int8 products exactly, random ones and some just below 2^24."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randint(-127, 128, (64, 1000), generator=generator)
-    w = torch.randint(-127, 128, (1000, 64), generator=generator)
+    x = torch.randint(-127, 128, (64, 1040), generator=generator)
+    w = torch.randint(-127, 128, (1040, 64), generator=generator)
+    x[0], w[:, 0] = 127, 127  # 1040 * 127^2 = 16,774,160, and 2^24 = 16,777,216
+    bias = torch.arange(64) * 47 + 1
     with exact_float32():
-        return torch.equal((x.float() @ w.float()).long(), x @ w)
+        return torch.equal(torch.addmm(bias.float(), x.float(), w.float()).long(), x @ w + bias)

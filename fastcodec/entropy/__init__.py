@@ -1,1 +1,1 @@
-"""What stands between the networks and the coder: the integer tables and fixed-point numbers that decide probabilities."""
+"""Between the networks and the coder: the integer tables and fixed-point numbers that decide probabilities."""

@@ -4,8 +4,8 @@ They are built offline in high precision and never at run time, so no machine's 
 
     python -m fastcodec.entropy.gaussian --write     # rebuilds gaussian64.bin (needs mpmath) and prints its SHA-256
 
-Table i holds the symbols -K .. K with K = max(1, ceil(SUPPORT sigma_i)), and the sentinel for everything else. The probability
-of symbol k is Phi((k + 1/2) / sigma) - Phi((k - 1/2) / sigma). Index 0 means "not coded, the symbol is 0".
+Table i holds the symbols -K .. K with K = max(1, ceil(SUPPORT sigma_i)), and the sentinel for everything else. The
+probability of symbol k is Phi((k + 1/2) / sigma) - Phi((k - 1/2) / sigma). Index 0 means "not coded, the symbol is 0".
 """
 
 import argparse
@@ -24,9 +24,10 @@ COUNT = 64
 LEAST_SCALE = 0.11
 GREATEST_SCALE = 64.0
 # Reach of a table in scales. Latents have heavier tails than their Gaussian: ending the tables at 4 sigma instead costs
-# 0.3 % of the rate at 0.2 bits a pixel and 0.9 % at 1.5, in escapes of 30 bits; 7 gains nothing more. (docs/architecture.md)
+# 0.3 % of the rate at 0.2 bits a pixel and 0.9 % at 1.5, in escapes of 30 bits; 7 gains nothing more.
+# (docs/architecture.md)
 SUPPORT = 6
-# The scale (standard deviation) of each index, in units of the quantisation step. SCALES[0] is nominal: it is not coded.
+# The scale (standard deviation) of each index, in quantisation steps. SCALES[0] is nominal: it is not coded.
 SCALES = np.geomspace(LEAST_SCALE, GREATEST_SCALE, COUNT)
 
 FILE = "gaussian64.bin"
@@ -54,9 +55,9 @@ def support(scale: float) -> int:
 def build_frequencies(index: int) -> list[int]:
     """The frequencies of the symbols -K .. K and the sentinel of one scale, in 120-bit arithmetic.
 
-    They minimise the expected code length among all symmetric tables of sum 2^14 whose entries are at least 1: start from
-    1 everywhere and raise, again and again, what gains most per slot. A pair (-k, k) takes two slots, the centre and the
-    sentinel one; when a single slot is left, the better of those two gets it.
+    They minimise the expected code length among all symmetric tables of sum 2^14 whose entries are at least 1: start
+    from 1 everywhere and raise, again and again, what gains most per slot. A pair (-k, k) takes two slots, the centre
+    and the sentinel one; when a single slot is left, the better of those two gets it.
     """
     from mpmath import erfc, exp, log, mp, mpf, sqrt
 

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastcodec.constants import MAX_QUALITY, MIN_QUALITY
 from fastcodec.entropy.fixed_point import (
     ACTIVATION_BITS,
     ACTIVATION_MAX,
@@ -23,13 +24,17 @@ from fastcodec.entropy.fixed_point import (
     accumulator_bound,
     weight_exponents,
 )
+from fastcodec.entropy.gaussian import COUNT as SCALES_COUNT
 from fastcodec.errors import ExactnessError
 from fastcodec.kernels import checkerboard, integer
 from fastcodec.kernels.integer import IntegerLayer
 
-from .swift import MAX_QUALITY, MIN_QUALITY, SCALE_LEVELS, FixedPointLinear, Swift, quality_position
+from .swift import FixedPointLinear, Swift, quality_position
 
 Backend = Literal["float32", "reference"]
+
+# Beyond this the rounding term alone breaks the bound, and far beyond its power of two would wrap around.
+_MAX_SHIFT = 24
 
 #: Layer name -> (low, high) of its output. The names are those of the stored tensors.
 _RANGES = {
@@ -42,7 +47,7 @@ _RANGES = {
     "g_ep.first": (0, ACTIVATION_MAX),
     "g_ep.second": (0, ACTIVATION_MAX),
     "g_ep.means": (-(2**15), 2**15 - 1),
-    "g_ep.indexes": (0, SCALE_LEVELS - 1),
+    "g_ep.indexes": (0, SCALES_COUNT - 1),
 }
 
 
@@ -53,9 +58,8 @@ def integer_layer(name: str, weight: Tensor, bias: Tensor, shift: Tensor) -> Int
     output channel, sum|w| * 127 + |bias| + 2^(s-1) < 2^24, so that every partial sum, in any order, is an integer that
     float32 holds exactly.
     """
-    # Beyond 24 the rounding term alone breaks the bound, and far beyond its power of two would wrap around.
-    if not 1 <= int(shift.min()) <= int(shift.max()) <= 24 or int(weight.to(torch.int16).abs().max()) > WEIGHT_MAX:
-        raise ExactnessError(f"layer {name}: shifts must lie in 1..24 and weights within +-{WEIGHT_MAX}")
+    if not 1 <= int(shift.min()) <= int(shift.max()) <= _MAX_SHIFT or int(weight.to(torch.int16).abs().max()) > WEIGHT_MAX:
+        raise ExactnessError(f"layer {name}: shifts must lie in 1..{_MAX_SHIFT} and weights within +-{WEIGHT_MAX}")
     largest = bias.long().abs().reshape(-1, weight.shape[0]).amax(0)
     bound = accumulator_bound(weight, largest, shift)
     worst = int(bound.argmax())
@@ -137,8 +141,8 @@ class EntropyModel:
             for name in _RANGES
         }
         self._context_shift = tensors["context_shift"]
-        if int(self._context_shift.min()) < 1:
-            raise ExactnessError("context_shift: shifts must be at least 1")
+        if not 1 <= int(self._context_shift.min()) <= int(self._context_shift.max()) <= _MAX_SHIFT:
+            raise ExactnessError(f"context_shift: shifts must lie in 1..{_MAX_SHIFT}")
         self._dtype = torch.float32 if backend == "float32" else torch.int64
         self._linear = integer.linear if backend == "float32" else integer.linear_reference
         self._shift_right = integer.shift_right if backend == "float32" else integer.shift_right_reference

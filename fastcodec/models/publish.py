@@ -32,10 +32,11 @@ def publish(checkpoint: Path, folder: Path, name: str = "swift") -> str:
     index_path = folder / "index.json"
     index = json.loads(index_path.read_text()) if index_path.exists() else {}
     releases = [identity, *(known for known in index.get(name, []) if known != identity)]
+    index[name] = releases[:KEPT_RELEASES]
+    scratch.write_text(json.dumps(index, indent=1) + "\n")
+    os.replace(scratch, index_path)
     for dropped in releases[KEPT_RELEASES:]:
         (folder / f"{name}-{dropped}.safetensors").unlink(missing_ok=True)
-    index[name] = releases[:KEPT_RELEASES]
-    index_path.write_text(json.dumps(index, indent=1) + "\n")
     return identity
 
 

@@ -21,15 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastcodec.constants import IDENTITY_BYTES, MAX_QUALITY, MIN_QUALITY
 from fastcodec.entropy.gaussian import gaussian_tables
 from fastcodec.errors import FastcodecError, ModelMismatchError
 from fastcodec.kernels.rans import TableSet
 
 from .integer import ACTIVATION_MAX, Backend, EntropyModel, export_entropy_side
-from .swift import MAX_QUALITY, MIN_QUALITY, Analysis, HyperAnalysis, HyperPrior, Swift, SwiftConfig, Synthesis
-from .swift import quality_position
+from .swift import Analysis, HyperAnalysis, HyperPrior, Swift, SwiftConfig, Synthesis, quality_position
 
-IDENTITY_BYTES = 6
 _ENCODE_ONLY = ("g_a.", "h_a.", "gain", "prior.")
 _PRIOR_TABLES = "prior_tables"
 

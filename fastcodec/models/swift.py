@@ -22,15 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastcodec.constants import MAX_QUALITY, MIN_QUALITY
 from fastcodec.entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN_BITS, weight_exponents
+from fastcodec.entropy.gaussian import COUNT, GREATEST_SCALE, LEAST_SCALE
 from fastcodec.kernels import checkerboard
 
-LATENT_STRIDE = 16
-HYPER_STRIDE = 4  # in latents
-MIN_QUALITY, MAX_QUALITY = 1, 100
-SCALE_LEVELS = 64
-SCALE_MIN, SCALE_MAX = 0.11, 64.0
-_LOG_SCALE_STEP = math.log(SCALE_MAX / SCALE_MIN) / (SCALE_LEVELS - 1)
+_LOG_SCALE_STEP = math.log(GREATEST_SCALE / LEAST_SCALE) / (COUNT - 1)
 
 
 @dataclass(frozen=True)
@@ -252,7 +249,7 @@ class Parameters(nn.Module):
             config.hidden, m, output_bits=MEAN_BITS, low=-(2**15), high=2**15 - 1, gain=mean_gain
         )
         self.indexes = FixedPointLinear(
-            config.hidden, m, output_bits=0, high=SCALE_LEVELS - 1, gain=torch.full((m,), 8.0)
+            config.hidden, m, output_bits=0, high=COUNT - 1, gain=torch.full((m,), 8.0)
         )
         nn.init.constant_(self.indexes.bias, 1.5)
 
@@ -302,7 +299,7 @@ def _log2_bounded(probability: Tensor) -> Tensor:
 
 def gaussian_bits(residual: Tensor, index: Tensor) -> Tensor:
     """Code length in bits of N(0, sigma^2) * U(-1/2, 1/2) at residual (He et al. 2021, equation 3)."""
-    inverse = torch.exp(-(math.log(SCALE_MIN) + index * _LOG_SCALE_STEP)) * math.sqrt(0.5)
+    inverse = torch.exp(-(math.log(LEAST_SCALE) + index * _LOG_SCALE_STEP)) * math.sqrt(0.5)
     magnitude = residual.abs()
     upper, lower = torch.erfc((magnitude - 0.5) * inverse), torch.erfc((magnitude + 0.5) * inverse)
     return -_log2_bounded(0.5 * (upper - lower))

@@ -1,8 +1,8 @@
 """The entropy coder: interleaved rANS with one distribution per symbol, for tensors of integers.
 
-The rule, the format of a payload and the bounds stand in rans.h. A tile is coded in passes, each a matrix of symbols with
-the index of a table for every element. `encode` takes all passes at once; a `Decoder` gives them back one by one, so
-that the indexes of a pass may depend on the symbols of those before it.
+The rule, the format of a payload and the bounds stand in rans.h. A tile is coded in passes, each a matrix of symbols
+with the index of a table for every element. `encode` takes all passes at once; a `Decoder` gives them back one by one,
+so that the indexes of a pass may depend on the symbols of those before it.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def _check_pass(item: Pass, what: str) -> tuple[Tensor, Tensor, object]:
 
 
 def cost_bits(p: Pass) -> float:
-    """The cost of one pass in bits, escapes included, by the integer costs (1/256 bit) that `encode` chooses N and S by.
+    """The cost of one pass in bits, escapes included: the estimate, in 1/256 bit, by which `encode` chooses N and S.
 
     Raises:
         ValueError, SymbolRangeError: as `encode`.

@@ -1,5 +1,5 @@
-// The CPU coder's plain C interface, called through ctypes (which lets go of Python's lock): table sets, batches of tiles
-// in and out, threads. The loops themselves are in cpu_scalar.cpp, cpu_avx2.cpp and cpu_avx512.cpp.
+// The CPU coder's plain C interface, called through ctypes (which lets go of Python's lock): table sets, batches of
+// tiles in and out, threads. The loops themselves are in cpu_scalar.cpp, cpu_avx2.cpp and cpu_avx512.cpp.
 //
 // Every function returns a Status or a rans::Error and throws nothing. Results do not depend on the number of threads.
 
@@ -164,7 +164,8 @@ void fill_buckets(const uint16_t* edges, Table table, Bucket* buckets, uint32_t*
             const uint32_t covered = std::min(uint32_t{edges[last]}, end) - std::max(uint32_t{edges[k]}, begin);
             if (covered > best) {
                 best = covered;
-                buckets[b] = {edges[k], edges[k + 1], edges[last], static_cast<int16_t>(table.first + static_cast<int32_t>(k))};
+                buckets[b] = {edges[k], edges[k + 1], edges[last],
+                              static_cast<int16_t>(table.first + static_cast<int32_t>(k))};
             }
         }
     }
@@ -213,8 +214,10 @@ bool build_tables(TableSet& set, uint32_t count, bool skip, const int16_t* first
                      set.positions.data() + first_bucket);
         base += sizes[i] + 1u;
     }
-    set.view = {set.buckets.data(), set.positions.data(), set.cumulative.data(), set.costs.data(), set.tables.data(),
-                count,              kBucketBits,          skip};
+    set.view = {set.buckets.data(),    set.positions.data(),
+                set.cumulative.data(), set.costs.data(),
+                set.tables.data(),     count,
+                kBucketBits,           skip};
     return true;
 }
 
@@ -233,8 +236,8 @@ struct Pass {
 
 struct Preparation {
     int status = kStatusOk;
-    uint64_t cost = 0;                         // 1/256 bit
-    std::unique_ptr<Buffer<int16_t>> narrow;   // the symbols, when they came as int32
+    uint64_t cost = 0;                        // 1/256 bit
+    std::unique_ptr<Buffer<int16_t>> narrow;  // the symbols, when they came as int32
     const int16_t* symbols = nullptr;
 };
 
@@ -403,7 +406,8 @@ struct DecoderStream {
 };
 
 struct Decoder {
-    std::vector<uint8_t> data;  // the payloads, copied: a caller may change or free theirs; kSlack bytes follow the last
+    std::vector<uint8_t>
+        data;  // the payloads, copied: a caller may change or free theirs; kSlack bytes follow the last
     std::vector<uint32_t> states;
     std::vector<DecoderTile> tiles;
     std::vector<DecoderStream> streams;
@@ -471,8 +475,8 @@ Error first_error(const Decoder& decoder, const Report& report, uint32_t* tile) 
 // ---------------------------------------------------------------------------------------------------------------------
 // The interface
 
-// The constants of the format, for readers in other languages: probability bits, lower bound of a state, most lanes, most
-// streams, most tables, bits of an escape.
+// The constants of the format, for readers in other languages: probability bits, lower bound of a state, most lanes,
+// most streams, most tables, bits of an escape.
 FASTCODEC_API void fastcodec_rans_constants(uint32_t values[6]) {
     const uint32_t constants[6] = {kProbabilityBits, kStateLow, kMaxLanes, kMaxStreams, kMaxTables, kEscapeBits};
     std::memcpy(values, constants, sizeof(constants));
@@ -515,7 +519,8 @@ FASTCODEC_API const char* fastcodec_rans_error_text(uint32_t error) {
 }
 
 // A set of `count` tables: table i codes the symbols firsts[i] .. firsts[i] + sizes[i] - 2 and, by its last entry, all
-// others. frequencies [entries] holds all tables, one after the other; each must sum to 2^14 with every entry at least 1.
+// others. frequencies [entries] holds all tables, one after the other; each must sum to 2^14 with every entry at
+// least 1.
 FASTCODEC_API int fastcodec_rans_tables_new(uint32_t count, int skip, const int16_t* firsts, const uint16_t* sizes,
                                             const uint16_t* frequencies, size_t entries, void** tables) {
     return guarded([&] {
@@ -540,8 +545,8 @@ FASTCODEC_API int fastcodec_rans_cost(const Pass* pass, int isa, uint64_t* cost)
     });
 }
 
-// Encodes `tiles` tiles; tile t has the passes[pass_begin[t]] .. passes[pass_begin[t + 1] - 1]. lanes and streams override
-// the preset unless 0. On an error `where` [2] holds the tile and the pass.
+// Encodes `tiles` tiles; tile t has the passes[pass_begin[t]] .. passes[pass_begin[t + 1] - 1]. lanes and streams
+// override the preset unless 0. On an error `where` [2] holds the tile and the pass.
 FASTCODEC_API int fastcodec_rans_encode(uint32_t tiles, const uint32_t* pass_begin, const Pass* passes, uint32_t preset,
                                         uint32_t lanes, uint32_t streams, uint32_t threads, int isa, uint32_t* where,
                                         void** encoded) {
@@ -612,8 +617,8 @@ FASTCODEC_API const uint8_t* fastcodec_rans_encoded_payload(const void* encoded,
 
 FASTCODEC_API void fastcodec_rans_encoded_free(void* encoded) { delete static_cast<Encoded*>(encoded); }
 
-// A decoder of `tiles` payloads, which are copied. `error` receives a rans::Error and `tile` whose it is; then there is no
-// decoder.
+// A decoder of `tiles` payloads, which are copied. `error` receives a rans::Error and `tile` whose it is; then there is
+// no decoder.
 FASTCODEC_API int fastcodec_rans_decoder_new(uint32_t tiles, const uint8_t* const* payloads, const size_t* sizes,
                                              int isa, uint32_t* error, uint32_t* tile, void** decoder) {
     return guarded([&]() -> int {
@@ -664,7 +669,8 @@ FASTCODEC_API int fastcodec_rans_decoder_new(uint32_t tiles, const uint8_t* cons
 FASTCODEC_API void fastcodec_rans_decoder_free(void* decoder) { delete static_cast<Decoder*>(decoder); }
 
 // The lanes and streams of a tile.
-FASTCODEC_API void fastcodec_rans_decoder_shape(const void* decoder, uint32_t tile, uint32_t* lanes, uint32_t* streams) {
+FASTCODEC_API void fastcodec_rans_decoder_shape(const void* decoder, uint32_t tile, uint32_t* lanes,
+                                                uint32_t* streams) {
     const DecoderTile& t = static_cast<const Decoder*>(decoder)->tiles[tile];
     *lanes = t.lanes;
     *streams = t.streams;

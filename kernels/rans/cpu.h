@@ -29,8 +29,8 @@ struct EncodeStream {
 
 struct Kernels {
     const char* name;
-    uint32_t least_lanes;            // with fewer lanes,
-    const Kernels& (*narrower)();    // these have the faster loops (and give the same)
+    uint32_t least_lanes;          // with fewer lanes,
+    const Kernels& (*narrower)();  // these have the faster loops (and give the same)
 
     // Decodes n coded symbols of one pass. On an error the failing step's symbols and all later ones are 0.
     Error (*decode)(DecodeStream& stream, uint32_t lanes, const Tables& tables, const uint8_t* indexes, size_t n,

@@ -49,9 +49,7 @@ struct Avx2 {
     static FASTCODEC_INLINE U32 load(const uint32_t* p) {
         return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     }
-    static FASTCODEC_INLINE void store(uint32_t* p, U32 x) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x);
-    }
+    static FASTCODEC_INLINE void store(uint32_t* p, U32 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
     static FASTCODEC_INLINE U32 load_indexes(const uint8_t* p) { return _mm256_cvtepu8_epi32(load8(p)); }
     static FASTCODEC_INLINE U32 load_symbols(const int16_t* p) { return _mm256_cvtepi16_epi32(load16(p)); }
     // The low 16 bits of each lane.
@@ -201,7 +199,9 @@ void expand_symbols(const uint8_t* indexes, size_t n, const int16_t* packed, int
 }  // namespace
 
 const Kernels& avx2_kernels() {
-    static constexpr Kernels kernels{"avx2", 8, scalar_kernels, decode, encode, cost_vectors<Avx2>, compact_indexes, compact_symbols, expand_symbols};
+    static constexpr Kernels kernels{
+        "avx2",        8, scalar_kernels, decode, encode, cost_vectors<Avx2>, compact_indexes, compact_symbols,
+        expand_symbols};
     return kernels;
 }
 

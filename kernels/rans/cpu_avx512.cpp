@@ -78,8 +78,8 @@ struct Avx512 {
     }
 
     static FASTCODEC_INLINE U32 quotient_or_one_less(U32 x, U32 frequency) {
-        const __m512 estimate = _mm512_sub_ps(_mm512_div_ps(_mm512_cvtepu32_ps(x), _mm512_cvtepi32_ps(frequency)),
-                                              _mm512_set1_ps(0.0625f));
+        const __m512 estimate =
+            _mm512_sub_ps(_mm512_div_ps(_mm512_cvtepu32_ps(x), _mm512_cvtepi32_ps(frequency)), _mm512_set1_ps(0.0625f));
         return _mm512_cvttps_epi32(estimate);  // -1/16 truncates to 0
     }
 };
@@ -141,7 +141,9 @@ void expand_symbols(const uint8_t* indexes, size_t n, const int16_t* packed, int
 }  // namespace
 
 const Kernels& avx512_kernels() {
-    static constexpr Kernels kernels{"avx512", 16, avx2_kernels, decode, encode, cost_vectors<Avx512>, compact_indexes, compact_symbols, expand_symbols};
+    static constexpr Kernels kernels{
+        "avx512",      16, avx2_kernels, decode, encode, cost_vectors<Avx512>, compact_indexes, compact_symbols,
+        expand_symbols};
     return kernels;
 }
 

@@ -154,7 +154,8 @@ void expand_symbols(const uint8_t* indexes, size_t n, const int16_t* packed, int
 }  // namespace
 
 const Kernels& scalar_kernels() {
-    static constexpr Kernels kernels{"scalar", 1, scalar_kernels, decode, encode, cost, compact_indexes, compact_symbols, expand_symbols};
+    static constexpr Kernels kernels{
+        "scalar", 1, scalar_kernels, decode, encode, cost, compact_indexes, compact_symbols, expand_symbols};
     return kernels;
 }
 

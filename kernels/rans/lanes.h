@@ -1,8 +1,8 @@
 // The SIMD loops, written once for every vector width. A twin's source defines the operations of its instruction set as
 // static functions of a struct V and instantiates these templates in its own unnamed namespace.
 //
-// V::kWidth lanes make a vector; Count vectors make a step, so N = Count * V::kWidth lanes. They share one cursor, but the
-// long part of a step (table lookups, the multiplication) does not wait for it: only the refill does.
+// V::kWidth lanes make a vector; Count vectors make a step, so N = Count * V::kWidth lanes. They share one cursor, but
+// the long part of a step (table lookups, the multiplication) does not wait for it: only the refill does.
 //
 // These loops do whole steps that succeed. A pass's last, partial step, and a step that would run out of words or of
 // escapes, is left untouched to the scalar loops, which finish the pass: so all twins agree on errors by construction.
@@ -17,7 +17,7 @@ template <typename V>
 struct FoundLanes {
     typename V::U32 start;
     typename V::U32 frequency;
-    typename V::U32 symbol;      // in the low 16 bits
+    typename V::U32 symbol;  // in the low 16 bits
     typename V::Mask escape;
 };
 

@@ -12,13 +12,14 @@ namespace fastcodec::rans {
 struct Layout {
     uint32_t lanes = 0;
     uint32_t streams = 0;
-    size_t states = 0;                // u32 [streams, lanes]
-    std::vector<size_t> words;        // [streams + 1]: stream s has the bytes words[s] .. words[s + 1]
-    std::vector<size_t> escapes;      // [streams + 1], likewise
+    size_t states = 0;            // u32 [streams, lanes]
+    std::vector<size_t> words;    // [streams + 1]: stream s has the bytes words[s] .. words[s + 1]
+    std::vector<size_t> escapes;  // [streams + 1], likewise
 };
 
 inline uint32_t load_u32(const uint8_t* p) {
-    return p[0] | static_cast<uint32_t>(p[1]) << 8 | static_cast<uint32_t>(p[2]) << 16 | static_cast<uint32_t>(p[3]) << 24;
+    return p[0] | static_cast<uint32_t>(p[1]) << 8 | static_cast<uint32_t>(p[2]) << 16 |
+           static_cast<uint32_t>(p[3]) << 24;
 }
 
 // Reads a varint at `position` and moves it on.

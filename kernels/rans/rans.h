@@ -1,7 +1,7 @@
 // The rule of fastcodec's entropy coder, stated once: interleaved range ANS with one distribution per symbol.
 //
-// Every twin (the scalar oracle, AVX2, AVX-512, CUDA) includes this file; they may differ in how many lanes they move at
-// a time and in nothing else. It compiles as C++20 and as CUDA device code.
+// Every twin (the scalar oracle, AVX2, AVX-512, CUDA) includes this file; they may differ in how many lanes they move
+// at a time and in nothing else. It compiles as C++20 and as CUDA device code.
 //
 // What the design trades
 // ----------------------
@@ -22,16 +22,17 @@
 //
 // The order of things
 // -------------------
-// A tile is coded by S streams of N lanes in one or more passes, with ONE set of states through all of them: the encoder
-// runs the passes last to first and each pass back to front, the decoder runs forwards and parks states and cursors
-// between passes. A pass is a matrix [P positions, C channels] of symbols, each with the index of its table. Stream s
-// takes the positions floor(s P / S) .. floor((s + 1) P / S) - 1 of every pass. Its symbols are read in row-major order;
-// those whose table index is 0 in a set with skip are not coded (they are 0, and take no step). The j-th coded symbol of
-// a stream and pass goes to lane j mod N; j restarts with each pass. A step is N consecutive coded symbols (fewer at the
-// end of a pass): every lane advances, then the lanes whose state fell below L read one word each, in ascending order.
+// A tile is coded by S streams of N lanes in one or more passes, with ONE set of states through all of them: the
+// encoder runs the passes last to first and each pass back to front, the decoder runs forwards and parks states and
+// cursors between passes. A pass is a matrix [P positions, C channels] of symbols, each with the index of its table.
+// Stream s takes the positions floor(s P / S) .. floor((s + 1) P / S) - 1 of every pass. Its symbols are read in
+// row-major order; those whose table index is 0 in a set with skip are not coded (they are 0, and take no step). The
+// j-th coded symbol of a stream and pass goes to lane j mod N; j restarts with each pass. A step is N consecutive coded
+// symbols (fewer at the end of a pass): every lane advances, then the lanes whose state fell below L read one word
+// each, in ascending order.
 //
-// Escapes: the last entry of every table is a sentinel. It stands for a value outside the table, which is written to the
-// stream's escape section as 16 bits, in coding order.
+// Escapes: the last entry of every table is a sentinel. It stands for a value outside the table, which is written to
+// the stream's escape section as 16 bits, in coding order.
 //
 // Errors: a step that needs more words than its stream has left (kWordsExhausted, tested first), or more escapes
 // (kEscapesExhausted), ends the stream: that step's symbols and all later ones of the stream are 0, in this pass and in
@@ -56,8 +57,8 @@
 #if defined(__CUDACC__)
 #define FASTCODEC_INLINE __host__ __device__ __forceinline__
 #else
-// Always inlined, never merged by the linker: each twin is compiled for another instruction set, and the scalar one must
-// not end up calling a copy that was compiled for AVX-512.
+// Always inlined, never merged by the linker: each twin is compiled for another instruction set, and the scalar one
+// must not end up calling a copy that was compiled for AVX-512.
 #define FASTCODEC_INLINE inline __attribute__((always_inline))
 #endif
 
@@ -66,8 +67,8 @@ namespace fastcodec::rans {
 constexpr int kProbabilityBits = 14;
 constexpr uint32_t kProbabilityTotal = 1u << kProbabilityBits;
 constexpr int kWordBits = 16;
-constexpr uint32_t kStateLow = 1u << kWordBits;      // L: every parked state lies in [L, 2^32)
-constexpr int kEmitShift = 32 - kProbabilityBits;    // a push writes a word first when (state >> kEmitShift) >= frequency
+constexpr uint32_t kStateLow = 1u << kWordBits;    // L: every parked state lies in [L, 2^32)
+constexpr int kEmitShift = 32 - kProbabilityBits;  // a push writes a word first when (state >> kEmitShift) >= frequency
 constexpr uint32_t kMaxLanesLog2 = 5;
 constexpr uint32_t kMaxLanes = 1u << kMaxLanesLog2;
 constexpr uint32_t kMaxStreams = 65535;
@@ -79,17 +80,17 @@ static_assert(kStateLow >> kProbabilityBits >= 1, "a push must keep the state ab
 
 enum Error : uint32_t {
     kOk = 0,
-    kTruncated,          // a section reaches past the payload's end
-    kReservedBits,       // reserved bits of the first byte are set, or log2 N > 5
-    kBadStreamCount,     // S is 0 or above 65535
-    kBadVarint,          // not the shortest form, or 2^32 and above
-    kOddLength,          // the words of the last stream do not fill whole words
-    kBadState,           // a state below 2^16
-    kWordsExhausted,     // a step needs a word past the end of its stream
-    kEscapesExhausted,   // a step needs an escape past the end of its stream
-    kFinalState,         // a state did not come back to 2^16
-    kWordsLeft,          // words remain after the last pass
-    kEscapesLeft,        // escapes remain after the last pass
+    kTruncated,         // a section reaches past the payload's end
+    kReservedBits,      // reserved bits of the first byte are set, or log2 N > 5
+    kBadStreamCount,    // S is 0 or above 65535
+    kBadVarint,         // not the shortest form, or 2^32 and above
+    kOddLength,         // the words of the last stream do not fill whole words
+    kBadState,          // a state below 2^16
+    kWordsExhausted,    // a step needs a word past the end of its stream
+    kEscapesExhausted,  // a step needs an escape past the end of its stream
+    kFinalState,        // a state did not come back to 2^16
+    kWordsLeft,         // words remain after the last pass
+    kEscapesLeft,       // escapes remain after the last pass
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -103,8 +104,8 @@ struct Table {
 };
 
 // What most slots that share their top bits need, in one read of 8 bytes: two neighbouring entries, the slots
-// start .. middle - 1 of `symbol` and middle .. end - 1 of symbol + 1. They are the two that cover most of the bucket; a
-// slot outside start .. end - 1 misses, and is looked for in the cumulative values instead.
+// start .. middle - 1 of `symbol` and middle .. end - 1 of symbol + 1. They are the two that cover most of the bucket;
+// a slot outside start .. end - 1 misses, and is looked for in the cumulative values instead.
 struct Bucket {
     uint16_t start;
     uint16_t middle;
@@ -114,10 +115,10 @@ struct Bucket {
 
 // A set of tables as the twins read it. Pointers into host, global or shared memory.
 //
-// `cumulative` holds, for each table in turn, the first slot of each of its entries and then 2^14: entry k has the slots
-// cumulative[base + k] .. cumulative[base + k + 1] - 1. The sentinel alone ends at 2^14: that is how it is recognised.
-// `positions` tells where in cumulative the entry of a bucket's first slot is: the walk for a slot that misses begins
-// there. It is bounded, as no slot reaches 2^14.
+// `cumulative` holds, for each table in turn, the first slot of each of its entries and then 2^14: entry k has the
+// slots cumulative[base + k] .. cumulative[base + k + 1] - 1. The sentinel alone ends at 2^14: that is how it is
+// recognised. `positions` tells where in cumulative the entry of a bucket's first slot is: the walk for a slot that
+// misses begins there. It is bounded, as no slot reaches 2^14.
 struct Tables {
     const Bucket* buckets;       // [count << bucket_bits]
     const uint32_t* positions;   // [count << bucket_bits]
@@ -235,8 +236,8 @@ constexpr uint64_t kLaneBits = 24;       // net cost of a lane, see above
 constexpr uint64_t kDirectoryBits = 32;  // net cost of a stream's directory entry
 constexpr uint32_t kAutoStreams = 64;    // choose_shape's limit on S
 
-// N and S for a payload of about `bits` whose largest pass has `positions`. Integers only: equal latents must give equal
-// bytes everywhere. Streams are added only when each can have 32 lanes. A non-zero argument is taken as it is.
+// N and S for a payload of about `bits` whose largest pass has `positions`. Integers only: equal latents must give
+// equal bytes everywhere. Streams are added only when each can have 32 lanes. A non-zero argument is taken as it is.
 FASTCODEC_INLINE constexpr Shape choose_shape(uint64_t bits, uint64_t positions, uint32_t preset, uint32_t lanes,
                                               uint32_t streams) {
     const uint64_t budget = preset == kPresetLatency ? bits / 30 : bits / 400;
@@ -249,7 +250,8 @@ FASTCODEC_INLINE constexpr Shape choose_shape(uint64_t bits, uint64_t positions,
         }
     }
     if (streams == 0) {
-        uint64_t count = shape.lanes < kMaxLanes && lanes == 0 ? 1 : budget / (shape.lanes * kLaneBits + kDirectoryBits);
+        uint64_t count =
+            shape.lanes < kMaxLanes && lanes == 0 ? 1 : budget / (shape.lanes * kLaneBits + kDirectoryBits);
         count = count > kAutoStreams ? kAutoStreams : count;
         count = count > positions ? positions : count;
         shape.streams = count == 0 ? 1 : static_cast<uint32_t>(count);

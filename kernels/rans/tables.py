@@ -1,4 +1,4 @@
-"""Table sets: integer probability tables of 2^14, one per table index, and how float probabilities become such tables."""
+"""Table sets: integer probability tables of sum 2^14, one per index, and how float probabilities become such tables."""
 
 import hashlib
 import heapq
@@ -17,9 +17,9 @@ MAX_TABLES = 256
 def quantise_pmf(pmf: np.ndarray) -> np.ndarray:
     """Integer frequencies of a distribution: uint16 [K], each at least 1, their sum exactly 2^14.
 
-    They minimise the expected code length -sum(p log2 f), hence the Kullback-Leibler divergence. The gain of raising f to
-    f + 1 is p log(1 + 1/f), which falls with f, so taking the largest gain again and again ends in the optimum. Nearly
-    all of it is taken at once: every gain above a threshold, found by bisection; the heap does the rest.
+    They minimise the expected code length -sum(p log2 f), hence the Kullback-Leibler divergence. The gain of raising f
+    to f + 1 is p log(1 + 1/f), which falls with f, so taking the largest gain again and again ends in the optimum.
+    Nearly all of it is taken at once: every gain above a threshold, found by bisection; the heap does the rest.
 
     Args:
         pmf: float64 [K], at least 0, K from 1 to 2^14; need not sum to 1.
@@ -81,7 +81,7 @@ class TableSet:
                 raise ValueError(f"table {i}: frequencies must be integers, not {frequencies.dtype}")
             if int(frequencies.min()) < 1 or int(frequencies.sum(dtype=np.int64)) != PROBABILITY_TOTAL:
                 raise ValueError(f"table {i}: frequencies must be at least 1 and sum to {PROBABILITY_TOTAL}")
-            if not -32768 <= first or first + frequencies.size - 2 > 32767 or first > 32767:
+            if first < -32768 or first > 32767 or first + frequencies.size - 2 > 32767:
                 raise ValueError(f"table {i}: its symbols leave int16")
             firsts.append(int(first))
             arrays.append(frequencies.astype(np.uint16))
@@ -101,8 +101,8 @@ class TableSet:
         """A set from float distributions, for example a factorised prior's.
 
         Args:
-            pmfs: for each table its first symbol, the probabilities of its symbols (float64 [K - 1]) and the mass of all
-                other values (the sentinel's). With `skip`, the first one is not read.
+            pmfs: for each table its first symbol, the probabilities of its symbols (float64 [K - 1]) and the mass of
+                all other values (the sentinel's). With `skip`, the first one is not read.
             skip: as for the class.
         """
         tables = []
@@ -133,7 +133,7 @@ class TableSet:
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def to_bytes(self) -> bytes:
-        """The set's integers, little endian: u16 count, u16 skip, i16 firsts, u16 sizes, u16 frequencies of all tables."""
+        """The set's integers, little endian: u16 count, u16 skip, i16 firsts, u16 sizes, u16 frequencies of all."""
         head = np.array([self.count, self.skip], dtype="<u2")
         return b"".join(array.tobytes() for array in (head, self._firsts, self._sizes, self._frequencies))
 

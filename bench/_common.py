@@ -1,0 +1,82 @@
+"""What the benchmarks share: the screen, the photographs, and how figures are written."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import ROUNDED
+from rich.console import Console
+from rich.table import Table
+
+from fastcodec.images import Picture, read_picture
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+
+console = Console()
+
+
+class CannotRunError(Exception):
+    """What a benchmark needs is not on this machine."""
+
+
+def table(title: str, first: str, *columns: str) -> Table:
+    """A table of figures: the first column left, the others right."""
+    made = Table(title=title, title_justify="left", header_style="bold", box=ROUNDED)
+    made.add_column(first, no_wrap=True)
+    for name in columns:
+        made.add_column(name, justify="right")
+    return made
+
+
+def kodak_files() -> list[Path]:
+    """The 24 Kodak images, from the folder $FASTCODEC_KODAK, else from ../shared/data/kodak."""
+    folder = Path(os.environ.get("FASTCODEC_KODAK") or ROOT.parent / "shared" / "data" / "kodak")
+    files = sorted(folder.glob("kodim*.png"))
+    if not files:
+        raise CannotRunError(f"no Kodak images in {folder}: set FASTCODEC_KODAK to their folder")
+    return files
+
+
+def kodak() -> list[tuple[str, Picture]]:
+    """The Kodak images by name."""
+    return [(file.stem, read_picture(file)) for file in kodak_files()]
+
+
+def mosaic(width: int, height: int) -> np.ndarray:
+    """A large image for measuring memory and time: photographs side by side, uint8 [height, width, 3].
+
+    From Kodak, else from scikit-image's astronaut, mirrored. Its edges between photographs make it no fair subject for
+    rates.
+    """
+    try:
+        cells = [p.pixels if p.width > p.height else p.pixels.transpose(1, 0, 2) for _, p in kodak()]
+    except CannotRunError:
+        from skimage import data
+
+        photo = data.astronaut()
+        cells = [photo, photo[:, ::-1], photo[::-1], photo[::-1, ::-1]]
+    out = np.empty((height, width, 3), np.uint8)
+    cell_height, cell_width = cells[0].shape[:2]
+    number = 0
+    for top in range(0, height, cell_height):
+        for left in range(0, width, cell_width):
+            part = out[top : top + cell_height, left : left + cell_width]
+            part[...] = cells[number % len(cells)][: part.shape[0], : part.shape[1]]
+            number += 1
+        number += 1  # so that columns do not repeat one photograph
+    return out
+
+
+def rounded(value: Any, digits: int = 5) -> Any:
+    """The same with floats to five significant digits: more would only be noise in a diff."""
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}")
+    if isinstance(value, dict):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item, digits) for item in value]
+    return value

@@ -1,0 +1,75 @@
+"""Imports CompressAI where not all that it asks for is installed: `from bench._compressai import compressai`.
+
+Its image codecs need neither torchvision's compiled operators nor torch_geometric, but its package imports both. The
+operators are declared (torchvision's wheel for CUDA lacks them beside a PyTorch for the CPU), and packages that are not
+installed are stood in for by empty ones.
+"""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+import types
+
+import torch
+
+_OPTIONAL = ("torch_geometric", "torchvision", "pandas", "requests", "matplotlib", "PIL", "pytorch_msssim")
+
+
+class _Anything:
+    """A base class, a decorator or a value: whatever the import of a missing name is used as."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        pass
+
+    def __call__(self, argument=None, *args, **kwargs):
+        return argument
+
+
+class _Empty(types.ModuleType):
+    __path__: list[str] = []
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Anything
+
+
+class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname.split(".")[0] in self._names:
+            return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+        return None
+
+    def create_module(self, spec):
+        return _Empty(spec.name)
+
+    def exec_module(self, module) -> None:
+        pass
+
+
+def _import():
+    if importlib.util.find_spec("torchvision") is not None:
+        for name in ("nms", "qnms"):
+            if not hasattr(torch.ops.torchvision, name):
+                torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
+    stand_ins = _StandIns(tuple(name for name in _OPTIONAL if importlib.util.find_spec(name) is None))
+    before = set(sys.modules)
+    sys.meta_path.append(stand_ins)
+    try:
+        import compressai
+        import compressai.entropy_models
+        import compressai.models
+    finally:
+        sys.meta_path.remove(stand_ins)
+        # Nobody else shall find an empty package.
+        for name in set(sys.modules) - before:
+            if isinstance(sys.modules[name], _Empty):
+                del sys.modules[name]
+    return compressai
+
+
+compressai = _import()

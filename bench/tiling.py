@@ -1,0 +1,111 @@
+"""What tiling costs: BD-rate of files in tiles of 1024x1024 pixels against the same images as one tile.
+
+Hyper latents, context and streams of a tile depend on that tile alone, so its borders cost bits. The images are natural
+photographs of four tiles and more, at their own resolution, cut to 3072x2048 at most: those of the folder
+$FASTCODEC_LARGE, else the only one of four tiles in scikit-image's wheel (`retina`, 1411x1411, so three of its four
+tiles are narrow: an upper bound rather than a fair subject). Neither mosaics nor enlarged small images would do: the
+ones have borders of their own, the others have no detail.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+from unittest import mock
+
+from fastcodec import Codec
+from fastcodec.container import Header
+from fastcodec.errors import ImageError
+from fastcodec.evaluate import find_images
+from fastcodec.geometry import TILE_LATENTS, Grid
+from fastcodec.images import Picture, read_picture
+from fastcodec.metrics import bd_rate, psnr
+
+from ._common import CannotRunError, console, table
+
+QUALITIES = (10, 35, 60, 90)
+LARGEST = (2048, 3072)  # height, width
+ONE_TILE = 1 << 12  # latents
+GOAL_PERCENT = 0.5
+
+
+def run() -> dict[str, Any]:
+    """Each image's two curves and their BD-rate, and the mean."""
+    codec = Codec.load("swift")
+    shown = table("Tiles against one tile", "image", "pixels", "tiles", *(f"bytes at {q}" for q in QUALITIES), "BD-rate")
+    rows = []
+    for name, picture in _photographs():
+        tiled, whole = (_curve(codec, picture, side) for side in (TILE_LATENTS, ONE_TILE))
+        result = bd_rate(whole["bytes"], whole["psnr_rgb"], tiled["bytes"], tiled["psnr_rgb"])
+        row = {
+            "image": name,
+            "width": picture.width,
+            "height": picture.height,
+            "tiles": Grid(picture.height, picture.width).tile_count,
+            "bd_rate_percent": result.percent,
+            "tiled": tiled,
+            "one_tile": whole,
+        }
+        rows.append(row)
+        extra = [f"{100 * (t / w - 1):+.2f} %" for t, w in zip(tiled["bytes"], whole["bytes"], strict=True)]
+        size = f"{picture.width}x{picture.height}"
+        shown.add_row(name, size, str(row["tiles"]), *extra, f"{result.percent:+.3f} %")
+    mean = fmean(row["bd_rate_percent"] for row in rows)
+    shown.add_row("mean", "", "", *("" for _ in QUALITIES), f"{mean:+.3f} %")
+    console.print(shown)
+    return {
+        "source": "photographs of $FASTCODEC_LARGE" if os.environ.get("FASTCODEC_LARGE") else "scikit-image's retina",
+        "qualities": list(QUALITIES),
+        "mean_bd_rate_percent": mean,
+        "holds": {f"mean BD-rate of tiling <= {GOAL_PERCENT} %": mean <= GOAL_PERCENT},
+        "images": rows,
+    }
+
+
+def _photographs() -> Iterator[tuple[str, Picture]]:
+    """Photographs of four tiles and more, two at least along each side."""
+    folder = os.environ.get("FASTCODEC_LARGE")
+    if folder:
+        files = find_images(Path(folder))
+    else:
+        import skimage.data
+
+        files = [Path(skimage.data.__file__).parent / "retina.jpg"]
+    found = 0
+    for file in files:
+        try:
+            pixels = read_picture(file).pixels
+        except ImageError as error:
+            console.print(f"left out: {error}", markup=False, soft_wrap=True)
+            continue
+        top, left = (max(0, side - most) // 2 for side, most in zip(pixels.shape, LARGEST, strict=False))
+        pixels = pixels[top : top + LARGEST[0], left : left + LARGEST[1]].copy()
+        grid = Grid(*pixels.shape[:2])
+        if min(len(grid.rows), len(grid.columns)) > 2:
+            found += 1
+            yield file.stem, Picture(pixels)
+    if not found:
+        raise CannotRunError(f"no photograph of four tiles in {folder}")
+
+
+def _curve(codec: Codec, picture: Picture, side: int) -> dict[str, list[float]]:
+    curve: dict[str, list[float]] = {"bytes": [], "psnr_rgb": []}
+    for quality in QUALITIES:
+        data = codec.encode_picture(picture, quality=quality, _tile_latents=side).data
+        with _tiles_of(side):
+            decoded = codec.decode_picture(data)
+        curve["bytes"].append(len(data))
+        curve["psnr_rgb"].append(psnr(picture.pixels, decoded.pixels))
+    return curve
+
+
+@contextmanager
+def _tiles_of(side: int) -> Iterator[None]:
+    """Decode as if the format's tiles had this many latents a side: the format itself knows one size only."""
+    grid = property(lambda header: Grid(header.height, header.width, side))
+    with mock.patch.object(Header, "grid", grid):
+        yield

@@ -1,0 +1,282 @@
+"""The model: what a decoded pixel costs, how far the transforms see, and releases that are what they say they are."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from fastcodec.codec import ANALYSIS_HALO, SYNTHESIS_HALO, Codec
+from fastcodec.errors import FastcodecError, ModelMismatchError
+from fastcodec.kernels.integer import exact_float32
+from fastcodec.models import released
+from fastcodec.models.swift import LATENT_STRIDE, QualityTable, Swift, SwiftConfig, gaussian_bits
+
+LARGEST_DECODE = 25_000  # multiply-accumulates a pixel
+
+
+@pytest.fixture(scope="module")
+def model() -> released.Model:
+    return released.load("swift")
+
+
+# ---- cost
+
+
+def macs_of_synthesis(model: released.Model, side: int) -> int:
+    """g_s on side x side latents: every convolution's outputs times what each of them sums."""
+    total = 0
+
+    def count(module: nn.Module, _, output: torch.Tensor) -> None:
+        nonlocal total
+        total += output.numel() * module.weight[0].numel()
+
+    weighted = [m for m in model.g_s.modules() if isinstance(m, nn.Conv2d | nn.Linear | nn.ConvTranspose2d)]
+    # Whatever else held a matrix of weights would go uncounted.
+    others = [m for m in model.g_s.modules() if list(m.parameters(recurse=False)) and m not in weighted]
+    assert all(isinstance(m, QualityTable) for m in others)
+    assert not any(isinstance(m, nn.ConvTranspose2d) for m in weighted)
+    hooks = [m.register_forward_hook(count) for m in weighted]
+    try:
+        with torch.inference_mode():
+            model.g_s(torch.zeros(1, model.config.latents, side, side), torch.tensor([0.5]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
+def macs_of_the_entropy_side(model: released.Model, side: int, monkeypatch) -> int:
+    """Hyper-synthesis, context and parameter network on side x side latents: rows times the weights of each layer."""
+    total, inner = 0, model.entropy._linear
+
+    def counting(x: torch.Tensor, layer, row=None) -> torch.Tensor:
+        nonlocal total
+        total += x[..., 0].numel() * layer.weight.numel()
+        return inner(x, layer, row)
+
+    monkeypatch.setattr(model.entropy, "_linear", counting)
+    entropy, config = model.entropy, model.config
+    with exact_float32():
+        z = torch.zeros(1, side // 4, side // 4, config.hyper_latents, dtype=torch.int16)
+        psi_anchors, psi_non_anchors = entropy.hyper_synthesis(z, side, side)
+        means = entropy.anchor_parameters(psi_anchors, 50).means
+        entropy.non_anchor_parameters(psi_non_anchors, means, side, side, 50)
+    return total
+
+
+def test_a_pixel_is_decoded_with_less_than_25_kmac(model, monkeypatch):
+    side = 16
+    pixels = (side * LATENT_STRIDE) ** 2
+    synthesis = macs_of_synthesis(model, side) / pixels
+    entropy = macs_of_the_entropy_side(model, side, monkeypatch) / pixels
+    print(f"synthesis {synthesis:.0f}, entropy side {entropy:.0f} MAC a pixel")
+    assert synthesis + entropy < LARGEST_DECODE
+    # Counted and not missed: the largest layer of each side alone, by hand.
+    config = model.config
+    assert synthesis > 4 * config.features * config.latents / LATENT_STRIDE**2
+    assert entropy > 12 * config.latents * config.context_features / 2 / LATENT_STRIDE**2
+
+
+def test_entropy_side_channels_are_powers_of_two_or_sums_of_two(model):
+    for name, layer in model.entropy._layers.items():
+        outputs, inputs = layer.weight.shape
+        taps = {"g_cm": 12, "h_s.head": 9, "h_s.middle": 9, "h_s.tail": 9}.get(name, 1)
+        assert inputs % taps == 0
+        for channels in (outputs, inputs // taps):
+            assert channels.bit_count() <= 2, f"{name}: {channels} channels"
+
+
+# ---- reach
+
+
+def reach(function, side: int, channels: int, scale: int) -> int:
+    """How many positions away a change of the input still changes the output, the output being `scale` times as fine
+    (scale >= 1) or as coarse as the input."""
+    torch.manual_seed(0)
+    x = torch.randn(1, channels, side, side, dtype=torch.float64)
+    changed = x.clone()
+    middle = side // 2
+    changed[:, :, middle, middle] += 1.0
+    with torch.inference_mode():
+        difference = (function(changed) - function(x)).abs().amax((0, 1)) > 0
+    touched = difference.nonzero()
+    return int(max(middle * scale - touched.min(), touched.max() - (middle * scale + scale - 1)))
+
+
+def random_transform(kind: type[nn.Module]) -> nn.Module:
+    """Weights that hide nothing: a trained layer of near-zeros would make the reach look smaller."""
+    torch.manual_seed(1)
+    module = kind(SwiftConfig(features=16, latents=16)).double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)
+    return module
+
+
+def test_the_halo_of_the_synthesis_covers_what_it_sees():
+    g_s = random_transform(released.Synthesis)
+    pixels = reach(lambda y: g_s(y, torch.tensor([0.3])), 24, 16, LATENT_STRIDE)
+    assert (SYNTHESIS_HALO - 1) * LATENT_STRIDE < pixels <= SYNTHESIS_HALO * LATENT_STRIDE
+
+
+def test_the_halo_of_the_analysis_covers_what_it_sees():
+    g_a = random_transform(released.Analysis)
+    torch.manual_seed(0)
+    side, middle = 24, 12
+    x = torch.rand(1, 3, side * LATENT_STRIDE, side * LATENT_STRIDE, dtype=torch.float64)
+    changed = x.clone()
+    changed[:, :, middle * 16 : (middle + 1) * 16, middle * 16 : (middle + 1) * 16] += 0.3
+    with torch.inference_mode():
+        difference = (g_a(changed, torch.tensor([0.3])) - g_a(x, torch.tensor([0.3]))).abs().amax((0, 1)) > 0
+    touched = difference.nonzero()
+    assert max(middle - int(touched.min()), int(touched.max()) - middle) == ANALYSIS_HALO
+
+
+# ---- training's arithmetic
+
+
+def test_qualities_between_two_points_are_interpolated():
+    table = QualityTable(3, 2)
+    with torch.no_grad():
+        table.points.copy_(torch.tensor([[0.0, 1], [2, 1], [2, 5]]))
+    t = torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0, -3, 7])
+    expected = [[0, 1], [1, 1], [2, 1], [2, 3], [2, 5], [0, 1], [2, 5]]
+    assert torch.equal(table(t), torch.tensor(expected, dtype=torch.float32))
+
+
+def test_gaussian_bits_are_the_code_length_of_a_rounded_gaussian():
+    """Summed over all integers the probabilities are 1, and an escape's cost is bounded."""
+    residual = torch.arange(-4000.0, 4001.0, dtype=torch.float64)[:, None]
+    index = torch.arange(0.0, 64.0, dtype=torch.float64)[None, :]
+    total = torch.exp2(-gaussian_bits(residual, index.expand(len(residual), -1))).sum(0)
+    assert (total - 1).abs().max() < 1e-4
+    assert float(gaussian_bits(torch.tensor(1e6), torch.tensor(0.0))) == pytest.approx(29.9, abs=0.1)
+
+
+def test_a_training_pass_has_gradients_everywhere():
+    torch.manual_seed(0)
+    model = Swift(SwiftConfig(features=16, latents=16, hyper_latents=8, hyper_features=16, context_features=16, hidden=16))
+    for quantise in (False, True):
+        model.set_quantise(quantise)
+        model.zero_grad()
+        out = model(torch.rand(2, 3, 64, 128), torch.tensor([0.2, 0.9]))
+        assert out["x_hat"].shape == (2, 3, 64, 128)
+        assert out["y_bits"].shape == out["z_bits"].shape == (2,)
+        (out["x_hat"].square().mean() + (out["y_bits"] + out["z_bits"]).mean() / 8192).backward()
+        without = [n for n, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+        assert not without
+
+
+# ---- releases
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch, model):
+    """A folder of releases of our own, with the shipped one in it."""
+    digest = model.identity.hex()
+    shutil.copy(released.weights_folder() / f"swift-{digest}.safetensors", tmp_path)
+    (tmp_path / "index.json").write_text(json.dumps({"swift": [digest]}))
+    monkeypatch.setattr(released, "weights_folder", lambda: tmp_path)
+    released.load.cache_clear()
+    yield tmp_path
+    released.load.cache_clear()
+
+
+def stored(model: released.Model) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    path = released.weights_folder() / f"swift-{model.identity.hex()}.safetensors"
+    with safe_open(path, "pt") as file:
+        return load_file(path), file.metadata()
+
+
+def test_the_identity_covers_every_tensor_that_decides_a_pixel(model):
+    tensors, metadata = stored(model)
+    original = released.identity(tensors, metadata["config"])
+    assert original == model.identity.hex()
+    encoder_only = ("g_a.", "h_a.", "gain", "prior.")
+    for name, tensor in tensors.items():
+        other = tensor.clone()
+        other.view(torch.uint8).flatten()[-1] ^= 1
+        changed = released.identity(tensors | {name: other}, metadata["config"])
+        assert (changed == original) == name.startswith(encoder_only), name
+    assert released.identity(tensors, metadata["config"].replace("256", "255", 1)) != original
+    assert {"inverse_gain", "prior_tables", "entropy.context_shift"} <= set(tensors)
+
+
+def test_every_release_of_the_index_loads_and_is_what_it_says():
+    for digest in released.available("swift"):
+        assert released.load("swift", bytes.fromhex(digest)).identity.hex() == digest
+
+
+def test_unknown_names_and_identities_are_refused_by_name():
+    with pytest.raises(ModelMismatchError, match=r"no model named 'heron'; this installation has swift"):
+        released.load("heron")
+    with pytest.raises(ModelMismatchError, match=r"written with model 00112233aabb.*" + released.available()[0]):
+        released.load("swift", bytes.fromhex("00112233aabb"))
+
+
+def test_a_damaged_release_is_refused(shelf, model):
+    path = next(shelf.glob("*.safetensors"))
+    data = path.read_bytes()
+    tensors, metadata = stored(model)
+    # One bit of the synthesis: still a model, but another one.
+    other = tensors["g_s.tail.bias"].clone()
+    other.view(torch.int16)[3] ^= 1
+    save_file(tensors | {"g_s.tail.bias": other}, path, metadata=metadata)
+    with pytest.raises(ModelMismatchError, match=path.name):
+        Codec.load("swift")
+    for damaged in (data[:-1000], data[:100], b"", bytes(5000)):
+        path.write_bytes(damaged)
+        with pytest.raises(ModelMismatchError, match=path.name):
+            Codec.load("swift")
+    path.unlink()
+    with pytest.raises(ModelMismatchError, match=path.name):
+        Codec.load("swift")
+
+
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("entropy.g_cm.weight", None),
+        ("g_s.tail.weight", None),
+        ("prior_tables", None),
+        ("prior_tables", lambda t: t[:-3]),
+        ("prior_tables", lambda t: torch.zeros_like(t)),
+        ("g_s.tail.weight", lambda t: t[:5]),
+        ("entropy.g_cm.shift", lambda t: torch.zeros_like(t)),
+    ],
+)
+def test_a_release_with_other_contents_is_a_typed_error(name, change, shelf, model):
+    tensors, metadata = stored(model)
+    if change is None:
+        del tensors[name]
+    else:
+        tensors[name] = change(tensors[name]).contiguous()
+    path = shelf / "other.safetensors"
+    save_file(tensors, path, metadata=metadata)
+    with pytest.raises(FastcodecError):
+        released.read_model(path)
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"config": "{"}, {"config": "[]"}, {"config": '{"wings": 2}'}])
+def test_a_file_that_is_not_a_release_is_a_typed_error(metadata, tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(3)}, path, metadata=metadata)
+    with pytest.raises(ModelMismatchError, match=r"other\.safetensors"):
+        released.read_model(path)
+
+
+def test_the_gains_rise_with_quality(model):
+    assert model.gain.shape == model.inverse_gain.shape == (100, model.config.latents)
+    assert (model.gain.log().mean(1).diff() > 0).all()
+    assert (model.inverse_gain.log().mean(1).diff() < 0).all()
+
+
+def test_codec_load_runs_on_the_cpu_only():
+    for device in ("auto", "cpu"):
+        assert Codec.load("swift", device=device).model.name == "swift"
+    with pytest.raises(ValueError, match="'cuda'"):
+        Codec.load("swift", device="cuda")

@@ -1,5 +1,5 @@
 """Benchmarks: `python -m bench [NAME...]`, or `make bench`.
 
-Each module NAME.py has `run() -> dict`, which prints its tables as it goes and returns what bench/results/NAME.json is to
-hold. Rivals are measured in the same run, on the same machine.
+Each module NAME.py has `run() -> dict`, which prints its tables as it goes and returns what bench/results/NAME.json is
+to hold. Rivals are measured in the same run, on the same machine.
 """

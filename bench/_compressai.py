@@ -1,17 +1,21 @@
-"""Imports CompressAI where not all that it asks for is installed: `from bench._compressai import compressai`.
+"""Imports CompressAI where not all that it asks for is installed: `_compressai.load()`.
 
 Its image codecs need neither torchvision's compiled operators nor torch_geometric, but its package imports both. The
 operators are declared (torchvision's wheel for CUDA lacks them beside a PyTorch for the CPU), and packages that are not
 installed are stood in for by empty ones.
 """
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
 import types
+from functools import cache
 
 import torch
+
+from ._common import CannotRunError
 
 _OPTIONAL = ("torch_geometric", "torchvision", "pandas", "requests", "matplotlib", "PIL", "pytorch_msssim")
 
@@ -51,7 +55,15 @@ class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         pass
 
 
-def _import():
+@cache
+def load() -> types.ModuleType:
+    """The package compressai, its models, zoo and entropy models imported.
+
+    Raises:
+        CannotRunError: it is not installed.
+    """
+    if importlib.util.find_spec("compressai") is None:
+        raise CannotRunError("CompressAI is not installed: pip install --no-deps compressai")
     if importlib.util.find_spec("torchvision") is not None:
         for name in ("nms", "qnms"):
             if not hasattr(torch.ops.torchvision, name):
@@ -60,16 +72,12 @@ def _import():
     before = set(sys.modules)
     sys.meta_path.append(stand_ins)
     try:
-        import compressai
-        import compressai.entropy_models
-        import compressai.models
+        for name in ("compressai", "compressai.entropy_models", "compressai.models", "compressai.zoo"):
+            importlib.import_module(name)
     finally:
         sys.meta_path.remove(stand_ins)
         # Nobody else shall find an empty package.
         for name in set(sys.modules) - before:
             if isinstance(sys.modules[name], _Empty):
                 del sys.modules[name]
-    return compressai
-
-
-compressai = _import()
+    return sys.modules["compressai"]

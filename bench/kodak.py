@@ -75,7 +75,9 @@ def run() -> dict[str, Any]:
         cells = [f"{1000 * item[stage]:.1f}" if item.get(stage) else "–" for stage in (*STAGES, "total")]
         shown.add_row(name, *cells, f"{ratios[name]:.2f}" if name in ratios else "")
     console.print(shown)
-    console.print("rival: CompressAI mbt2018_mean, quality 4, random weights; its rANS includes all but its networks", style="dim")
+    console.print(
+        "rival: CompressAI mbt2018_mean, quality 4, random weights; its rANS includes all but its networks", style="dim"
+    )
     fast = _cost_of_fast(codec, pictures)
     return {
         "images": len(some),

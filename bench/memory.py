@@ -31,16 +31,16 @@ REGION_SHARE = 0.05
 def run(megapixels: Sequence[int] = MEGAPIXELS) -> dict[str, Any]:
     """For each size: peak bytes and seconds of encoding and decoding, and the regions' share of the decode's time."""
     shown = table(
-        f"One image, quality {QUALITY}; MB: peak of the whole process; regions: % of the decode's time",
+        f"One image, quality {QUALITY}; memory: peak of the process; region: % of decoding",
         "MP",
-        "bytes",
+        "file MB",
         "enc. MB",
         "dec. MB",
         "enc. s",
         "dec. s",
         "region",
-        "on seam",
-        "differ",
+        "seam",
+        "levels",
     )
     rows = []
     for size in megapixels:
@@ -49,7 +49,7 @@ def run(megapixels: Sequence[int] = MEGAPIXELS) -> dict[str, Any]:
         regions = row["regions"]
         shown.add_row(
             f"{row['width'] * row['height'] / 1e6:.1f}",
-            f"{row['bytes']:,}",
+            f"{row['bytes'] / 1e6:.2f}",
             f"{row['encode']['peak_bytes'] / 1e6:.0f}",
             f"{row['decode']['peak_bytes'] / 1e6:.0f}",
             f"{row['encode']['seconds']:.2f}",

@@ -36,7 +36,9 @@ GOAL_PERCENT = 0.5
 def run() -> dict[str, Any]:
     """Each image's two curves and their BD-rate, and the mean."""
     codec = Codec.load("swift")
-    shown = table("Tiles against one tile", "image", "pixels", "tiles", *(f"bytes at {q}" for q in QUALITIES), "BD-rate")
+    shown = table(
+        "Tiles against one tile", "image", "pixels", "tiles", *(f"bytes at {q}" for q in QUALITIES), "BD-rate"
+    )
     rows = []
     for name, picture in _photographs():
         tiled, whole = (_curve(codec, picture, side) for side in (TILE_LATENTS, ONE_TILE))

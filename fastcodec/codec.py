@@ -483,7 +483,7 @@ def _tile_batches(numbers: Sequence[int], tiles: list[Rect], images: int) -> Ite
 def _pixels_as_input(pixels: np.ndarray, wanted: Rect) -> Tensor:
     """A window of an image as the network's input, [3, h, w] in 0..1; past the border the edge is replicated."""
     inside = wanted.clipped(*pixels.shape[:2])
-    x = torch.from_numpy(np.ascontiguousarray(pixels[inside.slices])).float().div_(255)
+    x = torch.from_numpy(pixels[inside.slices].astype(np.float32)).div_(255)  # a copy: the caller's may be read-only
     x = x.expand(3, -1, -1) if x.ndim == 2 else x.permute(2, 0, 1)
     beyond = (0, wanted.right - inside.right, 0, wanted.bottom - inside.bottom)
     return F.pad(x[None], beyond, mode="replicate")[0] if any(beyond) else x

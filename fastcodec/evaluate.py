@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 DEFAULT_QUALITIES = (1, 5, *range(10, 101, 10))
 REFERENCE_VARIABLE = "FASTCODEC_REFERENCE"
 IMAGE_SUFFIXES = frozenset(
-    ".avif .bmp .gif .heic .j2k .jp2 .jpeg .jpg .jxl .pgm .png .ppm .tga .tif .tiff .webp".split()
+    f".{kind}"
+    for kind in ("avif", "bmp", "gif", "j2k", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tga", "tif", "tiff", "webp")
 )
 # Which of the reference curves a reader looks for first, and which the plot shows: (beginning of the name, colour).
 _FIRST = ("VVC", "BPG", "AV1", "JPEG", "jpeg (Pillow", "WebP", "webp (Pillow")
@@ -73,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("exact", "fast"), default="exact", help="of decoding (default: exact)")
     parser.add_argument("--preset", choices=("size", "latency"), default="size", help="of encoding (default: size)")
     parser.add_argument("--model", default="swift", metavar="NAME", help="(default: swift)")
-    parser.add_argument("--device", default="auto", help="where the codec runs (default: auto)")
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="where to run (default: auto)")
     parser.add_argument(
         "--jobs", type=_positive, default=1, metavar="N", help="images at a time; 1, the default, gives fair times"
     )
@@ -315,37 +316,36 @@ def _show(console: Console, points: Sequence[Mean], measurements: Sequence[Measu
     from rich.box import ROUNDED
     from rich.table import Table
 
-    def row(first: list[str], item: Mean | Measurement, overhead: float) -> list[str]:
-        similarity = "–" if item.ms_ssim_rgb is None else f"{item.ms_ssim_rgb:.4f}"
+    def row(item: Mean | Measurement) -> list[str]:
         return [
-            *first,
+            str(item.quality),
             f"{item.bytes:,}",
             f"{item.bpp:.4f}",
             f"{item.psnr_rgb:.2f}",
-            similarity,
+            "–" if item.ms_ssim_rgb is None else f"{item.ms_ssim_rgb:.4f}",
             f"{1000 * item.encode_seconds:.0f}",
             f"{1000 * item.decode_seconds:.0f}",
-            f"{100 * overhead:.2f} %",
         ]
 
-    columns = ("bytes", "bpp", "PSNR", "MS-SSIM", "enc. ms", "dec. ms", "overhead")
+    def add_columns(table: Table, *names: str) -> None:
+        for name in ("q", "bytes", "bpp", "PSNR", "MS-SSIM", "enc. ms", "dec. ms", *names):
+            table.add_column(name, justify="right", no_wrap=True)
+
     if per_image:
         table = Table(title="Every image", title_justify="left", header_style="bold", box=ROUNDED)
-        table.add_column("image")
-        for name in ("quality", *columns):
-            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("image", min_width=12, overflow="fold")
+        add_columns(table)
         for item in sorted(measurements, key=lambda m: (m.file, m.quality)):
-            first = [item.file, str(item.quality)]
-            table.add_row(*row(first, item, 8 * item.bytes / item.estimated_bits - 1))
+            table.add_row(item.file, *row(item))
         console.print(table)
     images = max(p.images for p in points)
     title = f"{images} images: bytes in all, else means" if images > 1 else "One image"
     table = Table(title=title, title_justify="left", header_style="bold", box=ROUNDED)
-    for name in ("quality", *columns):
-        table.add_column(name, justify="right", no_wrap=True)
+    add_columns(table, "overhead")
     for point in points:
-        table.add_row(*row([str(point.quality)], point, point.overhead))
+        table.add_row(*row(point), f"{100 * point.overhead:.2f} %")
     console.print(table)
+    console.print("overhead: of the real files over the entropy model's estimate", style="dim", soft_wrap=True)
 
 
 def _show_comparisons(console: Console, comparisons: Sequence[Comparison]) -> None:
@@ -527,7 +527,8 @@ def _run(
         if args.reference is None:
             curves = {}
         else:
-            console.print("These are not the 24 Kodak images of the reference: the BD-rates compare unlike things.")
+            warning = "These are not the 24 Kodak images of the reference: the BD-rates compare unlike things."
+            console.print(warning, style="yellow", soft_wrap=True)
     comparisons = compare(points, curves)
     if points:
         _show(console, points, measurements, args.per_image)

@@ -5,16 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from fastcodec.geometry import (
-    LATENT_STRIDE,
-    MIN_TILE_LATENTS,
-    TILE_LATENTS,
-    Grid,
-    Rect,
-    hyper_size,
-    tile_edges,
-    windows,
-)
+from fastcodec.constants import LATENT_STRIDE, MIN_TILE_LATENTS, TILE_LATENTS
+from fastcodec.geometry import Grid, Rect, hyper_size, tile_edges, windows
 
 
 def covered(rectangles, height: int, width: int) -> np.ndarray:

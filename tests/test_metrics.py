@@ -16,7 +16,7 @@ def noisy_pair(height: int, width: int, channels: int = 3, noise: int = 20) -> t
     """Smooth waves and the same with noise, from integers alone: equal on every machine."""
     y, x, c = np.meshgrid(np.arange(height), np.arange(width), np.arange(channels), indexing="ij")
     first = (x * (3 + c) + y * y // 16 + 40 * ((x // 24 + y // 16) % 2)) % 256
-    random = np.random.RandomState(5).randint(-noise, noise + 1, first.shape)  # noqa: NPY002 (its stream is frozen)
+    random = np.random.RandomState(5).randint(-noise, noise + 1, first.shape)  # its stream is frozen
     return first.astype(np.uint8), np.clip(first + random, 0, 255).astype(np.uint8)
 
 
@@ -47,10 +47,10 @@ def test_images_that_do_not_match_are_refused(metric):
 
 # What pytorch-msssim 1.0.0 gives (data_range=255, size_average=True) for noisy_pair(height, width, noise=noise).
 STORED = [
-    (161, 161, 5, 0.9987741112709045),
-    (161, 161, 60, 0.9037601947784424),
-    (200, 333, 20, 0.9843636155128479),
-    (256, 384, 40, 0.9503474831581116),
+    (161, 161, 5, 0.998995304107666),
+    (161, 161, 60, 0.9364486336708069),
+    (200, 333, 20, 0.9903137683868408),
+    (256, 384, 40, 0.9741935729980469),
 ]
 
 

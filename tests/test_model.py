@@ -10,10 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fastcodec.codec import ANALYSIS_HALO, SYNTHESIS_HALO, Codec
+from fastcodec.constants import LATENT_STRIDE
 from fastcodec.errors import FastcodecError, ModelMismatchError
 from fastcodec.kernels.integer import exact_float32
 from fastcodec.models import released
-from fastcodec.models.swift import LATENT_STRIDE, QualityTable, Swift, SwiftConfig, gaussian_bits
+from fastcodec.models.swift import QualityTable, Swift, SwiftConfig, gaussian_bits
 
 LARGEST_DECODE = 25_000  # multiply-accumulates a pixel
 

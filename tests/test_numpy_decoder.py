@@ -8,12 +8,13 @@ import io
 import itertools
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy_decoder import (
     FLAG_ALPHA,
     MAGIC,
@@ -42,8 +43,17 @@ GAUSSIAN = PACKAGE / "entropy" / "gaussian64.bin"
 Pass = tuple[TableSet, np.ndarray, np.ndarray]  # table set, indexes, symbols
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """This work is too small for threads: where cores are busy, they mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
-def codec() -> fastcodec.Codec:
+def codec(one_thread: None) -> fastcodec.Codec:
     return fastcodec.Codec.load("swift", device="cpu")
 
 

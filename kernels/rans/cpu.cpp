@@ -36,8 +36,6 @@ enum Isa : int { kIsaScalar = 0, kIsaAvx2 = 1, kIsaAvx512 = 2 };
 
 // Runs at most this many elements on one thread: starting another takes as long as coding some ten thousand symbols.
 constexpr uint64_t kElementsPerThread = 1 << 15;
-// Elements are compacted in blocks of this size where nothing needs them in one piece: they stay in the first cache.
-constexpr size_t kBlock = 4096;
 
 const Kernels& kernels_of(int isa) {
 #if defined(__x86_64__)
@@ -134,9 +132,6 @@ uint32_t largest(const uint8_t* indexes, size_t n) {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Tables
-
-// Bits of the slot that choose a bucket: more make walks rarer and the buckets' cache lines colder.
-constexpr uint32_t kBucketBits = 9;
 
 struct TableSet {
     std::vector<Bucket> buckets;
@@ -241,8 +236,11 @@ struct Preparation {
     const int16_t* symbols = nullptr;
 };
 
-// Checks one pass, narrows its symbols to int16 and, if asked, adds up its cost.
-void prepare_pass(const Pass& pass, const Kernels& kernels, bool with_cost, Preparation& out) {
+// Whether a pass's cost is added up: as choose_shape wants it, or exactly.
+enum class Costing { kNone, kEstimate, kExact };
+
+// Checks one pass, narrows its symbols to int16 and adds up its cost.
+void prepare_pass(const Pass& pass, const Kernels& kernels, Costing costing, Preparation& out) {
     const size_t n = pass.positions * pass.channels;
     const Tables& tables = pass.tables->view;
     if (n != 0 && largest(pass.indexes, n) >= tables.count) {
@@ -265,22 +263,24 @@ void prepare_pass(const Pass& pass, const Kernels& kernels, bool with_cost, Prep
         }
         out.symbols = narrow;
     }
-    if (!with_cost) {
+    if (costing == Costing::kNone) {
         return;
     }
-    if (!tables.skip) {
-        out.cost = kernels.cost(tables, pass.indexes, out.symbols, n);
-        return;
-    }
-    uint8_t indexes[kBlock + kSlack];
-    int16_t symbols[kBlock + kSlack];
+    const size_t stride = costing == Costing::kEstimate && n > kCostAll ? kCostStride : 1;
+    uint8_t indexes[kCostBlock + kSlack];
+    int16_t symbols[kCostBlock + kSlack];
     bool lost = false;
-    for (size_t i = 0; i < n; i += kBlock) {
-        const size_t block = std::min(kBlock, n - i);
+    for (size_t i = 0; i < n; i += kCostBlock * stride) {
+        const size_t block = std::min(size_t{kCostBlock}, n - i);
+        if (!tables.skip) {
+            out.cost += kernels.cost(tables, pass.indexes + i, out.symbols + i, block);
+            continue;
+        }
         const size_t coded = kernels.compact_indexes(pass.indexes + i, block, indexes);
         kernels.compact_symbols(pass.indexes + i, out.symbols + i, block, symbols, lost);
         out.cost += kernels.cost(tables, indexes, symbols, coded);
     }
+    out.cost *= stride;
     if (lost) {
         out.status = kStatusSymbolSkipped;
     }
@@ -539,7 +539,7 @@ FASTCODEC_API void fastcodec_rans_tables_free(void* tables) { delete static_cast
 FASTCODEC_API int fastcodec_rans_cost(const Pass* pass, int isa, uint64_t* cost) {
     return guarded([&]() -> int {
         Preparation prepared;
-        prepare_pass(*pass, kernels_of(isa), true, prepared);
+        prepare_pass(*pass, kernels_of(isa), Costing::kExact, prepared);
         *cost = prepared.cost;
         return prepared.status;
     });
@@ -558,9 +558,9 @@ FASTCODEC_API int fastcodec_rans_encode(uint32_t tiles, const uint32_t* pass_beg
             elements += passes[p].positions * passes[p].channels;
         }
         std::vector<Preparation> prepared(count);
-        const bool with_cost = lanes == 0 || streams == 0;
+        const Costing costing = lanes == 0 || streams == 0 ? Costing::kEstimate : Costing::kNone;
         parallel_for(count, threads, elements,
-                     [&](size_t p) { prepare_pass(passes[p], kernels, with_cost, prepared[p]); });
+                     [&](size_t p) { prepare_pass(passes[p], kernels, costing, prepared[p]); });
         std::vector<Shape> shapes(tiles);
         std::vector<size_t> first(tiles + 1, 0);
         for (uint32_t t = 0; t < tiles; ++t) {

@@ -11,6 +11,15 @@ namespace fastcodec::rans {
 // Buffers that the loops read or write may be overrun by this many bytes, never used beyond their end.
 constexpr size_t kSlack = 64;
 
+// Bits of the slot that choose a bucket: more make misses rarer and the buckets' cache lines colder. All sets of the
+// CPU library have so many, so its loops shift by a constant.
+constexpr uint32_t kBucketBits = 9;
+
+inline Tables with_constant_bits(Tables tables) {
+    tables.bucket_bits = kBucketBits;
+    return tables;
+}
+
 // A stream while it is decoded. Its sections lie in a payload, at any alignment, with kSlack readable bytes after it.
 struct DecodeStream {
     uint32_t* states;  // [lanes]

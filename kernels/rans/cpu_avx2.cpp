@@ -64,8 +64,10 @@ struct Avx2 {
     static FASTCODEC_INLINE U32 multiply(U32 a, U32 b) { return _mm256_mullo_epi32(a, b); }
     static FASTCODEC_INLINE U32 minimum(U32 a, U32 b) { return _mm256_min_epu32(a, b); }
     static FASTCODEC_INLINE U32 bit_and(U32 a, U32 b) { return _mm256_and_si256(a, b); }
-    static FASTCODEC_INLINE U32 shift_left(U32 a, int n) { return _mm256_sll_epi32(a, _mm_cvtsi32_si128(n)); }
-    static FASTCODEC_INLINE U32 shift_right(U32 a, int n) { return _mm256_srl_epi32(a, _mm_cvtsi32_si128(n)); }
+    template <int Shift>
+    static FASTCODEC_INLINE U32 shift_left(U32 a) {
+        return _mm256_slli_epi32(a, Shift);
+    }
     template <int Shift>
     static FASTCODEC_INLINE U32 shift_right(U32 a) {
         return _mm256_srli_epi32(a, Shift);

@@ -29,8 +29,10 @@ struct Avx512 {
     static FASTCODEC_INLINE U32 multiply(U32 a, U32 b) { return _mm512_mullo_epi32(a, b); }
     static FASTCODEC_INLINE U32 minimum(U32 a, U32 b) { return _mm512_min_epu32(a, b); }
     static FASTCODEC_INLINE U32 bit_and(U32 a, U32 b) { return _mm512_and_si512(a, b); }
-    static FASTCODEC_INLINE U32 shift_left(U32 a, int n) { return _mm512_sll_epi32(a, _mm_cvtsi32_si128(n)); }
-    static FASTCODEC_INLINE U32 shift_right(U32 a, int n) { return _mm512_srl_epi32(a, _mm_cvtsi32_si128(n)); }
+    template <int Shift>
+    static FASTCODEC_INLINE U32 shift_left(U32 a) {
+        return _mm512_slli_epi32(a, Shift);
+    }
     template <int Shift>
     static FASTCODEC_INLINE U32 shift_right(U32 a) {
         return _mm512_srli_epi32(a, Shift);

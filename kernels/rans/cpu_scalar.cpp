@@ -56,7 +56,8 @@ Error decode_step(DecodeStream& s, const Tables& tables, const uint8_t* indexes,
 }
 
 template <size_t Lanes>
-Error decode_lanes(DecodeStream& stream, const Tables& tables, const uint8_t* indexes, size_t n, int16_t* symbols) {
+Error decode_lanes(DecodeStream& stream, const Tables& set, const uint8_t* indexes, size_t n, int16_t* symbols) {
+    const Tables tables = with_constant_bits(set);
     // States and cursors in locals, so that stores of symbols cannot be taken for changes of them.
     uint32_t states[Lanes];
     std::memcpy(states, stream.states, sizeof(states));

@@ -24,12 +24,12 @@ struct FoundLanes {
 // rans.h's lookup for a vector of lanes. When a lane misses its bucket all of them walk: that is rare, and gives the
 // others what they have already.
 template <typename V>
-FASTCODEC_INLINE FoundLanes<V> lookup_lanes(const Tables& t, typename V::U32 index, typename V::U32 slot,
-                                            int bucket_bits) {
+FASTCODEC_INLINE FoundLanes<V> lookup_lanes(const Tables& t, typename V::U32 index, typename V::U32 slot) {
     using U32 = typename V::U32;
     using Mask = typename V::Mask;
     const U32 low16 = V::set(0xffff);
-    const U32 place = V::add(V::shift_left(index, bucket_bits), V::shift_right(slot, kProbabilityBits - bucket_bits));
+    const U32 place = V::add(V::template shift_left<kBucketBits>(index),
+                             V::template shift_right<kProbabilityBits - int{kBucketBits}>(slot));
     U32 low;   // start, middle
     U32 high;  // end, symbol
     V::template gather_pairs<8>(t.buckets, place, low, high);
@@ -70,7 +70,6 @@ Error decode_vectors(DecodeStream& stream, const Tables& tables, const uint8_t* 
     using U32 = typename V::U32;
     constexpr size_t kLanes = size_t{Count} * V::kWidth;
     const Tables t = tables;
-    const int bucket_bits = static_cast<int>(t.bucket_bits);
     U32 state[Count];
     for (int v = 0; v < Count; ++v) {
         state[v] = V::load(stream.states + v * V::kWidth);
@@ -87,7 +86,7 @@ Error decode_vectors(DecodeStream& stream, const Tables& tables, const uint8_t* 
         for (int v = 0; v < Count; ++v) {
             const U32 index = V::load_indexes(indexes + j + v * V::kWidth);
             const U32 slot = V::bit_and(state[v], V::set(kProbabilityTotal - 1));
-            found[v] = lookup_lanes<V>(t, index, slot, bucket_bits);
+            found[v] = lookup_lanes<V>(t, index, slot);
             advanced[v] = V::add(V::multiply(found[v].frequency, V::template shift_right<kProbabilityBits>(state[v])),
                                  V::subtract(slot, found[v].start));
             refill[v] = V::below_word(advanced[v]);

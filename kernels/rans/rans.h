@@ -234,7 +234,13 @@ struct Shape {
 
 constexpr uint64_t kLaneBits = 24;       // net cost of a lane, see above
 constexpr uint64_t kDirectoryBits = 32;  // net cost of a stream's directory entry
-constexpr uint32_t kAutoStreams = 64;    // choose_shape's limit on S
+// The estimate takes in every symbol of a pass of up to kCostAll elements; of a longer one every kCostStride-th block
+// of kCostBlock elements, the first included, times kCostStride.
+constexpr uint64_t kCostAll = 1 << 16;
+constexpr uint64_t kCostBlock = 1024;
+constexpr uint64_t kCostStride = 8;
+
+constexpr uint32_t kAutoStreams = 64;  // choose_shape's limit on S
 
 // N and S for a payload of about `bits` whose largest pass has `positions`. Integers only: equal latents must give
 // equal bytes everywhere. Streams are added only when each can have 32 lanes. A non-zero argument is taken as it is.

@@ -1,0 +1,224 @@
+"""The trainer: crops, three steps, a stop and a resumption at the same place, and weights that the codec then runs."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastcodec.codec import Codec
+from fastcodec.errors import ModelMismatchError
+from fastcodec.models import publish as publishing
+from fastcodec.models import released
+from fastcodec.train import VALIDATION_EVERY, CropSource, Trainer, TrainingConfig
+
+IMAGES = 48
+CROP = 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, photographs) -> Path:
+    """48 small images, some in a folder within, some too small, and a file that is no image."""
+    root = tmp_path_factory.mktemp("images")
+    (root / "more").mkdir()
+    random = np.random.default_rng(0)
+    for i in range(IMAGES):
+        image = list(photographs.values())[i % 4]
+        top, left = random.integers(image.shape[0] - 80), random.integers(image.shape[1] - 96)
+        part = Image.fromarray(image[top : top + 80, left : left + 96])
+        part.save(root / ("more" if i % 2 else "") / f"{i:02}.png")
+    Image.fromarray(image[:CROP - 1, :200]).save(root / "low.png")
+    (root / "notes.txt").write_text("no image")
+    return root
+
+
+@pytest.fixture
+def config(folder, tmp_path) -> TrainingConfig:
+    return TrainingConfig(
+        data=folder, run=tmp_path / "run", minutes=60, batch=2, crop=CROP, warmup_steps=4, log_steps=1, quantise_from=0.5
+    )
+
+
+@pytest.fixture
+def signals():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def log_of(config: TrainingConfig) -> list[dict]:
+    return [json.loads(line) for line in (config.run / "log.jsonl").read_text().splitlines()]
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ---- crops
+
+
+def test_crops_come_from_the_images_that_are_large_enough(folder):
+    source = CropSource(folder, CROP, seed=1)
+    assert len(source.validation) == -(-IMAGES // VALIDATION_EVERY)
+    assert len(source.images) + len(source.validation) == IMAGES
+    batch = source.batch(5)
+    assert (batch.shape, batch.dtype) == ((5, 3, CROP, CROP), torch.uint8)
+    assert source.batch(2, 32).shape == (2, 3, 32, 32)
+    assert source.validation_batch(CROP).shape == (2, 3, CROP, CROP)
+
+
+def test_crops_follow_the_seed_and_validation_is_held_out(folder):
+    first, again, other = (CropSource(folder, CROP, seed) for seed in (1, 1, 2))
+    assert torch.equal(first.batch(4), again.batch(4))
+    assert not torch.equal(first.batch(4), other.batch(4))
+    assert torch.equal(first.validation_batch(CROP), other.validation_batch(CROP))
+    held_out = {image.tobytes() for image in first.validation}
+    assert not held_out & {image.tobytes() for image in first.images}
+
+
+def test_a_crop_is_a_part_of_an_image_turned_or_mirrored(folder):
+    source = CropSource(folder, CROP, seed=3)
+    corners = set()
+    for image in source.images:
+        for part in (image, image[:, ::-1]):
+            windows = np.lib.stride_tricks.sliding_window_view(part[..., 0], (4, 4))
+            corners |= {w.tobytes() for w in windows.reshape(-1, 4, 4)}
+            corners |= {np.ascontiguousarray(w.T).tobytes() for w in windows.reshape(-1, 4, 4)}
+    for crop in source.batch(20).numpy():
+        assert np.ascontiguousarray(crop[0, :4, :4]).tobytes() in corners
+
+
+def test_too_few_images_are_refused_with_their_number(tmp_path):
+    Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
+    with pytest.raises(SystemExit, match=r"1 images of at least 64 pixels; need 40"):
+        CropSource(tmp_path, CROP, seed=1)
+
+
+# ---- steps
+
+
+def test_the_rate_warms_up_stays_and_falls(config):
+    trainer = Trainer.__new__(Trainer)
+    trainer.config, trainer.cycle_step = config, 0
+    assert trainer.rate_factor(0.0) == 0.25
+    trainer.cycle_step = 1000
+    assert trainer.rate_factor(0.0) == trainer.rate_factor(config.decay_from) == 1.0
+    falling = [trainer.rate_factor(p) for p in np.linspace(config.decay_from, 1, 20)]
+    assert falling == sorted(falling, reverse=True)
+    assert falling[-1] == pytest.approx(0.01)
+
+
+def test_three_steps_then_a_stop_then_a_resumption(config):
+    trainer = Trainer(config)
+    start = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    for progress in (0.0, 0.2, 0.9):
+        parts = trainer.train_step(progress)
+        assert all(np.isfinite(value) for value in parts.values())
+        assert parts["bpp"] > 0
+        assert parts["psnr"] > 15  # the warm start is a transform codec already
+    assert (trainer.step, trainer.cycle_step) == (3, 3)
+    assert trainer.model.parameters_net.first.quantise  # past quantise_from
+    still = [name for name, value in trainer.model.named_parameters() if torch.equal(value, start[name])]
+    assert not still
+    assert not same(trainer.average.state_dict(), trainer.model.state_dict())
+    validation = trainer.validate()
+    assert np.isfinite(validation["validation_loss"])
+    assert validation["bpp"] == sorted(validation["bpp"])
+    trainer.cycle_start -= 600
+    trainer.save()
+    assert [path.name for path in config.run.iterdir()] == ["last.pt"]
+
+    resumed = Trainer(config)
+    assert (resumed.step, resumed.cycle_step) == (3, 3)
+    assert resumed.progress() == pytest.approx(trainer.progress(), abs=0.02)
+    assert resumed.progress() > 1 / 6
+    assert resumed.rate_factor(0.0) == trainer.rate_factor(0.0) == 1.0
+    assert same(resumed.model.state_dict(), trainer.model.state_dict())
+    assert same(resumed.average.state_dict(), trainer.average.state_dict())
+    moments = [s["exp_avg"] for s in resumed.optimiser.state_dict()["state"].values()]
+    assert any(moment.abs().max() > 0 for moment in moments)
+    resumed.train_step(0.3)
+    assert resumed.step == 4
+
+    trainer.save(finished=True)  # a finished run: its weights start another cycle
+    another = Trainer(config)
+    assert (another.step, another.cycle_step) == (3, 0)
+    assert another.progress() < 0.02
+    assert not another.optimiser.state_dict()["state"]
+    assert same(another.model.state_dict(), trainer.model.state_dict())
+
+
+def test_a_step_that_explodes_leaves_the_weights_alone(config):
+    trainer = Trainer(config)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    for parameter in trainer.model.prior.parameters():
+        parameter.register_hook(lambda gradient: gradient * float("nan"))
+    assert trainer.train_step(0.0)["skipped"] == 1.0
+    assert trainer.step == 0
+    assert same(trainer.model.state_dict(), before)
+
+
+def test_a_terminated_run_saves_and_resumes(config, signals, capsys):
+    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    trainer = Trainer(config)
+    trainer.run()
+    state = torch.load(config.run / "last.pt", weights_only=True)
+    assert state["finished"] is False
+    assert state["step"] == trainer.step
+    events = log_of(config)
+    assert events[0]["event"] == "start"
+    assert events[-1]["event"] == "stopped"
+    assert events[-1]["step"] == trainer.step
+    assert [e["step"] for e in events if "loss" in e] == list(range(1, trainer.step + 1))
+    resumed = Trainer(config)
+    assert (resumed.step, resumed.cycle_step) == (trainer.step, trainer.step)
+
+
+def test_a_run_ends_with_its_cycle(config, signals, capsys):
+    config.minutes = 1 / 60
+    trainer = Trainer(config)
+    trainer.run()
+    assert torch.load(config.run / "last.pt", weights_only=True)["finished"] is True
+    assert log_of(config)[-1]["event"] == "finished"
+
+
+# ---- from a checkpoint to a release
+
+
+def test_a_checkpoint_becomes_a_release_that_the_codec_runs(config, tmp_path, monkeypatch, photographs):
+    """Three releases, one after the other: the newest encodes, the one before it still decodes, the oldest is dropped."""
+    shelf = tmp_path / "weights"
+    monkeypatch.setattr(released, "weights_folder", lambda: shelf)
+    released.load.cache_clear()
+    trainer = Trainer(config)
+    image = photographs["chelsea"][50:160, 100:230]
+    identities, files = [], []
+    for step in range(3):
+        if step:
+            trainer.train_step(0.9)
+        trainer.save()
+        identities.append(publishing.publish(config.run / "last.pt", shelf))
+        released.load.cache_clear()
+        codec = Codec.load("swift")
+        assert codec.model.identity.hex() == identities[-1]
+        assert codec.model.about["steps"] == str(step)
+        files.append(codec.encode(image, quality=80))
+        decoded = codec.decode(files[-1], out="numpy")
+        assert -10 * np.log10(np.square((decoded.astype(float) - image) / 255).mean()) > 25
+    assert len(set(identities)) == 3
+    assert released.available("swift") == [identities[2], identities[1]]
+    assert sorted(path.name for path in shelf.iterdir()) == sorted(
+        ["index.json", *(f"swift-{identity}.safetensors" for identity in identities[1:])]
+    )
+    codec.decode(files[1])
+    with pytest.raises(ModelMismatchError, match=identities[0]):
+        codec.decode(files[0])
+    assert publishing.publish(config.run / "last.pt", shelf) == identities[2]  # again: nothing moves
+    assert released.available("swift") == [identities[2], identities[1]]
+    released.load.cache_clear()

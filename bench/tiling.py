@@ -12,13 +12,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 from unittest import mock
 
-from fastcodec import Codec
-from fastcodec.container import Header
+from fastcodec import Codec, container
 from fastcodec.errors import ImageError
 from fastcodec.evaluate import find_images
 from fastcodec.geometry import TILE_LATENTS, Grid
@@ -108,6 +108,5 @@ def _curve(codec: Codec, picture: Picture, side: int) -> dict[str, list[float]]:
 @contextmanager
 def _tiles_of(side: int) -> Iterator[None]:
     """Decode as if the format's tiles had this many latents a side: the format itself knows one size only."""
-    grid = property(lambda header: Grid(header.height, header.width, side))
-    with mock.patch.object(Header, "grid", grid):
+    with mock.patch.object(container, "Grid", partial(Grid, tile_latents=side)):
         yield

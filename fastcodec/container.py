@@ -1,8 +1,8 @@
 """The .fic container: header, tile index, metadata, tiles. docs/format.md is the specification.
 
-Reading checks everything that can be checked before anything is allocated: the magic, the version, the header's CRC, the
-sizes against the caller's limits, and that the index accounts for every byte of the file. Tiles stay slices of the input
-until they are asked for, so that a region costs a region.
+Reading checks everything that can be checked before anything is allocated: the magic, the version, the header's CRC,
+the sizes against the caller's limits, and that the index accounts for every byte of the file. Tiles stay slices of the
+input until they are asked for, so that a region costs a region.
 """
 
 from __future__ import annotations
@@ -155,7 +155,8 @@ def read(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) 
         raise CorruptStreamError(f"impossible size {width} x {height}")
     if width * height > limits.max_pixels:
         raise LimitError(
-            f"{width} x {height} pixels exceed the limit of {limits.max_pixels}; pass larger limits if you trust the file"
+            f"{width} x {height} pixels exceed the limit of {limits.max_pixels}; "
+            "pass larger limits if you trust the file"
         )
     icc_length = reader.varint("ICC length") if flags & _ICC else None
     exif_length = reader.varint("EXIF length") if flags & _EXIF else None

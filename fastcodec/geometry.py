@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .constants import HYPER_STRIDE, LATENT_STRIDE, MIN_TILE_LATENTS, TILE_LATENTS
 
@@ -106,8 +107,8 @@ class Grid:
     def tiles(self) -> Iterator[Rect]:
         """The tiles in latents, in the order of the file."""
         rows, columns = self.rows, self.columns
-        for top, bottom in zip(rows, rows[1:], strict=False):
-            for left, right in zip(columns, columns[1:], strict=False):
+        for top, bottom in pairwise(rows):
+            for left, right in pairwise(columns):
                 yield Rect(top, left, bottom, right)
 
     def latents_under(self, pixels: Rect) -> Rect:

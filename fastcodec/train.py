@@ -3,9 +3,10 @@
     loss = bits / pixel + lambda(t) * 255^2 * MSE                    (He et al. 2021, equation 1)
 
 A run is a cycle of fixed wall-clock length: warm-up, constant rate, then decay, over the last part of which the entropy
-side trains in the integer arithmetic that it will run in. A killed run resumes from its last checkpoint, at its place in
-the cycle; a finished one starts another cycle from its weights. Every interval it writes one JSON line to `log.jsonl` in
-the run's folder: the step, the loss, the rates, and the loss on a validation split that training never sees.
+side trains in the integer arithmetic that it will run in. A killed run resumes from its last checkpoint, at its place
+in the cycle; a finished one starts another cycle from its weights. Every interval it writes one JSON line to
+`log.jsonl` in the run's folder: the step, the loss, the rates, and the loss on a validation split that training never
+sees.
 """
 
 from __future__ import annotations

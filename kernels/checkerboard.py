@@ -1,8 +1,8 @@
 """Checkerboard geometry: which positions are anchors, and which anchors a non-anchor's context reads.
 
 Anchors are the positions with (row + column) even (He et al. 2021, figure 1d; the convention of CompressAI's
-checkerboard). A 5x5 kernel centred on a non-anchor meets an anchor wherever (dy + dx) is odd: 12 live taps of 25, so the
-context convolution is a gather of 12 rows and one matrix product on non-anchor positions only.
+checkerboard). A 5x5 kernel centred on a non-anchor meets an anchor wherever (dy + dx) is odd: 12 live taps of 25, so
+the context convolution is a gather of 12 rows and one matrix product on non-anchor positions only.
 """
 
 from functools import lru_cache

@@ -10,7 +10,14 @@ class FastcodecError(Exception):
 
 
 class CorruptStreamError(FastcodecError, ValueError):
-    """Bytes that no encoder of this format wrote: truncated, extended, bit-flipped or forged."""
+    """Bytes that no encoder of this format wrote: truncated, extended, bit-flipped or forged.
+
+    tile: where it was found in a batch of payloads, if that is known.
+    """
+
+    def __init__(self, message: str, tile: int | None = None) -> None:
+        super().__init__(message)
+        self.tile = tile
 
 
 class SymbolRangeError(FastcodecError, ValueError):

@@ -105,7 +105,7 @@ def exact_float32() -> Iterator[None]:
 
 @torch.inference_mode()
 def float32_is_exact() -> bool:
-    """Whether this PyTorch's float32 matrix product sums int8 products exactly, random ones and some just below 2^24."""
+    """Whether this PyTorch's float32 matrix product sums int8 products exactly, up to just below 2^24."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(-127, 128, (64, 1040), generator=generator)
     w = torch.randint(-127, 128, (1040, 64), generator=generator)

@@ -31,8 +31,8 @@ MAX_LANES_LOG2, MAX_STREAMS = 5, 65535
 MAX_TABLES, MAX_ENTRIES = 256, 16384
 GAUSSIAN_COUNT = 64
 GAUSSIAN_SHA256 = "63c0e14c493cb77db9f7c00a67769a7b7dc34883fa00b3821195090d36105e9e"
-WEIGHT_MAX, ACTIVATION_MAX, ACTIVATION_BITS = 127, 127, 4
-MEAN_MIN, MEAN_MAX = -32768, 32767
+WEIGHT_MAX, ACTIVATION_MAX = 127, 127
+MEAN_BITS, MEAN_MIN, MEAN_MAX = 4, -32768, 32767
 EXACT_LIMIT = 2**24
 
 
@@ -425,7 +425,7 @@ class Model:
             place = tuple(positions.T)
             means, indexes = self.parameters(psi[place], phi, quality)
             symbols = payload.decode(self.gaussian, indexes)
-            latents[place] = (symbols << ACTIVATION_BITS) + means
+            latents[place] = (symbols << MEAN_BITS) + means
         payload.finish()
         return latents
 

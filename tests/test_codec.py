@@ -1,4 +1,4 @@
-"""The codec end to end: every size and kind of image, the same latents whatever runs them, regions, threads and rate."""
+"""The codec end to end: every size and kind of image, the same latents whatever runs, regions, threads and rate."""
 
 import hashlib
 import io
@@ -54,7 +54,7 @@ def large(photographs) -> np.ndarray:
     while top < 1300:
         left = 0
         while left < 2100:
-            part = tiles[turn % 4][:300, ::(-1) ** turn]
+            part = tiles[turn % 4][:300, :: (-1) ** turn]
             height, width = min(300, 1300 - top), min(part.shape[1], 2100 - left)
             canvas[top : top + height, left : left + width] = part[:height, :width]
             left, turn = left + width, turn + 1
@@ -179,13 +179,13 @@ def threads():
 
 
 def test_threads_change_no_latent(codec, large_file, seven, threads):
-    for data in (large_file[0], seven[0]):
+    for data, region in ((large_file[0], (800, 900, 400, 200)), (seven[0], None)):
         results = []
-        for count in (1, 2, 3):
+        for count in (1, 2):
             threads(count)
-            results.append((digest(codec.latents(data)), codec.decode(data, out="numpy")))
-        assert len({latents for latents, _ in results}) == 1
-        assert all(difference(pixels, results[0][1]) <= 1 for _, pixels in results)
+            results.append((digest(codec.latents(data)), codec.decode(data, out="numpy", region=region)))
+        assert results[0][0] == results[1][0]
+        assert difference(results[0][1], results[1][1]) <= 1
 
 
 def test_a_batch_changes_no_latent(codec, seven):
@@ -366,7 +366,8 @@ def test_windows_leave_no_seam(codec, photographs, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "region", [(-1, 0, 5, 5), (0, -1, 5, 5), (0, 0, 0, 5), (0, 0, 5, 0), (16, 0, 5, 5), (0, 16, 5, 5), (0, 0, 21, 20), (0, 0, 5)]
+    "region",
+    [(-1, 0, 5, 5), (0, -1, 5, 5), (0, 0, 0, 5), (0, 0, 5, 0), (16, 0, 5, 5), (0, 16, 5, 5), (0, 0, 21, 20), (0, 0, 5)],
 )
 def test_regions_outside_the_image_are_refused(region, codec, photographs):
     data = codec.encode(crop(photographs, 20, 20))
@@ -401,7 +402,9 @@ def rewritten(data: bytes, **fields) -> bytes:
     """The file with other facts in its header, and CRCs that fit."""
     file = container.read(data)
     header = container.Header(**(vars(file.header) | fields))
-    return container.write(header, [TileData(bytes(t.payload), bytes(t.alpha)) for t in map(file.tile, range(len(file.lengths)))])
+    return container.write(
+        header, [TileData(bytes(t.payload), bytes(t.alpha)) for t in map(file.tile, range(len(file.lengths)))]
+    )
 
 
 def test_another_models_file_is_refused_by_its_name(codec, photographs):
@@ -497,8 +500,8 @@ def test_a_thumbnail_pays_less_than_48_bytes_beyond_its_estimate(quality, codec,
 
 
 def rate_of(codec: Codec, picture: Picture, quality: int, monkeypatch) -> tuple[int, float, int, int]:
-    """Bytes of the file, its estimate in bytes, bytes of its payloads, and what these would be with one lane and one stream:
-    the difference of the last two is what lanes and directory cost."""
+    """Bytes of the file, its estimate in bytes, bytes of its payloads, and what these would be with one lane and one
+    stream: the difference of the last two is what lanes and directory cost."""
     tiles: list = []
     inner = rans.encode
     with monkeypatch.context() as patch:
@@ -511,9 +514,16 @@ def rate_of(codec: Codec, picture: Picture, quality: int, monkeypatch) -> tuple[
 
 
 def test_real_bytes_follow_the_estimate(codec, kodak, monkeypatch):
-    """Real bytes <= 1.006 x estimate + 44 bytes; lanes and directory <= 0.3 % of the payload, where that is the bytes beyond
+    """Real bytes <= 1.006 x estimate + 44 bytes; lanes and directory <= 0.3 % of the payload, that is the bytes beyond
     those of the same symbols coded with one lane and one stream."""
-    for path, quality in [(kodak[0], 1), (kodak[2], 25), (kodak[4], 60), (kodak[7], 100), (kodak[12], 85), (kodak[22], 5)]:
+    for path, quality in [
+        (kodak[0], 1),
+        (kodak[2], 25),
+        (kodak[4], 60),
+        (kodak[7], 100),
+        (kodak[12], 85),
+        (kodak[22], 5),
+    ]:
         real, estimate, payload, single = rate_of(codec, read_picture(path), quality, monkeypatch)
         assert real <= 1.006 * estimate + 44, (path.name, quality)
         assert payload - single <= 0.003 * payload, (path.name, quality)

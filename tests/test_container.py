@@ -1,4 +1,4 @@
-"""The container: what is written is read, whatever else is read is a typed error, and a header costs next to nothing."""
+"""The container: what is written is read, all else is a typed error, and a header costs next to nothing."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""Golden files: what this release's model wrote once decodes to the same latents, and within a level to the same pixels.
+"""Golden files: what this model wrote once decodes to the same latents, and within a level to the same pixels.
 
 They change only together with the model: `python tests/golden/regenerate.py`.
 """

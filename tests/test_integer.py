@@ -1,5 +1,5 @@
-"""The integer entropy side: the float32 twin equals the int64 definition bit for bit, the exporter lets nothing else out,
-and what was trained is what runs."""
+"""The integer entropy side: the float32 twin equals the int64 definition bit for bit, the exporter lets nothing else
+out, and what was trained is what runs."""
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
@@ -59,7 +59,9 @@ def assert_equal_layers(x: torch.Tensor, layer: IntegerLayer, row: int | None = 
 # ---- the layer
 
 
-@pytest.mark.parametrize("inputs, outputs, positions", [(1, 1, 1), (7, 5, 3), (64, 256, 33), (576, 128, 100), (3072, 256, 9)])
+@pytest.mark.parametrize(
+    "inputs, outputs, positions", [(1, 1, 1), (7, 5, 3), (64, 256, 33), (576, 128, 100), (3072, 256, 9)]
+)
 def test_the_float32_layer_equals_the_reference(inputs, outputs, positions, generator):
     largest = min(127, EXACT_LIMIT // (inputs * 127 * 2))
     weight = torch.randint(-largest, largest + 1, (outputs, inputs), generator=generator).to(torch.int8)
@@ -89,7 +91,9 @@ def test_the_float32_layer_is_exact_to_the_last_bit_of_the_bound(inputs, shift, 
 def test_past_the_bound_float32_does_go_wrong():
     """Why the exporter proves it: one step further, and the twins differ."""
     weight = torch.full((1, 1041), 127, dtype=torch.int8)
-    layer = IntegerLayer(weight, torch.tensor([0], dtype=torch.int32), torch.tensor([1], dtype=torch.int32), -WIDE, WIDE)
+    layer = IntegerLayer(
+        weight, torch.tensor([0], dtype=torch.int32), torch.tensor([1], dtype=torch.int32), -WIDE, WIDE
+    )
     x = torch.full((64, 1041), 127)
     x[:, 0] = torch.arange(64)
     assert accumulator_bound(weight, layer.bias, layer.shift) > EXACT_LIMIT
@@ -194,11 +198,10 @@ def test_a_weight_of_minus_128_is_refused():
 def test_a_stored_model_that_breaks_the_bound_does_not_load():
     tensors = export_entropy_side(trained_like(SwiftConfig()))
     EntropyModel(tensors)
+    tensors["g_ep.means.bias"][17] = 2**24
     for backend in ("float32", "reference"):
         with pytest.raises(ExactnessError, match=r"g_ep\.means: output channel 17"):
-            biases = tensors["g_ep.means.bias"].clone()
-            biases[17] = 2**24
-            EntropyModel(tensors | {"g_ep.means.bias": biases}, backend)
+            EntropyModel(tensors, backend)
 
 
 def trained_like(config: SwiftConfig, seed: int = 3) -> Swift:
@@ -291,7 +294,9 @@ def test_float32_equals_the_reference_on_random_latents(batch, height, width, sp
         anchors.flatten()[::11] = -(2**15)
         anchors.flatten()[::13] = 2**15 - 1
     quality = int(torch.randint(1, 101, (), generator=generator))
-    results = [run(m, d, z, anchors, height, width, quality) for m, d in ((fast, torch.float32), (reference, torch.int64))]
+    results = [
+        run(m, d, z, anchors, height, width, quality) for m, d in ((fast, torch.float32), (reference, torch.int64))
+    ]
     for got, expected in zip(*results, strict=True):
         assert torch.equal(got, expected)
     means, indexes = results[0][2:4]
@@ -353,7 +358,7 @@ def lower_products() -> None:
 
 @pytest.mark.parametrize("lower", [lower_legacy, lower_everything, lower_products])
 def test_a_lower_precision_elsewhere_does_not_reach_the_integers(lower, precision, generator):
-    """They are harmless rather than undone: bfloat16 and TF32 hold the factors exactly, and the sums stay in float32."""
+    """They are harmless: bfloat16 and TF32 hold the factors exactly, and the sums stay in float32."""
     layer = extreme_layer(1100, 64, 2, generator)
     x = torch.cat([127 * layer.weight.long().sign(), torch.randint(-127, 128, (500, 1100), generator=generator)])
     lower()
@@ -400,8 +405,8 @@ def test_another_default_dtype_changes_nothing(photographs):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_the_trained_network_is_the_exported_one(dtype, generator):
-    """The forward pass of quantisation-aware training, on the same integers, gives the integer model's means and indexes
-    exactly: its sums are those integers times a power of two, and float32 holds them for the same reason."""
+    """The forward pass of quantisation-aware training, on the same integers, gives the integer model's means and
+    indexes exactly: its sums are those integers times a power of two, and float32 holds them for the same reason."""
     config = SwiftConfig()
     model = trained_like(config).to(dtype)
     entropy = EntropyModel(export_entropy_side(model), "reference")
@@ -431,4 +436,4 @@ def test_the_trained_network_is_the_exported_one(dtype, generator):
             assert torch.equal(indexes[i], parameters.indexes.to(dtype))
     # The layers were at work: not all clamped to the ends of their ranges.
     assert 10 < second[0].abs().amax() < 2**11
-    assert 0.1 < ((second[1] > 0) & (second[1] < 63)).double().mean()
+    assert ((second[1] > 0) & (second[1] < 63)).double().mean() > 0.1

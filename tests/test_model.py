@@ -160,7 +160,9 @@ def test_gaussian_bits_are_the_code_length_of_a_rounded_gaussian():
 
 def test_a_training_pass_has_gradients_everywhere():
     torch.manual_seed(0)
-    model = Swift(SwiftConfig(features=16, latents=16, hyper_latents=8, hyper_features=16, context_features=16, hidden=16))
+    model = Swift(
+        SwiftConfig(features=16, latents=16, hyper_latents=8, hyper_features=16, context_features=16, hidden=16)
+    )
     for quantise in (False, True):
         model.set_quantise(quantise)
         model.zero_grad()

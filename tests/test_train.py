@@ -32,7 +32,7 @@ def folder(tmp_path_factory, photographs) -> Path:
         top, left = random.integers(image.shape[0] - 80), random.integers(image.shape[1] - 96)
         part = Image.fromarray(image[top : top + 80, left : left + 96])
         part.save(root / ("more" if i % 2 else "") / f"{i:02}.png")
-    Image.fromarray(image[:CROP - 1, :200]).save(root / "low.png")
+    Image.fromarray(image[: CROP - 1, :200]).save(root / "low.png")
     (root / "notes.txt").write_text("no image")
     return root
 
@@ -40,7 +40,14 @@ def folder(tmp_path_factory, photographs) -> Path:
 @pytest.fixture
 def config(folder, tmp_path) -> TrainingConfig:
     return TrainingConfig(
-        data=folder, run=tmp_path / "run", minutes=60, batch=2, crop=CROP, warmup_steps=4, log_steps=1, quantise_from=0.5
+        data=folder,
+        run=tmp_path / "run",
+        minutes=60,
+        batch=2,
+        crop=CROP,
+        warmup_steps=4,
+        log_steps=1,
+        quantise_from=0.5,
     )
 
 
@@ -125,7 +132,7 @@ def test_three_steps_then_a_stop_then_a_resumption(config):
     assert (trainer.step, trainer.cycle_step) == (3, 3)
     assert trainer.model.parameters_net.first.quantise  # past quantise_from
     still = [name for name, value in trainer.model.named_parameters() if torch.equal(value, start[name])]
-    assert not still
+    assert set(still) <= {"h_s.head.weight"}  # its input, the hyper latents, may still round to zero everywhere
     assert not same(trainer.average.state_dict(), trainer.model.state_dict())
     validation = trainer.validate()
     assert np.isfinite(validation["validation_loss"])
@@ -192,7 +199,7 @@ def test_a_run_ends_with_its_cycle(config, signals, capsys):
 
 
 def test_a_checkpoint_becomes_a_release_that_the_codec_runs(config, tmp_path, monkeypatch, photographs):
-    """Three releases, one after the other: the newest encodes, the one before it still decodes, the oldest is dropped."""
+    """Three releases, one after the other: the newest encodes, the one before still decodes, the oldest is dropped."""
     shelf = tmp_path / "weights"
     monkeypatch.setattr(released, "weights_folder", lambda: shelf)
     released.load.cache_clear()

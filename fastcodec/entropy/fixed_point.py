@@ -1,9 +1,9 @@
 """The number formats of the integer entropy side, and the choice of weight exponents that proves them exact.
 
-An activation is int8 standing for value * 2^4; a mean is int16 standing for value * 2^4; a scale index is 0..63. A layer
-computes clamp((acc + bias + (1 << (s - 1))) >> s, low, high) with acc the sum of int8 products. A float32 matrix product
-of integers is exact in any order of summation while every partial sum stays below 2^24 (docs/integer.md), so the
-exponent of each output channel's weights is lowered until the bound holds.
+An activation is int8 standing for value * 2^4; a mean is int16 standing for value * 2^4; a scale index is 0..63. A
+layer computes clamp((acc + bias + (1 << (s - 1))) >> s, low, high) with acc the sum of int8 products. A float32 matrix
+product of integers is exact in any order of summation while every partial sum stays below 2^24 (docs/integer.md), so
+the exponent of each output channel's weights is lowered until the bound holds.
 """
 
 from __future__ import annotations

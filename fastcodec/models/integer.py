@@ -1,8 +1,8 @@
 """The entropy side of `swift` in integers: hyper-synthesis, checkerboard context and parameter network.
 
 This is what decides every probability, so encoder and decoder on any device must run it to the same bits: everything
-from the hyper-latent symbols to a scale index and a fixed-point mean is integer arithmetic (docs/integer.md). The layers
-come from `fastcodec.kernels.integer`; `EntropyModel(..., backend="reference")` runs the int64 definition and
+from the hyper-latent symbols to a scale index and a fixed-point mean is integer arithmetic (docs/integer.md). The
+layers come from `fastcodec.kernels.integer`; `EntropyModel(..., backend="reference")` runs the int64 definition and
 `backend="float32"` the CPU's exact-float32 twin.
 """
 
@@ -54,11 +54,12 @@ _RANGES = {
 def integer_layer(name: str, weight: Tensor, bias: Tensor, shift: Tensor) -> IntegerLayer:
     """Build a layer after proving that its float32 evaluation is exact; `ExactnessError` otherwise.
 
-    weight: int8 [outputs, inputs]; bias: int32 [outputs] or [rows, outputs]; shift: int32 [outputs]. The proof: for each
-    output channel, sum|w| * 127 + |bias| + 2^(s-1) < 2^24, so that every partial sum, in any order, is an integer that
-    float32 holds exactly.
+    weight: int8 [outputs, inputs]; bias: int32 [outputs] or [rows, outputs]; shift: int32 [outputs]. The proof: for
+    each output channel, sum|w| * 127 + |bias| + 2^(s-1) < 2^24, so that every partial sum, in any order, is an integer
+    that float32 holds exactly.
     """
-    if not 1 <= int(shift.min()) <= int(shift.max()) <= _MAX_SHIFT or int(weight.to(torch.int16).abs().max()) > WEIGHT_MAX:
+    heaviest = int(weight.to(torch.int16).abs().max())
+    if not 1 <= int(shift.min()) <= int(shift.max()) <= _MAX_SHIFT or heaviest > WEIGHT_MAX:
         raise ExactnessError(f"layer {name}: shifts must lie in 1..{_MAX_SHIFT} and weights within +-{WEIGHT_MAX}")
     largest = bias.long().abs().reshape(-1, weight.shape[0]).amax(0)
     bound = accumulator_bound(weight, largest, shift)

@@ -1,7 +1,7 @@
 """Release a trained checkpoint: `python -m fastcodec.models.publish RUN/last.pt`.
 
-Writes the averaged weights in the released form beside the other releases, puts the new identity first in index.json and
-keeps the one before it, so that its files still decode; older ones are dropped before 1.0.
+Writes the averaged weights in the released form beside the other releases, puts the new identity first in index.json
+and keeps the one before it, so that its files still decode; older ones are dropped before 1.0.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`swift`, the default model: light transforms, a hyperprior and the checkerboard context, one network for all qualities.
+"""`swift`, the default model: light transforms, a hyperprior, the checkerboard context; one network for all qualities.
 
     x -- g_a --> y * gain -- h_a --> z          analysis and hyper-analysis: floating point, encoder only
     z^ -- h_s --> psi                           hyper-synthesis     \
@@ -124,8 +124,8 @@ class Synthesis(nn.Module):
         self.tail = nn.Conv2d(c, 192, 3, padding=1)
 
     def forward(self, y: Tensor, t: Tensor, fast: bool = False) -> Tensor:
-        """fast: the residual blocks' branches in bfloat16. The layers that carry the image itself stay in float32: a mean
-        rounded to eight bits would show as a quarter of a level."""
+        """fast: the residual blocks' branches in bfloat16. The layers that carry the image itself stay in float32: a
+        mean rounded to eight bits would show as a quarter of a level."""
         features = F.pixel_shuffle(self.up(self.head(y)), 2)
         features = features * (1 + self.modulation(t))[:, :, None, None]
         with torch.autocast(y.device.type, torch.bfloat16) if fast else nullcontext():
@@ -157,8 +157,8 @@ class FixedPointLinear(nn.Module):
     """A linear or convolution layer of the entropy side, trained in the arithmetic that the decoder runs.
 
     Inputs and outputs are reals that stand for integers: value = integer * 2^-bits. `gain` (powers of two per output
-    channel) keeps the stored weights of order one where outputs are not. With `quantise` on, weights are rounded to int8
-    with an exponent for each output channel and outputs are rounded and clamped as the integer layer does.
+    channel) keeps the stored weights of order one where outputs are not. With `quantise` on, weights are rounded to
+    int8 with an exponent for each output channel and outputs are rounded and clamped as the integer layer does.
     """
 
     def __init__(
@@ -248,9 +248,7 @@ class Parameters(nn.Module):
         self.means = FixedPointLinear(
             config.hidden, m, output_bits=MEAN_BITS, low=-(2**15), high=2**15 - 1, gain=mean_gain
         )
-        self.indexes = FixedPointLinear(
-            config.hidden, m, output_bits=0, high=COUNT - 1, gain=torch.full((m,), 8.0)
-        )
+        self.indexes = FixedPointLinear(config.hidden, m, output_bits=0, high=COUNT - 1, gain=torch.full((m,), 8.0))
         nn.init.constant_(self.indexes.bias, 1.5)
 
     def context_of(self, anchors: Tensor, height: int, width: int) -> Tensor:

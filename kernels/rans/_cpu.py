@@ -231,7 +231,7 @@ class Decoder:
     def _raise(self, error: c_uint32, tile: c_uint32) -> None:
         if error.value:
             text = self._lib.fastcodec_rans_error_text(error.value).decode()
-            raise CorruptStreamError(f"corrupt payload of tile {tile.value}: {text}")
+            raise CorruptStreamError(f"corrupt payload of tile {tile.value}: {text}", tile.value)
 
     def shape(self, tile: int) -> tuple[int, int]:
         lanes, streams = c_uint32(), c_uint32()

@@ -3,6 +3,7 @@
 import hashlib
 import heapq
 import math
+import threading
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
@@ -56,6 +57,9 @@ def quantise_pmf(pmf: np.ndarray) -> np.ndarray:
     return frequencies.astype(np.uint16)
 
 
+_handle_lock = threading.Lock()
+
+
 class TableSet:
     """Up to 256 integer probability tables. Immutable; equal when all integers are.
 
@@ -95,6 +99,7 @@ class TableSet:
         self._frequencies = np.concatenate(arrays).astype("<u2")
         self._ends = np.cumsum(self._sizes, dtype=np.int64)
         self._frequencies.flags.writeable = False
+        self._cpu_tables = None
 
     @classmethod
     def from_pmfs(cls, pmfs: Iterable[tuple[int, np.ndarray, float]], *, skip: bool = False) -> "TableSet":
@@ -156,12 +161,15 @@ class TableSet:
         parts = np.split(values[2 + 2 * count :], np.cumsum(sizes)[:-1])
         return cls(zip(firsts.tolist(), parts, strict=True), skip=bool(skip))
 
-    @cached_property
+    @property
     def _cpu_handle(self):
-        """The CPU library's copy, made at first use."""
+        """The CPU library's copy, made at first use: once, or a thread could free what another one is reading."""
         from . import _cpu
 
-        return _cpu.TablesHandle(self.skip, self._firsts, self._sizes, self._frequencies)
+        with _handle_lock:
+            if self._cpu_tables is None:
+                self._cpu_tables = _cpu.TablesHandle(self.skip, self._firsts, self._sizes, self._frequencies)
+            return self._cpu_tables
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TableSet) and self.identity == other.identity

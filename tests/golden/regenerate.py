@@ -1,8 +1,8 @@
 """Write the golden files anew: `python tests/golden/regenerate.py`, only together with a new model identity.
 
-Each case is a .fic file, the pixels that it decodes to as a PNG, and in expected.json the SHA-256 of its latents. They pin
-the format and the decoder: as long as the model is the same they must decode, so this refuses to replace them (--force
-does, for a change of format before 1.0).
+Each case is a .fic file, the pixels that it decodes to as a PNG, and in expected.json the SHA-256 of its latents. They
+pin the format and the decoder: as long as the model is the same they must decode, so this refuses to replace them
+(--force does, for a change of format before 1.0).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def latents_digest(codec: Codec, data: bytes) -> str:
 
 
 def regenerate(folder: Path = FOLDER, force: bool = False) -> str:
-    """Write all cases into `folder`; returns the model's identity. Raises SystemExit where the model is still the same."""
+    """Write all cases into `folder`; returns the model's identity. SystemExit where the model is still the same."""
     codec = Codec.load("swift")
     identity = codec.model.identity.hex()
     index = folder / "expected.json"

@@ -54,10 +54,9 @@ def run() -> dict[str, Any]:
         }
         rows.append(row)
         extra = [f"{100 * (t / w - 1):+.2f} %" for t, w in zip(tiled["bytes"], whole["bytes"], strict=True)]
-        size = f"{picture.width}x{picture.height}"
-        shown.add_row(name, size, str(row["tiles"]), *extra, f"{result.percent:+.3f} %")
+        shown.add_row(name[:24], str(row["tiles"]), *extra, f"{result.percent:+.3f} %")
     mean = fmean(row["bd_rate_percent"] for row in rows)
-    shown.add_row("mean", "", "", *("" for _ in QUALITIES), f"{mean:+.3f} %")
+    shown.add_row("mean", "", *("" for _ in QUALITIES), f"{mean:+.3f} %")
     console.print(shown)
     return {
         "source": "photographs of $FASTCODEC_LARGE" if os.environ.get("FASTCODEC_LARGE") else "scikit-image's retina",

@@ -28,7 +28,7 @@ from .constants import HYPER_STRIDE, LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, TI
 from .container import DEFAULT_LIMITS, Container, Header, Limits, TileData
 from .entropy.estimate import code_lengths
 from .entropy.gaussian import gaussian_tables
-from .errors import CorruptStreamError, ImageError, ModelMismatchError, TargetError
+from .errors import CorruptStreamError, ImageError, ModelMismatchError, SymbolRangeError, TargetError
 from .geometry import Grid, Rect, hyper_size, windows
 from .images import ImageLike, Picture, from_picture, to_picture
 from .kernels import checkerboard, rans
@@ -501,7 +501,11 @@ def _symbols(y: Tensor, parameters: Parameters, weight: Tensor) -> Tensor:
     lengths = code_lengths().float()
     columns = lengths.shape[1]
     residual = y - parameters.means.float() / 16
-    nearest = residual.round().clamp_(-_SYMBOL_LIMIT, _SYMBOL_LIMIT)
+    nearest = residual.round()
+    if nearest.numel() and float(nearest.abs().max()) > _SYMBOL_LIMIT:
+        raise SymbolRangeError(
+            f"a latent is {float(nearest.abs().max()):.0f} steps from its mean; a symbol has 16 bits"
+        )
     closer = nearest - nearest.sign()
     row = parameters.indexes.long() * columns
     magnitude = nearest.abs().long().clamp_(max=columns - 1)

@@ -23,13 +23,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from . import metrics
+from .codec import Codec
+from .errors import FastcodecError, ImageError
+from .images import read_picture
+from .models import released
 from .models.swift import Swift, SwiftConfig
 from .models.warm_start import warm_start
 
 VALIDATION_EVERY = 40  # one image in so many is held out of training
+EVALUATION_QUALITIES = (10, 40, 70, 100)
 VALIDATION_POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 
@@ -52,6 +57,7 @@ class TrainingConfig:
     log_steps: int = 100
     device: str = "cpu"
     seed: int = 1
+    start: Path | None = None  # a released model's file to go on from, instead of the warm start
     evaluate: Path | None = None  # a folder measured at every checkpoint, for the log only
 
 
@@ -59,10 +65,9 @@ class CropSource:
     """Random crops with flips from a folder of images, decoded once and held in memory as uint8."""
 
     def __init__(self, folder: Path, crop: int, seed: int):
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-        images = [im for im in map(_load, files) if min(im.shape[:2]) >= crop]
+        images = [im for im in map(_load, _image_files(folder)) if im is not None and min(im.shape[:2]) >= crop]
         if len(images) < VALIDATION_EVERY:
-            raise SystemExit(f"{folder}: {len(images)} images of at least {crop} pixels; need {VALIDATION_EVERY}")
+            raise ImageError(f"{folder}: {len(images)} images of at least {crop} pixels; need {VALIDATION_EVERY}")
         self.validation = images[::VALIDATION_EVERY]
         self.images = [im for i, im in enumerate(images) if i % VALIDATION_EVERY]
         self.crop = crop
@@ -93,9 +98,18 @@ class CropSource:
         return torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2)
 
 
-def _load(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
+def _image_files(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def _load(path: Path) -> np.ndarray | None:
+    """RGB pixels; None, with a word on stderr, for a file that is not an image: one must not end a run of hours."""
+    try:
+        pixels = read_picture(path).pixels
+    except FastcodecError as error:
+        print(f"skipped: {error}", file=sys.stderr)
+        return None
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
 
 class Trainer:
@@ -111,7 +125,10 @@ class Trainer:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else None
         if state is None:
             torch.manual_seed(config.seed)
-            self.model = warm_start(SwiftConfig(), self.source.batch(64))
+            if config.start is not None:
+                self.model = released.restore(config.start)
+            else:
+                self.model = warm_start(SwiftConfig(), self.source.batch(64))
         else:
             self.model = Swift(SwiftConfig(**state["config"]))
             self.model.load_state_dict(state["model"])
@@ -241,9 +258,15 @@ class Trainer:
 
     def run(self) -> None:
         """Train to the end of the cycle, or until interrupted; either way the state is on disk afterwards."""
-        stop = []
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, lambda *_: stop.append(True))
+        stop: list[bool] = []
+        before = {name: signal.signal(name, lambda *_: stop.append(True)) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._run_cycle(stop)
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    def _run_cycle(self, stop: list[bool]) -> None:
         config, sums, last_save = self.config, [], time.time()
         started, started_step = time.time(), self.step
         self.log(event="start", parameters=sum(p.numel() for p in self.model.parameters()))
@@ -257,9 +280,28 @@ class Trainer:
             if time.time() - last_save > config.checkpoint_seconds:
                 self.save()
                 self.log(event="validation", **self.validate())
+                self._evaluate()
                 last_save = time.time()
         self.save(finished=not stop)
         self.log(event="stopped" if stop else "finished", **self.validate())
+        if not stop:
+            self._evaluate()
+
+    def _evaluate(self) -> None:
+        """Real files of the images in `config.evaluate` with the averaged weights, for the log only."""
+        if self.config.evaluate is None:
+            return
+        release = self.config.run / "evaluated.safetensors"
+        released.export(self.average, release)
+        codec = Codec(released.read_model(release))
+        pictures = [read_picture(path) for path in _image_files(self.config.evaluate)]
+        for quality in EVALUATION_QUALITIES:
+            bpp, psnr = [], []
+            for picture in pictures:
+                data = codec.encode_picture(picture, quality).data
+                bpp.append(8 * len(data) / (picture.width * picture.height))
+                psnr.append(metrics.psnr(picture.pixels, codec.decode_picture(data).pixels))
+            self.log(event="evaluation", quality=quality, bpp=float(np.mean(bpp)), psnr=float(np.mean(psnr)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -276,6 +318,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--learning-rate", type=float, default=default.learning_rate, help="(%(default)s)")
     parser.add_argument("--quantise-from", type=float, default=default.quantise_from, help="fraction (%(default)s)")
+    parser.add_argument("--start", type=Path, help="a released model (.safetensors) to go on from")
+    parser.add_argument("--evaluate", type=Path, metavar="DIR", help="images to code at every checkpoint, for the log")
     parser.add_argument("--device", default=default.device, help="cpu or cuda (%(default)s)")
     parser.add_argument("--seed", type=int, default=default.seed)
 

@@ -31,6 +31,7 @@ def non_anchor_positions(height: int, width: int) -> Tensor:
     return _parity_positions(height, width, 1)
 
 
+@torch.inference_mode(False)  # cached: made during a decode, they must serve training too
 def _parity_positions(height: int, width: int, parity: int) -> Tensor:
     rows = torch.arange(height)[:, None]
     columns = torch.arange(width)[None, :]
@@ -38,6 +39,7 @@ def _parity_positions(height: int, width: int, parity: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def context_rows(height: int, width: int) -> Tensor:
     """For each non-anchor, the 12 flat positions that its context reads, in a grid padded by 2 on every side.
 

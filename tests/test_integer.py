@@ -305,6 +305,26 @@ def test_float32_equals_the_reference_on_random_latents(batch, height, width, sp
     assert int(indexes.max()) < 64
 
 
+def test_hyper_latents_and_latents_are_clamped_to_their_declared_ranges(both, generator):
+    """The proof counts on inputs of +-127, and only a stream can be trusted to hold nothing else."""
+    config = released.load("swift").config
+    z = torch.randint(-(2**15), 2**15, (1, 2, 2, config.hyper_latents), generator=generator).to(torch.int16)
+    psi = torch.zeros(1, 20, config.hyper_features)
+    largest = 16 * (2**15 - 1) + 2**15
+    latents = torch.randint(-largest, largest + 1, (1, 20, config.latents), generator=generator, dtype=torch.int32)
+    shift = released.load("swift").entropy._context_shift
+    for model, dtype in zip(both, (torch.float32, torch.int64), strict=True):
+        with exact_float32():
+            clamped = model.hyper_synthesis(z.clamp(-127, 127), 8, 5)
+            for ours, theirs in zip(model.hyper_synthesis(z, 8, 5), clamped, strict=True):
+                assert torch.equal(ours, theirs)
+            bounded = latents.clamp(-(127 << shift), 127 << shift)
+            far = model.non_anchor_parameters(psi.to(dtype), latents, 8, 5, 50)
+            near = model.non_anchor_parameters(psi.to(dtype), bounded, 8, 5, 50)
+        assert torch.equal(far.means, near.means)
+        assert torch.equal(far.indexes, near.indexes)
+
+
 def test_a_batch_equals_its_items(both, generator):
     fast, _ = both
     config = released.load("swift").config

@@ -283,3 +283,19 @@ def test_codec_load_runs_on_the_cpu_only():
         assert Codec.load("swift", device=device).model.name == "swift"
     with pytest.raises(ValueError, match="'cuda'"):
         Codec.load("swift", device="cuda")
+
+
+def test_a_release_can_be_trained_on(tmp_path):
+    """`restore` undoes `export`: the same int8 weights and shifts, biases and gains to their rounding."""
+    path = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
+    again = tmp_path / "again.safetensors"
+    released.export(released.restore(path), again)
+    first, second = load_file(path), load_file(again)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        if name.endswith(".bias") and name.startswith("entropy."):
+            assert (tensor - second[name]).abs().max() <= 1, name
+        elif name in ("gain", "inverse_gain"):
+            torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=0)
+        else:
+            assert torch.equal(second[name], tensor), name

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -172,9 +171,17 @@ def test_a_step_that_explodes_leaves_the_weights_alone(config):
 
 
 def test_a_terminated_run_saves_and_resumes(config, signals, capsys):
-    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
     trainer = Trainer(config)
+    step = trainer.train_step
+
+    def step_then_stop(progress: float) -> dict[str, float]:
+        if trainer.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(progress)
+
+    trainer.train_step = step_then_stop
     trainer.run()
+    assert trainer.step == 2  # the step under way is finished
     state = torch.load(config.run / "last.pt", weights_only=True)
     assert state["finished"] is False
     assert state["step"] == trainer.step

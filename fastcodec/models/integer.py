@@ -91,12 +91,29 @@ def _quantise(layer: FixedPointLinear, extra_bias: Tensor | None = None) -> dict
     }
 
 
+def entropy_layers(model: Swift) -> dict[str, FixedPointLinear]:
+    """The trainable layers of the entropy side by the names of their stored tensors."""
+    net, synthesis = model.parameters_net, model.h_s
+    return {
+        "h_s.head": synthesis.head,
+        "h_s.up1": synthesis.up1,
+        "h_s.middle": synthesis.middle,
+        "h_s.up2": synthesis.up2,
+        "h_s.tail": synthesis.tail,
+        "g_cm": net.context,
+        "g_ep.first": net.first,
+        "g_ep.second": net.second,
+        "g_ep.means": net.means,
+        "g_ep.indexes": net.indexes,
+    }
+
+
 def export_entropy_side(model: Swift) -> dict[str, Tensor]:
     """The integer tensors of a trained model, named `layer.weight`, `layer.bias`, `layer.shift`, and `context_shift`.
 
     Raises ExactnessError, naming layer and channel, where a layer could leave the range in which float32 is exact.
     """
-    net, synthesis = model.parameters_net, model.h_s
+    net = model.parameters_net
     for name, parameter in model.named_parameters():
         if name.startswith(("h_s.", "parameters_net.")) and not torch.isfinite(parameter).all():
             raise ExactnessError(f"{name} is not finite")
@@ -104,16 +121,8 @@ def export_entropy_side(model: Swift) -> dict[str, Tensor]:
     with torch.no_grad():
         quality_bias = net.quality_bias(quality_position(quality.double()).to(net.first.bias.device).float())
     layers = {
-        "h_s.head": _quantise(synthesis.head),
-        "h_s.up1": _quantise(synthesis.up1),
-        "h_s.middle": _quantise(synthesis.middle),
-        "h_s.up2": _quantise(synthesis.up2),
-        "h_s.tail": _quantise(synthesis.tail),
-        "g_cm": _quantise(net.context),
-        "g_ep.first": _quantise(net.first, quality_bias),
-        "g_ep.second": _quantise(net.second),
-        "g_ep.means": _quantise(net.means),
-        "g_ep.indexes": _quantise(net.indexes),
+        name: _quantise(layer, quality_bias if layer is net.first else None)
+        for name, layer in entropy_layers(model).items()
     }
     for name, tensors in layers.items():
         integer_layer(name, **tensors)

@@ -26,8 +26,17 @@ from fastcodec.entropy.gaussian import gaussian_tables
 from fastcodec.errors import FastcodecError, ModelMismatchError
 from fastcodec.kernels.rans import TableSet
 
-from .integer import ACTIVATION_MAX, Backend, EntropyModel, export_entropy_side
-from .swift import Analysis, HyperAnalysis, HyperPrior, Swift, SwiftConfig, Synthesis, quality_position
+from .integer import ACTIVATION_MAX, Backend, EntropyModel, entropy_layers, export_entropy_side
+from .swift import (
+    Analysis,
+    HyperAnalysis,
+    HyperPrior,
+    QualityTable,
+    Swift,
+    SwiftConfig,
+    Synthesis,
+    quality_position,
+)
 
 _ENCODE_ONLY = ("g_a.", "h_a.", "gain", "prior.")
 _PRIOR_TABLES = "prior_tables"
@@ -91,6 +100,42 @@ def hyper_tables(prior: HyperPrior) -> TableSet:
         inside = pmf[first : last + 1]
         rows.append((first - ACTIVATION_MAX, inside, max(1.0 - float(inside.sum()), 2.0**-20)))
     return TableSet.from_pmfs(rows)
+
+
+def restore(path: Path) -> Swift:
+    """A trainable `Swift` from a released file: `export` undone, up to the rounding of weights to float16 and int8."""
+    with safe_open(path, "pt") as file:
+        config = SwiftConfig(**json.loads(file.metadata()["config"]))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    entropy = _part(tensors, "entropy.")
+    model = Swift(config, entropy["context_shift"])
+    for part in ("g_a", "h_a", "g_s", "prior"):
+        getattr(model, part).load_state_dict({k: v.float() for k, v in _part(tensors, f"{part}.").items()})
+    t = quality_position(torch.arange(MIN_QUALITY, MAX_QUALITY + 1).double())
+    with torch.no_grad():
+        model.log_gain.points.copy_(_fit_points(t, config, tensors["gain"].double().log()))
+        model.log_inverse_gain.points.copy_(_fit_points(t, config, tensors["inverse_gain"].double().log()))
+        for name, layer in entropy_layers(model).items():
+            weight, bias, shift = (entropy[f"{name}.{part}"] for part in ("weight", "bias", "shift"))
+            scale = torch.exp2((shift - layer.input_bits + layer.output_bits).double())
+            bias = bias.double() / (scale * 2.0**layer.input_bits) / layer.gain
+            if bias.dim() > 1:  # a row a quality: all of it goes into the quality's table
+                model.parameters_net.quality_bias.points.copy_(_fit_points(t, config, bias))
+                bias = torch.zeros_like(bias[0])
+            layer.bias.copy_(bias)
+            weight = (weight.double() / scale[:, None] / layer.gain[:, None]).float()
+            if layer.kernel > 1:
+                weight = weight.view(len(weight), layer.kernel, layer.kernel, -1).permute(0, 3, 1, 2)
+            layer.weight.copy_(weight)
+    return model
+
+
+def _fit_points(t: Tensor, config: SwiftConfig, rows: Tensor) -> Tensor:
+    """The anchor vectors of a `QualityTable` whose interpolation gives `rows`, one a quality, by least squares."""
+    table = QualityTable(config.quality_points, config.quality_points).double()
+    with torch.no_grad():
+        table.points.copy_(torch.eye(config.quality_points, dtype=torch.float64))
+        return torch.linalg.lstsq(table(t), rows).solution
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def run() -> dict[str, Any]:
     times = {name: _medians(items) for name, items in samples.items()}
     ratios = {}
     if rival:
-        encode, decode = times["rival: compress"]["total"], times["rival: decompress"]["total"]
+        encode, decode = times["rival encode"]["total"], times["rival decode"]["total"]
         ratios = {
             "encode": encode / times["encode"]["total"],
             "decode, exact": decode / times["decode, exact"]["total"],
@@ -72,7 +72,7 @@ def run() -> dict[str, Any]:
         }
     shown = table("Milliseconds a Kodak image (medians)", "", *_HEADINGS, "total", "ratio")
     for name, item in times.items():
-        cells = [f"{1000 * item[stage]:.1f}" if item.get(stage) else "–" for stage in (*STAGES, "total")]
+        cells = [f"{1000 * item[stage]:.3g}" if item.get(stage) else "–" for stage in (*STAGES, "total")]
         shown.add_row(name, *cells, f"{ratios[name]:.2f}" if name in ratios else "")
     console.print(shown)
     console.print(
@@ -177,6 +177,6 @@ class _Rival:
             return {**self.stages, "rans": total - sum(self.stages.values()), "total": total}
 
         return {
-            "rival: compress": timed(lambda: strings.update(self.model.compress(x))),
-            "rival: decompress": timed(lambda: self.model.decompress(**strings)),
+            "rival encode": timed(lambda: strings.update(self.model.compress(x))),
+            "rival decode": timed(lambda: self.model.decompress(**strings)),
         }

@@ -37,7 +37,7 @@ def run() -> dict[str, Any]:
     """Each image's two curves and their BD-rate, and the mean."""
     codec = Codec.load("swift")
     shown = table(
-        "Tiles against one tile", "image", "pixels", "tiles", *(f"bytes at {q}" for q in QUALITIES), "BD-rate"
+        "Tiles against one: bytes at four qualities", "image", "tiles", *(f"q{q}" for q in QUALITIES), "BD-rate"
     )
     rows = []
     for name, picture in _photographs():

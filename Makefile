@@ -3,6 +3,9 @@
 PYTHON ?= python3
 ARGS ?=
 
+# See fastcodec/_threads.py: a busy machine would otherwise make small network calls ten times slower.
+export GOMP_SPINCOUNT ?= 10000
+
 VENV := .venv
 BIN := $(VENV)/bin
 # Always under the constraints: a free version of PyTorch would bring gigabytes.

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .. import __version__
+from .._threads import wait_briefly
 from ..container import DEFAULT_LIMITS, MAX_QUALITY, MIN_QUALITY
 from ..errors import FastcodecError
 from .report import Terminated, explain, say, say_error
@@ -25,6 +26,7 @@ from .report import Terminated, explain, say, say_error
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Wrong usage raises SystemExit(2), as argparse does."""
+    wait_briefly()
     argv = sys.argv[1:] if argv is None else list(argv)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names come out as the bytes that they are

@@ -37,7 +37,7 @@ enum Isa : int { kIsaScalar = 0, kIsaAvx2 = 1, kIsaAvx512 = 2 };
 // Runs at most this many elements on one thread: starting another takes as long as coding some ten thousand symbols.
 constexpr uint64_t kElementsPerThread = 1 << 15;
 
-const Kernels& kernels_of(int isa) {
+const Kernels& kernels_of([[maybe_unused]] int isa) {
 #if defined(__x86_64__)
     if (isa == kIsaAvx512) {
         return avx512_kernels();

@@ -14,7 +14,7 @@ CXX_SOURCES = find kernels tests bench fastcodec -name build -prune -o -type f \
 	\( -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' \) -print0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench build venv clean distclean
+.PHONY: help demo test lint format bench gpu gpu-check gpu-site gpu-run build venv clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,15 +38,43 @@ format: venv  ## format Python, C++ and CUDA, and mend what ruff can
 bench: build $(VENV)/bench.stamp  ## run the benchmarks, with the other coders beside ours (ARGS= to choose)
 	$(BIN)/python -m bench $(ARGS)
 
-build: venv  ## build the C++ library
+gpu: gpu-check  ## on a machine with a GPU: all GPU tests and benchmarks, with PYTHON's own packages
+	@$(MAKE) --no-print-directory gpu-run
+
+build: venv  ## build the C++ libraries, and with nvcc the CUDA kernels
 	@$(BIN)/python kernels/build.py
 
 venv: $(VENV)/venv.stamp  ## create or update .venv
 
+# `make gpu` is for machines that have PyTorch, ninja and pytest but no network: nothing is installed. Links in
+# build/gpu/site show Python the packages as an installation would (kernels/ is fastcodec.kernels), and PYTHONSAFEPATH
+# keeps it from finding the checkout's own fastcodec/, which lacks them. All of it ends within eight minutes.
+GPU_SITE := build/gpu/site
+GPU_ENV = PYTHONSAFEPATH=1 PYTHONPATH="$(CURDIR)/$(GPU_SITE)$${PYTHONPATH:+:$$PYTHONPATH}"
+
+gpu-check:
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
+		{ echo 'make gpu: $(PYTHON) has no PyTorch that finds a GPU; make test tests what needs none' >&2; exit 1; }
+
+gpu-site:
+	@$(PYTHON) kernels/build.py
+	@rm -rf $(GPU_SITE)
+	@mkdir -p $(GPU_SITE)/fastcodec
+	@ln -s "$(CURDIR)"/fastcodec/* $(GPU_SITE)/fastcodec
+	@ln -s "$(CURDIR)/kernels" $(GPU_SITE)/fastcodec/kernels
+	@ln -s "$(CURDIR)/bench" $(GPU_SITE)/bench
+
+# The benchmarks run even if a test fails; make fails then.
+gpu-run: gpu-site
+	@status=0; \
+	$(GPU_ENV) timeout --kill-after=10 240 $(PYTHON) -m pytest -m gpu || status=$$?; \
+	$(GPU_ENV) timeout --kill-after=10 180 $(PYTHON) -m bench gpu $(ARGS) || status=$$?; \
+	exit $$status
+
 clean:  ## remove what was built and cached
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache out
 	find kernels fastcodec tests bench \( -name __pycache__ -o -name build \) -type d -prune -exec rm -rf {} +
-	find kernels fastcodec -name '*.so' -delete
+	find kernels fastcodec \( -name '*.so' -o -name '*.fatbin' \) -delete
 
 distclean: clean  ## remove .venv too
 	rm -rf $(VENV)

@@ -60,7 +60,7 @@ setup(
     package_data={
         "fastcodec": ["**/*.npz", "**/*.safetensors", "**/*.bin", "**/*.json"],
         # The sources too: the CUDA kernels are compiled where they run.
-        "fastcodec.kernels": [f"**/*.{suffix}" for suffix in ("so", "h", "hpp", "cuh", "cpp", "cu")],
+        "fastcodec.kernels": [f"**/*.{suffix}" for suffix in ("so", "fatbin", "h", "hpp", "cuh", "cpp", "cu")],
     },
     zip_safe=False,
 )

@@ -9,10 +9,11 @@ FastcodecError
 ├── LimitError               a size beyond the caller's limits, checked before anything is allocated
 ├── ImageError               an input image that cannot be read or is not an image
 ├── ExactnessError           a model or platform on which the integer entropy side would not be exact
-└── TargetError              a size target that no quality reaches
+├── TargetError              a size target that no quality reaches
+└── UnavailableError         a device that this machine does not have, or has no kernels for
 """
 
-from .kernels.errors import CorruptStreamError, FastcodecError, SymbolRangeError
+from .kernels.errors import CorruptStreamError, FastcodecError, SymbolRangeError, UnavailableError
 
 __all__ = [
     "CorruptStreamError",
@@ -24,6 +25,7 @@ __all__ = [
     "NotAFicFileError",
     "SymbolRangeError",
     "TargetError",
+    "UnavailableError",
     "UnsupportedVersionError",
 ]
 

@@ -14,7 +14,7 @@
 True
 """
 
-from .kernels.errors import CorruptStreamError, SymbolRangeError
+from .kernels.errors import CorruptStreamError, SymbolRangeError, UnavailableError
 from .kernels.rans import Decoder, Pass, TableSet, available_isas, cost_bits, encode
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "Pass",
     "SymbolRangeError",
     "TableSet",
+    "UnavailableError",
     "available_isas",
     "cost_bits",
     "encode",

@@ -22,3 +22,7 @@ class CorruptStreamError(FastcodecError, ValueError):
 
 class SymbolRangeError(FastcodecError, ValueError):
     """A symbol that the format cannot carry (outside int16), met while encoding."""
+
+
+class UnavailableError(FastcodecError):
+    """What was asked for cannot run on this machine: the message says what is missing."""

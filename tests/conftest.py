@@ -7,11 +7,20 @@ import numpy as np
 import pytest
 import torch
 
+from fastcodec.kernels import build
+
 if not torch.cuda.is_available():
     # Read by triton.jit when it decorates a kernel, so before any test module imports one.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# The coder's CUDA kernels on the CPU: their source as it is, in the host shim. Beside these, a driver needs a main.
+SHIM = ROOT / "tests" / "cuda_shim"
+SIMULATION = {
+    SHIM / "rans_kernels.cpp": f"-include {SHIM}/cuda_shim.h -I{SHIM} -Wno-unknown-pragmas -fno-strict-aliasing",
+    SHIM / "cuda_shim.cpp": f"-I{SHIM}",
+}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -27,6 +36,15 @@ def kodak() -> list[Path]:
     if not images:
         pytest.skip(f"no Kodak images in {folder}: set FASTCODEC_KODAK to their folder")
     return images
+
+
+@pytest.fixture(scope="session")
+def simulator() -> Path:
+    """A CUDA driver whose GPU is the CPU, with the coder's kernels: for `_cuda.simulated`."""
+    try:
+        return build.build_program("cuda_simulator", SIMULATION, "-O2 -g -shared")
+    except build.BuildError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

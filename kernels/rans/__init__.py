@@ -3,52 +3,21 @@
 The rule, the format of a payload and the bounds stand in rans.h. A tile is coded in passes, each a matrix of symbols
 with the index of a table for every element. `encode` takes all passes at once; a `Decoder` gives them back one by one,
 so that the indexes of a pass may depend on the symbols of those before it.
+
+Tensors say where the work is done: on the CPU, or on the GPU that they lie on. Both write the same bytes.
 """
 
+import itertools
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from torch import Tensor, device, int16, int32, uint8
+import torch
+from torch import Tensor
 
-from . import _cpu
+from . import _cpu, _cuda, _operators
+from .passes import Pass, check_indexes, check_pass
 from .tables import TableSet
 
-__all__ = ["Decoder", "Pass", "TableSet", "available_isas", "cost_bits", "encode"]
-
-
-class Pass(NamedTuple):
-    """What is coded together: positions row-major, channels fastest, both tensors contiguous and on one device."""
-
-    symbols: Tensor  # int16 or int32 [P, C]; values must fit int16, and be 0 where nothing is coded
-    indexes: Tensor  # uint8 [P, C]; the table of each symbol, below tables.count
-    tables: TableSet
-
-
-def _backend(where: device):
-    if where.type == "cpu":
-        return _cpu
-    raise NotImplementedError(f"the coder does not run on {where.type!r} tensors yet: move them to the CPU")
-
-
-def _check_indexes(indexes: Tensor, what: str) -> None:
-    if indexes.dtype != uint8 or indexes.dim() != 2 or not indexes.is_contiguous():
-        raise ValueError(
-            f"{what}: indexes must be a contiguous uint8 matrix [positions, channels], not {indexes.dtype} "
-            f"{list(indexes.shape)}{'' if indexes.is_contiguous() else ', not contiguous'}"
-        )
-
-
-def _check_pass(item: Pass, what: str) -> tuple[Tensor, Tensor, object]:
-    symbols, indexes, tables = item
-    _check_indexes(indexes, what)
-    if symbols.dtype not in (int16, int32) or symbols.shape != indexes.shape or not symbols.is_contiguous():
-        raise ValueError(
-            f"{what}: symbols must be contiguous, int16 or int32, and of the indexes' shape {list(indexes.shape)}, not "
-            f"{symbols.dtype} {list(symbols.shape)}{'' if symbols.is_contiguous() else ', not contiguous'}"
-        )
-    if symbols.device != indexes.device:
-        raise ValueError(f"{what}: symbols are on {symbols.device}, indexes on {indexes.device}")
-    return symbols, indexes, tables._cpu_handle.handle
+__all__ = ["Decoder", "Pass", "TableSet", "available_isas", "cost_bits", "cuda_status", "encode"]
 
 
 def cost_bits(p: Pass) -> float:
@@ -57,7 +26,14 @@ def cost_bits(p: Pass) -> float:
     Raises:
         ValueError, SymbolRangeError: as `encode`.
     """
-    return _backend(p.indexes.device).cost(*_check_pass(p, "pass")) / 256
+    check_pass(p, "pass")
+    target = _target(p.indexes.device)
+    return (_cpu.cost(p) if target is None else _cuda.cost(p, target)) / 256
+
+
+def _target(device: torch.device) -> _cuda.Target | None:
+    """The GPU that codes tensors of a device; None when the CPU does."""
+    return _cuda.simulator() if device.type == "cpu" else _cuda.target(device)
 
 
 def encode(
@@ -71,20 +47,21 @@ def encode(
 ) -> list[bytes]:
     """Encodes tiles, each a sequence of passes, to one payload each.
 
-    Equal tiles give equal bytes on every machine, for every number of threads and instruction set.
+    Equal tiles give equal bytes on every machine: on a GPU or a CPU, for every number of threads and instruction set.
 
     Args:
-        tiles: the passes of each tile, in the order in which they will be decoded.
+        tiles: the passes of each tile, in the order in which they will be decoded; all tensors on one device.
         preset: "size" keeps the lanes' cost to about 0.25 % of the payload, "latency" spends up to about 3 % on more of
             them, so that more symbols are decoded at once.
         lanes: N, a power of two from 1 to 32, instead of the preset's choice.
         streams: S, from 1 to 65535, likewise.
-        threads: how many threads may run; PyTorch's setting when None.
-        isa: one of `available_isas()`; None takes $FASTCODEC_ISA, else the best.
+        threads: how many threads of the CPU may run; PyTorch's setting when None.
+        isa: one of `available_isas()`; None takes $FASTCODEC_ISA, else the best. Of no meaning on a GPU.
 
     Raises:
         ValueError: a tensor's dtype, shape or layout, an index that names no table, or an option out of range.
         SymbolRangeError: a symbol outside int16, or not 0 where nothing is coded.
+        UnavailableError: tensors on a GPU that the coder has no kernels for.
     """
     if preset not in _cpu.PRESETS:
         raise ValueError(f"preset must be one of {', '.join(_cpu.PRESETS)}, not {preset!r}")
@@ -92,33 +69,65 @@ def encode(
         raise ValueError(f"lanes must be a power of two from 1 to 32, not {lanes}")
     if streams is not None and not 1 <= streams <= 65535:
         raise ValueError(f"streams must be 1 to 65535, not {streams}")
-    checked = [
-        [_check_pass(item, f"tile {t}, pass {p}") for p, item in enumerate(tile)] for t, tile in enumerate(tiles)
-    ]
-    devices = {indexes.device for tile in checked for _, indexes, _ in tile}
+    for t, tile in enumerate(tiles):
+        for p, item in enumerate(tile):
+            check_pass(item, f"tile {t}, pass {p}")
+    passes = [item for tile in tiles for item in tile]
+    devices = {item.indexes.device for item in passes}
     if len(devices) > 1:
         raise ValueError(f"the passes lie on several devices: {', '.join(map(str, devices))}")
-    backend = _backend(devices.pop()) if devices else _cpu
-    return backend.encode(checked, preset, lanes or 0, streams or 0, threads, isa)
+    if not passes:  # nothing to dispatch by
+        payloads, bounds = _cpu.encode(tiles, preset, lanes or 0, streams or 0, threads, isa)
+    else:
+        payloads, bounds = _operators.encode(
+            [item.symbols for item in passes],
+            [item.indexes for item in passes],
+            [item.tables.named() for item in passes],
+            [0, *itertools.accumulate(map(len, tiles))],
+            preset,
+            lanes or 0,
+            streams or 0,
+            _cpu.thread_count(threads),
+            isa or "",
+        )
+    data = payloads.cpu().numpy()
+    return [data[begin:end].tobytes() for begin, end in bounds.tolist()]
 
 
 class Decoder:
     """Decodes a batch of tiles pass by pass; coder states and cursors are kept between the passes.
 
+    On a GPU nothing waits until `finish`: what went wrong before is told there, and until then the symbols of a damaged
+    stream are 0 from the step that failed on.
+
     Args:
         payloads: one for each tile, as `encode` returned them. They are copied.
-        threads: how many threads may run; PyTorch's setting when None.
-        isa: one of `available_isas()`; None takes $FASTCODEC_ISA, else the best.
+        device: where the indexes will be, and the symbols are put.
+        threads: how many threads of the CPU may run; PyTorch's setting when None.
+        isa: one of `available_isas()`; None takes $FASTCODEC_ISA, else the best. Of no meaning on a GPU.
 
     Raises:
         CorruptStreamError: a payload that no encoder wrote; the message names the tile and the cause.
+        UnavailableError: a GPU that is not there, or that the coder has no kernels for.
     """
 
     def __init__(
-        self, payloads: Sequence[bytes | memoryview], *, threads: int | None = None, isa: str | None = None
+        self,
+        payloads: Sequence[bytes | memoryview],
+        *,
+        device: torch.device | str = "cpu",
+        threads: int | None = None,
+        isa: str | None = None,
     ) -> None:
         self._tiles = len(payloads)
-        self._impl = _cpu.Decoder(payloads, threads, isa)
+        self._device = torch.device(device)
+        target = _target(self._device)
+        if target is None:
+            self._impl = _cpu.Decoder(payloads, threads, isa)
+        else:
+            self._impl = _cuda.Decoder(payloads, target)
+            self._device = target.device
+        self._number = _operators.register(self._impl)
 
     def shape(self, tile: int) -> tuple[int, int]:
         """The lanes N and streams S of a tile."""
@@ -126,23 +135,103 @@ class Decoder:
             raise IndexError(f"no tile {tile} among {self._tiles}")
         return self._impl.shape(tile)
 
-    def decode(self, indexes: Sequence[Tensor], tables: TableSet) -> list[Tensor]:
+    def _check(self, indexes: Sequence[Tensor]) -> None:
+        if len(indexes) != self._tiles:
+            raise ValueError(f"one index tensor for each of the {self._tiles} tiles is needed, not {len(indexes)}")
+        for t, index in enumerate(indexes):
+            check_indexes(index, f"tile {t}")
+            if index.device != self._device:
+                raise ValueError(f"tile {t}: indexes are on {index.device}, the decoder is on {self._device}")
+
+    def _outputs(self, indexes: Sequence[Tensor], out: Sequence[Tensor] | None, dtype: torch.dtype) -> list[Tensor]:
+        if out is None:
+            return [torch.empty(index.shape, dtype=dtype, device=index.device) for index in indexes]
+        if len(out) != self._tiles:
+            raise ValueError(f"one output for each of the {self._tiles} tiles is needed, not {len(out)}")
+        for t, (index, tensor) in enumerate(zip(indexes, out, strict=True)):
+            if tensor.dtype != dtype or tensor.shape != index.shape or not tensor.is_contiguous():
+                raise ValueError(f"tile {t}: out must be contiguous, {dtype}, and of the indexes' shape")
+            if tensor.device != self._device:
+                raise ValueError(f"tile {t}: out is on {tensor.device}, the decoder is on {self._device}")
+        return list(out)
+
+    def decode(
+        self, indexes: Sequence[Tensor], tables: TableSet, *, out: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
         """The symbols of the next pass of every tile: int16, of the indexes' shapes.
 
         Args:
             indexes: one for each tile, uint8 [P, C], contiguous, below `tables.count`. Shapes may differ; P may be 0.
             tables: the pass's tables, one set for all tiles.
+            out: where to put the symbols, instead of into new tensors.
 
         Raises:
-            CorruptStreamError: the bytes ended early; the message names the tile.
-            ValueError: a tensor's dtype, shape or layout, or an index that names no table.
+            CorruptStreamError: the bytes ended early; the message names the tile. On a GPU, `finish` raises it.
+            ValueError: a tensor's dtype, shape, layout or device, or an index that names no table (on a GPU, `finish`
+                raises that).
         """
-        if len(indexes) != self._tiles:
-            raise ValueError(f"one index tensor for each of the {self._tiles} tiles is needed, not {len(indexes)}")
-        for t, index in enumerate(indexes):
-            _check_indexes(index, f"tile {t}")
-            _backend(index.device)
-        return self._impl.decode(indexes, tables._cpu_handle.handle)
+        self._check(indexes)
+        symbols = self._outputs(indexes, out, torch.int16)
+        _operators.decode(self._impl.state, self._number, list(indexes), tables.named(), symbols)
+        return symbols
+
+    def reconstruct(
+        self,
+        indexes: Sequence[Tensor],
+        tables: TableSet,
+        means: Sequence[Tensor],
+        *,
+        mean_bits: int,
+        gain: Tensor | None = None,
+        latents: Sequence[Tensor] = (),
+        anchors: bool = True,
+        out: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """The next pass as values, symbol + mean, in fixed point: int32, of the indexes' shapes.
+
+        On a GPU this is fused into the decoding. With `latents`, each tile's values times `gain` are written there too,
+        at the places of the checkerboard that the pass's positions have: the synthesis reads them as they are.
+
+        Args:
+            indexes, tables: as `decode`.
+            means: one for each tile, int16 [P, C], contiguous, with `mean_bits` fraction bits.
+            mean_bits: 0 to 15; value = (symbol << mean_bits) + mean.
+            gain: float32 [C]; needed with `latents`.
+            latents: one for each tile, float32, float16 or bfloat16 [rows, columns, C]; rows may be apart by more than
+                columns * C elements. The other half of the places is left as it is.
+            anchors: whether the positions are those with (row + column) even, or the others.
+            out: where to put the values, instead of into new tensors.
+
+        Raises:
+            As `decode`.
+        """
+        self._check(indexes)
+        latents = list(latents)
+        if not 0 <= mean_bits <= 15:
+            raise ValueError(f"mean_bits must be 0 to 15, not {mean_bits}")
+        if len(means) != self._tiles or (latents and len(latents) != self._tiles):
+            raise ValueError(f"means, and latents if any, are needed for each of the {self._tiles} tiles")
+        for t, (index, mean) in enumerate(zip(indexes, means, strict=True)):
+            if mean.dtype != torch.int16 or mean.shape != index.shape or not mean.is_contiguous():
+                raise ValueError(f"tile {t}: means must be contiguous, int16, and of the indexes' shape")
+            if mean.device != self._device:
+                raise ValueError(f"tile {t}: means are on {mean.device}, the decoder is on {self._device}")
+        for t, latent in enumerate(latents):
+            _check_latents(latent, gain, indexes[t], anchors, f"tile {t}")
+        values = self._outputs(indexes, out, torch.int32)
+        _operators.reconstruct(
+            self._impl.state,
+            self._number,
+            list(indexes),
+            tables.named(),
+            list(means),
+            mean_bits,
+            gain,
+            values,
+            latents,
+            anchors,
+        )
+        return values
 
     def finish(self) -> None:
         """Checks that every tile ended exactly where it must; to be called after the last pass.
@@ -154,6 +243,34 @@ class Decoder:
         self._impl.finish()
 
 
+def _check_latents(latent: Tensor, gain: Tensor | None, indexes: Tensor, anchors: bool, what: str) -> None:
+    positions, channels = indexes.shape
+    if latent.dtype not in _cuda.LATENT_TYPES or latent.dim() != 3 or latent.shape[2] != channels:
+        raise ValueError(f"{what}: latents must be float [rows, columns, {channels}], not {list(latent.shape)}")
+    rows, columns, _ = latent.shape
+    if latent.stride()[1:] != (channels, 1) or latent.stride(0) % channels or latent.stride(0) < columns * channels:
+        raise ValueError(f"{what}: latents must lie channels fastest, then columns, then rows")
+    places = (rows * columns + (1 if anchors else 0)) // 2
+    if places != positions:
+        raise ValueError(f"{what}: {rows} x {columns} latents have {places} places for {positions} positions")
+    if gain is None or gain.dtype != torch.float32 or gain.shape != (channels,) or not gain.is_contiguous():
+        raise ValueError(f"latents need a gain for each channel: float32 [{channels}], contiguous")
+    if {latent.device, gain.device} != {indexes.device}:
+        raise ValueError(f"{what}: latents and gain must be on {indexes.device}")
+
+
 def available_isas() -> tuple[str, ...]:
-    """The instruction sets that the coder can use on this machine, slowest first: of "scalar", "avx2", "avx512"."""
+    """The instruction sets that the CPU coder can use on this machine, slowest first: of "scalar", "avx2", "avx512"."""
     return _cpu.available_isas()
+
+
+def cuda_status(device: torch.device | str = "cuda") -> str:
+    """The empty string where the coder runs on a GPU, else what is missing for it.
+
+    The first call on a machine without a compiled image compiles the kernels, which takes some seconds.
+    """
+    try:
+        _cuda.target(torch.device(device))
+    except _cuda.UnavailableError as error:
+        return str(error)
+    return ""

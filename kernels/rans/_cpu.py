@@ -10,12 +10,17 @@ from collections.abc import Sequence
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import CorruptStreamError, FastcodecError, SymbolRangeError
+
+if TYPE_CHECKING:
+    from . import Pass
+    from .tables import TableSet
 
 LIBRARY = Path(__file__).parent / f"_rans_cpu.{sysconfig.get_platform()}.so"
 ISAS = ("scalar", "avx2", "avx512")  # in the order of cpu.cpp's enum Isa
@@ -145,34 +150,37 @@ def _check(status: int, where: str) -> None:
     raise FastcodecError(f"the entropy coder failed (status {status})")
 
 
-def _passes(passes: Sequence[tuple[Tensor, Tensor, c_void_p]]) -> ctypes.Array:
+def _passes(passes: Sequence["Pass"]) -> ctypes.Array:
     array = (_Pass * len(passes))()
     for item, (symbols, indexes, tables) in zip(array, passes, strict=True):
         item.symbols = symbols.data_ptr()
         item.indexes = indexes.data_ptr()
         item.positions, item.channels = indexes.shape
-        item.tables = tables
+        item.tables = tables._cpu_handle.handle
         item.symbol_bytes = symbols.element_size()
     return array
 
 
-def cost(symbols: Tensor, indexes: Tensor, tables: c_void_p) -> int:
+def cost(item: "Pass") -> int:
     """The cost of one pass in 1/256 bit."""
     result = c_uint64()
-    status = library().fastcodec_rans_cost(_passes([(symbols, indexes, tables)]), isa_number(None), byref(result))
+    status = library().fastcodec_rans_cost(_passes([item]), isa_number(None), byref(result))
     _check(status, "")
     return result.value
 
 
 def encode(
-    tiles: Sequence[Sequence[tuple[Tensor, Tensor, c_void_p]]],
+    tiles: Sequence[Sequence["Pass"]],
     preset: str,
     lanes: int,
     streams: int,
     threads: int | None,
     isa: str | None,
-) -> list[bytes]:
-    """The payload of each tile, a sequence of (symbols, indexes, tables) that are checked already; 0: by the preset."""
+) -> tuple[Tensor, Tensor]:
+    """All payloads in one tensor uint8, and begin and end of each, int64 [tiles, 2].
+
+    The passes are checked already; lanes and streams of 0 leave them to the preset.
+    """
     lib = library()
     begins = [0]
     for tile in tiles:
@@ -197,8 +205,12 @@ def encode(
         payloads = []
         for tile in range(len(tiles)):
             data = lib.fastcodec_rans_encoded_payload(encoded, tile, byref(size))
-            payloads.append(ctypes.string_at(data, size.value))
-        return payloads
+            payloads.append((data, size.value))
+        ends = np.cumsum([0, *(size for _, size in payloads)])
+        out = torch.empty(int(ends[-1]), dtype=torch.uint8)
+        for (data, size), begin in zip(payloads, ends.tolist(), strict=False):
+            ctypes.memmove(out.data_ptr() + begin, data, size)
+        return out, torch.from_numpy(np.stack([ends[:-1], ends[1:]], axis=1))
     finally:
         lib.fastcodec_rans_encoded_free(encoded)
 
@@ -210,6 +222,7 @@ class Decoder:
         self._handle = c_void_p()
         self._lib = library()
         self._threads = thread_count(threads)
+        self._state = torch.zeros(1, dtype=torch.uint8)
         views = [np.frombuffer(payload, dtype=np.uint8) for payload in payloads]
         error, tile = c_uint32(), c_uint32()
         status = self._lib.fastcodec_rans_decoder_new(
@@ -238,13 +251,17 @@ class Decoder:
         self._lib.fastcodec_rans_decoder_shape(self._handle, tile, byref(lanes), byref(streams))
         return lanes.value, streams.value
 
-    def decode(self, indexes: Sequence[Tensor], tables: c_void_p) -> list[Tensor]:
+    @property
+    def state(self) -> Tensor:
+        """Stands for the coder states, which the library holds: operators name it as what they change."""
+        return self._state
+
+    def decode(self, indexes: Sequence[Tensor], tables: "TableSet", symbols: Sequence[Tensor]) -> None:
         count = len(indexes)
-        symbols = [torch.empty(index.shape, dtype=torch.int16) for index in indexes]
         error, tile = c_uint32(), c_uint32()
         status = self._lib.fastcodec_rans_decoder_decode(
             self._handle,
-            tables,
+            tables._cpu_handle.handle,
             (c_void_p * count)(*[index.data_ptr() for index in indexes]),
             (c_uint64 * count)(*[index.shape[0] for index in indexes]),
             (c_uint64 * count)(*[index.shape[1] for index in indexes]),
@@ -255,7 +272,26 @@ class Decoder:
         )
         _check(status, f"tile {tile.value}: ")
         self._raise(error, tile)
-        return symbols
+
+    def reconstruct(
+        self,
+        indexes: Sequence[Tensor],
+        tables: "TableSet",
+        means: Sequence[Tensor],
+        mean_bits: int,
+        gain: Tensor | None,
+        values: Sequence[Tensor],
+        latents: Sequence[Tensor],
+        anchors: bool,
+    ) -> None:
+        symbols = [torch.empty(index.shape, dtype=torch.int16) for index in indexes]
+        self.decode(indexes, tables, symbols)
+        for i, value in enumerate(values):
+            torch.add(symbols[i].to(torch.int32) << mean_bits, means[i], out=value)
+            if latents:
+                rows, columns = torch.meshgrid(*map(torch.arange, latents[i].shape[:2]), indexing="ij")
+                here = (rows + columns) % 2 == (0 if anchors else 1)
+                latents[i][here] = (value.float() * gain).to(latents[i].dtype)
 
     def finish(self) -> None:
         error, tile = c_uint32(), c_uint32()

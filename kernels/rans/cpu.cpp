@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cpu.h"
+#include "entries.h"
 #include "payload.h"
 
 using namespace fastcodec::rans;
@@ -134,11 +135,9 @@ uint32_t largest(const uint8_t* indexes, size_t n) {
 // Tables
 
 struct TableSet {
+    Entries entries;
     std::vector<Bucket> buckets;
     std::vector<uint32_t> positions;
-    std::vector<uint16_t> cumulative;
-    std::vector<uint16_t> costs;
-    std::vector<Table> tables;
     Tables view;
 };
 
@@ -168,51 +167,21 @@ void fill_buckets(const uint16_t* edges, Table table, Bucket* buckets, uint32_t*
 
 bool build_tables(TableSet& set, uint32_t count, bool skip, const int16_t* firsts, const uint16_t* sizes,
                   const uint16_t* frequencies, size_t entries) {
-    if (count == 0 || count > kMaxTables) {
+    if (!build_entries(set.entries, count, firsts, sizes, frequencies, entries)) {
         return false;
     }
-    size_t total = 0;
-    for (uint32_t i = 0; i < count; ++i) {
-        const int32_t last_symbol = firsts[i] + static_cast<int32_t>(sizes[i]) - 2;
-        if (sizes[i] == 0 || sizes[i] > kMaxEntries || last_symbol > INT16_MAX) {
-            return false;
-        }
-        total += sizes[i];
-    }
-    if (total != entries) {
-        return false;
-    }
-    set.tables.resize(count);
-    set.cumulative.assign(entries + count + kWindow, 0);
-    set.costs.assign(entries + count + kWindow, 0);
+    const Entries& e = set.entries;
     set.buckets.resize(size_t{count} << kBucketBits);
     set.positions.resize(size_t{count} << kBucketBits);
-    uint32_t base = 0;
     for (uint32_t i = 0; i < count; ++i) {
-        set.tables[i] = {base, firsts[i], sizes[i]};
-        uint32_t start = 0;
-        for (uint32_t k = 0; k < sizes[i]; ++k) {
-            const uint32_t frequency = frequencies[base - i + k];
-            if (frequency == 0 || frequency > kProbabilityTotal - start) {
-                return false;
-            }
-            set.cumulative[base + k] = static_cast<uint16_t>(start);
-            set.costs[base + k] = static_cast<uint16_t>(entry_cost(frequency, k + 1u == sizes[i]));
-            start += frequency;
-        }
-        if (start != kProbabilityTotal) {
-            return false;
-        }
-        set.cumulative[base + sizes[i]] = kProbabilityTotal;
-        const size_t first_bucket = size_t{i} << kBucketBits;
-        fill_buckets(set.cumulative.data() + base, set.tables[i], set.buckets.data() + first_bucket,
-                     set.positions.data() + first_bucket);
-        base += sizes[i] + 1u;
+        const size_t first = size_t{i} << kBucketBits;
+        fill_buckets(e.cumulative.data() + e.tables[i].base, e.tables[i], set.buckets.data() + first,
+                     set.positions.data() + first);
     }
-    set.view = {set.buckets.data(),    set.positions.data(),
-                set.cumulative.data(), set.costs.data(),
-                set.tables.data(),     count,
-                kBucketBits,           skip};
+    set.view = {set.buckets.data(),  set.positions.data(),
+                e.cumulative.data(), e.costs.data(),
+                e.tables.data(),     count,
+                kBucketBits,         skip};
     return true;
 }
 

@@ -140,6 +140,16 @@ struct Found {
 
 FASTCODEC_INLINE uint32_t slot_of(uint32_t state) { return state & (kProbabilityTotal - 1); }
 
+// The entry of a slot by a walk along its table's cumulative values, from `position` or some place before it.
+FASTCODEC_INLINE Found walk(const uint16_t* cumulative, Table table, uint32_t position, uint32_t slot) {
+    while (slot >= cumulative[position + 1]) {
+        ++position;
+    }
+    const uint32_t start = cumulative[position];
+    const uint32_t end = cumulative[position + 1];
+    return {start, end - start, table.first + (position - table.base), end == kProbabilityTotal};
+}
+
 // The entry of a slot of table `index`.
 FASTCODEC_INLINE Found lookup(const Tables& t, uint32_t index, uint32_t slot) {
     const uint32_t place = (index << t.bucket_bits) + (slot >> (kProbabilityBits - t.bucket_bits));
@@ -151,30 +161,29 @@ FASTCODEC_INLINE Found lookup(const Tables& t, uint32_t index, uint32_t slot) {
         const uint32_t end = bucket.middle + (static_cast<uint32_t>(bucket.end - bucket.middle) & second);
         return {start, end - start, static_cast<uint32_t>(bucket.symbol) - second, end == kProbabilityTotal};
     }
-    uint32_t position = t.positions[place];
-    while (slot >= t.cumulative[position + 1]) {
-        ++position;
-    }
-    const Table table = t.tables[index];
-    const uint32_t start = t.cumulative[position];
-    const uint32_t end = t.cumulative[position + 1];
-    return {start, end - start, table.first + (position - table.base), end == kProbabilityTotal};
+    return walk(t.cumulative, t.tables[index], t.positions[place], slot);
 }
 
-// The entry that codes `symbol` by table `index`, as a position in cumulative and costs: its own, or the sentinel's.
-FASTCODEC_INLINE uint32_t entry_of(const Tables& t, uint32_t index, int32_t symbol) {
-    const Table table = t.tables[index];
+// The entry that codes `symbol` by a table, as a position in cumulative and costs: its own, or the sentinel's.
+FASTCODEC_INLINE uint32_t entry_of(Table table, int32_t symbol) {
     const uint32_t last = table.size - 1u;
     const uint32_t position = static_cast<uint32_t>(symbol - table.first);
     return table.base + (position < last ? position : last);
+}
+FASTCODEC_INLINE uint32_t entry_of(const Tables& t, uint32_t index, int32_t symbol) {
+    return entry_of(t.tables[index], symbol);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Steps
 
-// Decode, first half: the state after its slot is taken; it may lie below L, then a word must follow.
+// Decode, first half: the state after its slot, the one numbered `offset` of an entry with `frequency`, is taken. It
+// may lie below L, then a word must follow.
+FASTCODEC_INLINE uint32_t decode_take(uint32_t state, uint32_t offset, uint32_t frequency) {
+    return frequency * (state >> kProbabilityBits) + offset;
+}
 FASTCODEC_INLINE uint32_t decode_advance(uint32_t state, uint32_t start, uint32_t frequency) {
-    return frequency * (state >> kProbabilityBits) + slot_of(state) - start;
+    return decode_take(state, slot_of(state) - start, frequency);
 }
 FASTCODEC_INLINE bool decode_needs_word(uint32_t advanced) { return advanced < kStateLow; }
 // Decode, second half.

@@ -4,6 +4,7 @@ import hashlib
 import heapq
 import math
 import threading
+import weakref
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
@@ -58,6 +59,7 @@ def quantise_pmf(pmf: np.ndarray) -> np.ndarray:
 
 
 _handle_lock = threading.Lock()
+_known: weakref.WeakValueDictionary[str, "TableSet"] = weakref.WeakValueDictionary()
 
 
 class TableSet:
@@ -161,6 +163,22 @@ class TableSet:
         parts = np.split(values[2 + 2 * count :], np.cumsum(sizes)[:-1])
         return cls(zip(firsts.tolist(), parts, strict=True), skip=bool(skip))
 
+    def named(self) -> str:
+        """The identity, under which `find` gives the set back as long as it exists: operators take tables by name."""
+        _known[self.identity] = self
+        return self.identity
+
+    @staticmethod
+    def find(identity: str) -> "TableSet":
+        """A set that was `named`. Raises LookupError when it is gone."""
+        if (found := _known.get(identity)) is None:
+            raise LookupError(f"no table set {identity[:12]} in this process: keep the TableSet while it is in use")
+        return found
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """First symbols (int16) and sizes (uint16) of all tables, and the frequencies of all, one after the other."""
+        return self._firsts, self._sizes, self._frequencies
+
     @property
     def _cpu_handle(self):
         """The CPU library's copy, made at first use: once, or a thread could free what another one is reading."""
@@ -168,7 +186,7 @@ class TableSet:
 
         with _handle_lock:
             if self._cpu_tables is None:
-                self._cpu_tables = _cpu.TablesHandle(self.skip, self._firsts, self._sizes, self._frequencies)
+                self._cpu_tables = _cpu.TablesHandle(self.skip, *self.arrays())
             return self._cpu_tables
 
     def __eq__(self, other: object) -> bool:

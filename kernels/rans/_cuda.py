@@ -1,0 +1,627 @@
+"""The CUDA coder's host library through ctypes, on tensors of a GPU. Only this module knows that interface.
+
+Nothing here waits for the GPU unless it must: decoding enqueues, `Decoder.finish` waits once; encoding waits for the
+costs that the number of streams follows from, and for the payloads' sizes. All of it runs on PyTorch's current stream.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sysconfig
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager, nullcontext
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint16, c_uint32, c_uint64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import nvrtc
+from ..errors import CorruptStreamError, FastcodecError, SymbolRangeError, UnavailableError
+from . import _cpu
+
+if TYPE_CHECKING:
+    from . import Pass
+    from .tables import TableSet
+
+LIBRARY = Path(__file__).parent / f"_rans_cuda.{sysconfig.get_platform()}.so"
+IMAGE = Path(__file__).parent / "_rans_cuda.fatbin"
+SOURCE = Path(__file__).parent / "cuda.cu"
+DRIVER = "libcuda.so.1"
+
+# cuda_host.cpp's enum Status, cuda.h's kIndexRange and enum Fault.
+_NO_MEMORY, _BAD_TABLES, _TOO_LARGE, _DRIVER = range(1, 5)
+_INDEX_RANGE = 0x100
+_FAULTS = {
+    1: (ValueError, "an index names no table of its set"),
+    2: (SymbolRangeError, "a symbol does not fit int16"),
+    4: (SymbolRangeError, "a symbol that is not coded (table index 0) is not 0"),
+}
+
+LATENT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # in the order of cuda.h's enum LatentType
+
+
+# --- structures of cuda.h ---------------------------------------------------------------------------------------------
+
+
+class _TableSet(ctypes.Structure):
+    _fields_ = [
+        ("blob", c_void_p),
+        *[
+            (name, c_uint32)
+            for name in ("entries", "tables", "cumulative", "costs", "end", "count", "skip", "reserved")
+        ],
+    ]
+
+
+class _Divisor(ctypes.Structure):
+    _fields_ = [("value", c_uint32), ("multiplier", c_uint32), ("shift_1", c_uint16), ("shift_2", c_uint16)]
+
+
+class _TilePass(ctypes.Structure):
+    _fields_ = [
+        *[(name, c_void_p) for name in ("symbols", "indexes", "means", "values", "latents", "gain")],
+        ("positions", c_uint32),
+        ("streams", c_uint32),
+        ("channels", _Divisor),
+        ("width", _Divisor),
+        *[(name, c_uint32) for name in ("pitch", "parity", "mean_bits", "latent_type", "symbol_bytes", "reserved")],
+    ]
+
+
+class _DecodeArguments(ctypes.Structure):
+    _fields_ = [
+        ("tables", _TableSet),
+        *[(name, c_void_p) for name in ("warps", "streams", "states", "payloads", "passes")],
+        *[(name, c_uint32) for name in ("warp_count", "warps_per_block", "shared_tables", "reserved")],
+    ]
+
+
+class _EncodeArguments(ctypes.Structure):
+    _fields_ = [
+        ("tables", _TableSet),
+        *[(name, c_void_p) for name in ("warps", "streams", "states", "scratch", "passes")],
+        *[(name, c_uint32) for name in ("warp_count", "warps_per_block", "shared_tables", "reserved")],
+    ]
+
+
+class _ExamineArguments(ctypes.Structure):
+    _fields_ = [
+        ("tables", _TableSet),
+        ("passes", c_void_p),
+        ("results", c_void_p),
+        ("exact", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+class _PackArguments(ctypes.Structure):
+    _fields_ = [
+        *[(name, c_void_p) for name in ("streams", "states", "scratch", "tiles", "places", "out")],
+        ("tile_count", c_uint32),
+        ("stream_count", c_uint32),
+    ]
+
+
+class _FinishArguments(ctypes.Structure):
+    _fields_ = [
+        *[(name, c_void_p) for name in ("streams", "states", "lanes")],
+        ("stream_count", c_uint32),
+        ("reserved", c_uint32),
+    ]
+
+
+# Records that travel as arrays.
+_STREAM = np.dtype(
+    [(n, "<u4") for n in ("words", "words_end", "escapes", "escapes_end", "states", "tile", "number", "error")]
+)
+_EXAMINATION = np.dtype([("cost", "<u8"), ("faults", "<u4"), ("reserved", "<u4")])
+_TILE_PLACE = np.dtype(
+    [
+        ("offset", "<u8"),
+        ("size", "<u8"),
+        *[(n, "<u4") for n in ("directory", "words", "escapes", "first_stream", "streams", "lanes_log2")],
+    ]
+)
+_STREAM_PLACE_BYTES = 16
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The host library, loaded once. It needs no GPU; it opens the driver when it is told to."""
+    if not LIBRARY.exists():
+        raise UnavailableError(f"the CUDA coder's library {LIBRARY.name} is not built: run `python kernels/build.py`")
+    lib = ctypes.CDLL(str(LIBRARY))
+    p32, p64 = POINTER(c_uint32), POINTER(c_uint64)
+    signatures = {
+        "message": (c_char_p, []),
+        "open": (c_int, [c_char_p, POINTER(c_void_p)]),
+        "load": (c_int, [c_void_p, c_char_p]),
+        "close": (None, [c_void_p]),
+        "tables": (
+            c_int,
+            [c_uint32, c_int, c_void_p, c_void_p, c_void_p, c_size_t, POINTER(_TableSet), c_void_p],
+        ),
+        "plan_decode": (c_int, [c_uint32, c_void_p, c_void_p, p32, p32, POINTER(c_void_p)]),
+        "plan_encode": (c_int, [c_uint32, p32, p64, p64, p32, p32, POINTER(c_void_p)]),
+        "plan_numbers": (None, [c_void_p, p64]),
+        "plan_write": (None, [c_void_p, c_void_p]),
+        "plan_shape": (None, [c_void_p, c_uint32, p32, p32]),
+        "plan_error": (c_uint32, [c_void_p, c_void_p, p32]),
+        "plan_free": (None, [c_void_p]),
+        "shape": (None, [c_uint64, c_uint64, c_uint32, p32, p32]),
+        "complete_passes": (c_int, [c_uint32, POINTER(_TilePass)]),
+        "decode": (c_int, [c_void_p, c_void_p, POINTER(_DecodeArguments), c_int, c_int]),
+        "finish": (c_int, [c_void_p, c_void_p, POINTER(_FinishArguments)]),
+        "examine": (c_int, [c_void_p, c_void_p, POINTER(_ExamineArguments), c_uint32, c_uint64]),
+        "encode": (c_int, [c_void_p, c_void_p, POINTER(_EncodeArguments)]),
+        "arrange": (c_int, [c_void_p, c_void_p, POINTER(_PackArguments)]),
+        "gather": (c_int, [c_void_p, c_void_p, POINTER(_PackArguments)]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(lib, f"fastcodec_rans_cuda_{name}")
+        function.restype = result
+        function.argtypes = arguments
+    return lib
+
+
+def _check(status: int) -> None:
+    if status == 0:
+        return
+    if status == _NO_MEMORY:
+        raise MemoryError("the CUDA coder ran out of memory")
+    if status == _TOO_LARGE:
+        raise ValueError("too large for the CUDA coder: a pass of a tile, and a batch's words, must stay below 2^32")
+    if status == _BAD_TABLES:
+        raise ValueError("tables are out of bounds")
+    if status == _DRIVER:
+        raise FastcodecError(f"the CUDA driver failed: {library().fastcodec_rans_cuda_message().decode()}")
+    raise FastcodecError(f"the CUDA coder failed (status {status})")
+
+
+# --- where it runs ----------------------------------------------------------------------------------------------------
+
+
+class Target:
+    """Memory and kernels of one GPU."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.module = _load(device)
+
+    def stream(self) -> int:
+        return torch.cuda.current_stream(self.device).cuda_stream
+
+    def use(self):
+        """A context in which the device is the current one."""
+        return torch.cuda.device(self.device)
+
+    def upload(self, size: int, write: Callable[[int], None]) -> Tensor:
+        """`size` bytes on the device, written at an address on the host; the copy is not waited for."""
+        staging = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        write(staging.data_ptr())
+        # PyTorch does not give pinned memory away again before the copies from it have ended.
+        return staging.to(self.device, non_blocking=True)
+
+    def download(self, data: Tensor) -> np.ndarray:
+        """The bytes of a tensor; waits for everything before it on the stream."""
+        home = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
+        home.copy_(data, non_blocking=True)
+        torch.cuda.current_stream(self.device).synchronize()
+        return home.numpy()
+
+
+class SimulatedTarget(Target):
+    """The same kernels on the CPU, run by another driver: the tests' host shim. Device memory is the CPU's."""
+
+    def __init__(self, driver: Path):
+        self.device = torch.device("cpu")
+        self.module = _module(str(driver), b"the shim has its kernels")
+
+    def stream(self) -> int:
+        return 0
+
+    def use(self):
+        return nullcontext()
+
+    def upload(self, size: int, write: Callable[[int], None]) -> Tensor:
+        data = torch.empty(size, dtype=torch.uint8)
+        write(data.data_ptr())
+        return data
+
+    def download(self, data: Tensor) -> np.ndarray:
+        return data.clone().numpy()
+
+
+_simulator: SimulatedTarget | None = None
+
+
+@contextmanager
+def simulated(driver: Path):
+    """Within it, tensors of the CPU go to the kernels in the host shim instead of the CPU coder."""
+    global _simulator
+    before, _simulator = _simulator, SimulatedTarget(driver)
+    try:
+        yield
+    finally:
+        _simulator = before
+
+
+def simulator() -> SimulatedTarget | None:
+    """The target that `simulated` has put in the CPU coder's place, if any."""
+    return _simulator
+
+
+_lock = threading.Lock()
+_targets: dict[torch.device, Target] = {}
+
+
+def target(device: torch.device) -> Target:
+    """The target of a CUDA device.
+
+    Raises:
+        UnavailableError: no such GPU, no driver, or no kernels for it.
+    """
+    if device.type != "cuda":
+        raise UnavailableError(f"the coder does not run on {device.type!r} tensors: move them to the CPU or to a GPU")
+    if not torch.cuda.is_available():
+        raise UnavailableError("PyTorch finds no CUDA device")
+    device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+    with _lock:
+        if device not in _targets:
+            with torch.cuda.device(device):
+                torch.cuda.current_stream(device)  # PyTorch makes the device's context
+                _targets[device] = Target(device)
+        return _targets[device]
+
+
+@cache
+def _module(driver: str, image: bytes) -> c_void_p:
+    lib, module = library(), c_void_p()
+    if lib.fastcodec_rans_cuda_open(driver.encode(), byref(module)):
+        raise UnavailableError(f"no CUDA driver: {lib.fastcodec_rans_cuda_message().decode()}")
+    if lib.fastcodec_rans_cuda_load(module, image):
+        message = lib.fastcodec_rans_cuda_message().decode()
+        lib.fastcodec_rans_cuda_close(module)
+        raise UnavailableError(f"the CUDA kernels cannot be loaded: {message}")
+    return module
+
+
+def _load(device: torch.device) -> c_void_p:
+    """The kernels for a device: nvcc's, or else compiled here and now by NVRTC, which is cached."""
+    if IMAGE.exists():
+        try:
+            return _module(DRIVER, IMAGE.read_bytes())
+        except UnavailableError as error:  # made by a toolkit that is newer than this driver, say
+            unusable = str(error)
+    else:
+        unusable = f"{IMAGE.name} is not built"
+    major, minor = torch.cuda.get_device_capability(device)
+    try:
+        image = nvrtc.compile_image(SOURCE, nvrtc.quoted_headers(SOURCE), f"sm_{major}{minor}")
+    except nvrtc.NvrtcError as error:
+        raise UnavailableError(f"no CUDA kernels: {unusable}, and {error}") from error
+    return _module(DRIVER, image)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+_uploaded: weakref.WeakKeyDictionary[TableSet, dict[tuple[int, torch.device], tuple[_TableSet, Tensor]]]
+_uploaded = weakref.WeakKeyDictionary()
+
+
+def _tables(tables: TableSet, where: Target) -> _TableSet:
+    """The set's layout on the device; its blob is uploaded once."""
+    with _lock:
+        known = _uploaded.setdefault(tables, {})
+        key = (where.module.value or 0, where.device)
+        if key not in known:
+            firsts, sizes, frequencies = tables.arrays()
+            layout = _TableSet()
+            arguments = (
+                len(sizes),
+                tables.skip,
+                firsts.ctypes.data,
+                sizes.ctypes.data,
+                frequencies.ctypes.data,
+                len(frequencies),
+                byref(layout),
+            )
+            _check(library().fastcodec_rans_cuda_tables(*arguments, None))
+            blob = where.upload(
+                layout.end, lambda address: _check(library().fastcodec_rans_cuda_tables(*arguments, address))
+            )
+            layout.blob = blob.data_ptr()
+            known[key] = (layout, blob)
+        return known[key][0]
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+class _Plan:
+    """A batch's descriptors, on the host and, as `memory`, on the device."""
+
+    def __init__(self, handle: c_void_p, where: Target):
+        self.handle = handle
+        numbers = (c_uint64 * 9)()
+        library().fastcodec_rans_cuda_plan_numbers(handle, numbers)
+        size, self.warps_at, self.lanes_at, self.states_at, self.rest_at = numbers[:5]
+        self.stream_count, self.warp_count, self.full, self.scratch_units = numbers[5:]
+        self.memory = where.upload(size, lambda address: library().fastcodec_rans_cuda_plan_write(handle, address))
+
+    def __del__(self) -> None:
+        library().fastcodec_rans_cuda_plan_free(self.handle)
+
+    def shape(self, tile: int) -> tuple[int, int]:
+        lanes, streams = c_uint32(), c_uint32()
+        library().fastcodec_rans_cuda_plan_shape(self.handle, tile, byref(lanes), byref(streams))
+        return lanes.value, streams.value
+
+
+def _describe(passes: ctypes.Array, where: Target) -> Tensor:
+    """Descriptors on the device."""
+    _check(library().fastcodec_rans_cuda_complete_passes(len(passes), passes))
+    size = ctypes.sizeof(passes)
+    return where.upload(size, lambda address: ctypes.memmove(address, passes, size))
+
+
+# --- decoding ---------------------------------------------------------------------------------------------------------
+
+
+class Decoder:
+    """A batch of tiles. See `fastcodec.kernels.rans.Decoder`; arguments are checked already."""
+
+    def __init__(self, payloads: Sequence[bytes | memoryview], where: Target) -> None:
+        views = [np.frombuffer(payload, dtype=np.uint8) for payload in payloads]
+        error, tile, handle = c_uint32(), c_uint32(), c_void_p()
+        status = library().fastcodec_rans_cuda_plan_decode(
+            len(views),
+            (c_void_p * len(views))(*[view.ctypes.data for view in views]),
+            (c_size_t * len(views))(*[view.size for view in views]),
+            byref(error),
+            byref(tile),
+            byref(handle),
+        )
+        _check(status)
+        _raise(error.value, tile.value)
+        self._where = where
+        with where.use():
+            self._plan = _Plan(handle, where)
+        self._shapes = [self._plan.shape(t) for t in range(len(views))]
+
+    @property
+    def state(self) -> Tensor:
+        """All that decoding changes: streams and coder states, on the device."""
+        return self._plan.memory
+
+    def shape(self, tile: int) -> tuple[int, int]:
+        return self._shapes[tile]
+
+    def _passes(self, indexes: Sequence[Tensor], symbols: Sequence[Tensor]) -> ctypes.Array:
+        passes = (_TilePass * len(indexes))()
+        for item, index, symbol, (_, streams) in zip(passes, indexes, symbols, self._shapes, strict=True):
+            item.indexes, item.symbols = index.data_ptr(), symbol.data_ptr()
+            item.positions, item.channels.value = index.shape
+            item.streams = streams
+            item.symbol_bytes = 2
+        return passes
+
+    def _launch(self, passes: ctypes.Array, tables: TableSet, reconstruct: bool) -> None:
+        plan, where = self._plan, self._where
+        descriptors = _describe(passes, where)
+        base = plan.memory.data_ptr()
+        arguments = _DecodeArguments(
+            tables=_tables(tables, where),
+            warps=base + plan.warps_at,
+            streams=base,
+            states=base + plan.states_at,
+            payloads=base + plan.rest_at,
+            passes=descriptors.data_ptr(),
+            warp_count=plan.warp_count,
+        )
+        _check(
+            library().fastcodec_rans_cuda_decode(where.module, where.stream(), byref(arguments), plan.full, reconstruct)
+        )
+
+    def decode(self, indexes: Sequence[Tensor], tables: TableSet, symbols: Sequence[Tensor]) -> None:
+        with self._where.use():
+            self._launch(self._passes(indexes, symbols), tables, False)
+
+    def reconstruct(
+        self,
+        indexes: Sequence[Tensor],
+        tables: TableSet,
+        means: Sequence[Tensor],
+        mean_bits: int,
+        gain: Tensor | None,
+        values: Sequence[Tensor],
+        latents: Sequence[Tensor],
+        anchors: bool,
+    ) -> None:
+        with self._where.use():
+            passes = self._passes(indexes, values)
+            for item, value, mean in zip(passes, values, means, strict=True):
+                item.symbols, item.values, item.means = None, value.data_ptr(), mean.data_ptr()
+                item.mean_bits = mean_bits
+            for item, latent in zip(passes, latents, strict=False):
+                item.latents, item.gain = latent.data_ptr(), gain.data_ptr()
+                item.width.value = latent.shape[1]
+                item.pitch = latent.stride(0) // latent.shape[2]
+                item.parity = 0 if anchors else 1
+                item.latent_type = LATENT_TYPES[latent.dtype]
+            self._launch(passes, tables, True)
+
+    def finish(self) -> None:
+        plan, where = self._plan, self._where
+        base = plan.memory.data_ptr()
+        arguments = _FinishArguments(
+            streams=base, states=base + plan.states_at, lanes=base + plan.lanes_at, stream_count=plan.stream_count
+        )
+        with where.use():
+            _check(library().fastcodec_rans_cuda_finish(where.module, where.stream(), byref(arguments)))
+            streams = where.download(plan.memory[: plan.stream_count * _STREAM.itemsize])
+        tile = c_uint32()
+        error = library().fastcodec_rans_cuda_plan_error(plan.handle, streams.ctypes.data, byref(tile))
+        _raise(error, tile.value)
+
+
+def _raise(error: int, tile: int) -> None:
+    if error == _INDEX_RANGE:
+        raise ValueError(f"tile {tile}: an index names no table of its set")
+    if error:
+        text = _cpu.library().fastcodec_rans_error_text(error).decode()
+        raise CorruptStreamError(f"corrupt payload of tile {tile}: {text}", tile)
+
+
+# --- encoding ---------------------------------------------------------------------------------------------------------
+
+
+class _Column:
+    """The passes of equal number of all tiles that have the same table set: one launch codes them."""
+
+    def __init__(self, tiles: Sequence[Sequence[Pass]], number: int, tables: TableSet):
+        self.tables = tables
+        self.passes = (_TilePass * len(tiles))()
+        self.elements = 0
+        for item, tile in zip(self.passes, tiles, strict=True):
+            item.channels.value = item.streams = 1
+            if number < len(tile) and tile[number].tables is tables:
+                symbols, indexes, _ = tile[number]
+                item.symbols, item.indexes = symbols.data_ptr(), indexes.data_ptr()
+                item.positions, item.channels.value = indexes.shape
+                item.symbol_bytes = symbols.element_size()
+                self.elements = max(self.elements, indexes.numel())
+
+    def examine(self, where: Target, exact: bool) -> Tensor:
+        """Costs and faults, a record for each tile, on the device."""
+        results = torch.zeros(len(self.passes) * _EXAMINATION.itemsize, dtype=torch.uint8, device=where.device)
+        descriptors = _describe(self.passes, where)
+        arguments = _ExamineArguments(
+            tables=_tables(self.tables, where),
+            passes=descriptors.data_ptr(),
+            results=results.data_ptr(),
+            exact=exact,
+        )
+        _check(
+            library().fastcodec_rans_cuda_examine(
+                where.module, where.stream(), byref(arguments), len(self.passes), self.elements
+            )
+        )
+        return results
+
+    def encode(self, where: Target, plan: _Plan, scratch: Tensor) -> None:
+        descriptors = _describe(self.passes, where)
+        base = plan.memory.data_ptr()
+        arguments = _EncodeArguments(
+            tables=_tables(self.tables, where),
+            warps=base + plan.warps_at,
+            streams=base,
+            states=base + plan.states_at,
+            scratch=scratch.data_ptr(),
+            passes=descriptors.data_ptr(),
+            warp_count=plan.warp_count,
+        )
+        _check(library().fastcodec_rans_cuda_encode(where.module, where.stream(), byref(arguments)))
+
+
+def _columns(tiles: Sequence[Sequence[Pass]]) -> list[list[_Column]]:
+    """For each number of a pass its columns: one, unless tiles differ in their tables."""
+    numbers = range(max(map(len, tiles), default=0))
+    return [
+        [_Column(tiles, n, tables) for tables in {id(t[n].tables): t[n].tables for t in tiles if n < len(t)}.values()]
+        for n in numbers
+    ]
+
+
+def _examine(tiles: Sequence[Sequence[Pass]], columns: list[list[_Column]], where: Target, exact: bool) -> np.ndarray:
+    """The cost of each tile, in 1/256 bit. Raises what the first faulty pass deserves."""
+    results = [column.examine(where, exact) for group in columns for column in group]
+    costs = np.zeros(len(tiles), dtype=np.uint64)
+    if not results:
+        return costs
+    records = where.download(torch.stack(results)).view(_EXAMINATION)
+    row = 0
+    faults = np.zeros((len(columns), len(tiles)), dtype=np.uint32)
+    for number, group in enumerate(columns):
+        for _ in group:
+            costs += records[row]["cost"]
+            faults[number] |= records[row]["faults"]
+            row += 1
+    for tile in np.flatnonzero(faults.any(axis=0)).tolist():
+        number = int(np.flatnonzero(faults[:, tile])[0])
+        kind, text = next(entry for bit, entry in _FAULTS.items() if faults[number, tile] & bit)
+        raise kind(f"tile {tile}, pass {number}: {text}")
+    return costs
+
+
+def cost(item: Pass, where: Target) -> int:
+    """The cost of one pass in 1/256 bit."""
+    with where.use():
+        return int(_examine([[item]], _columns([[item]]), where, exact=True)[0])
+
+
+def encode(
+    tiles: Sequence[Sequence[Pass]], preset: str, lanes: int, streams: int, where: Target
+) -> tuple[Tensor, Tensor]:
+    """All payloads in one tensor uint8 on the device, and begin and end of each, int64 [tiles, 2] on the host."""
+    with where.use():
+        return _encode(tiles, preset, lanes, streams, where)
+
+
+def _encode(
+    tiles: Sequence[Sequence[Pass]], preset: str, lanes: int, streams: int, where: Target
+) -> tuple[Tensor, Tensor]:
+    lib, count = library(), len(tiles)
+    if count == 0:
+        return torch.empty(0, dtype=torch.uint8, device=where.device), torch.empty(0, 2, dtype=torch.int64)
+    columns = _columns(tiles)
+    costs = _examine(tiles, columns, where, exact=False)
+    shapes = [(c_uint32(lanes), c_uint32(streams)) for _ in tiles]
+    for tile, cost_256, (n, s) in zip(tiles, costs.tolist(), shapes, strict=True):
+        positions = max((item.indexes.shape[0] for item in tile), default=0)
+        lib.fastcodec_rans_cuda_shape(cost_256, positions, _cpu.PRESETS.index(preset), byref(n), byref(s))
+    begins = np.cumsum([0, *map(len, tiles)]).tolist()
+    sizes = [item.indexes.shape for tile in tiles for item in tile]
+    handle = c_void_p()
+    status = lib.fastcodec_rans_cuda_plan_encode(
+        count,
+        (c_uint32 * len(begins))(*begins),
+        (c_uint64 * len(sizes))(*[size[0] for size in sizes]),
+        (c_uint64 * len(sizes))(*[size[1] for size in sizes]),
+        (c_uint32 * count)(*[n.value for n, _ in shapes]),
+        (c_uint32 * count)(*[s.value for _, s in shapes]),
+        byref(handle),
+    )
+    _check(status)
+    plan = _Plan(handle, where)
+    scratch = torch.empty(plan.scratch_units, dtype=torch.int16, device=where.device)
+    for group in reversed(columns):
+        for column in group:
+            for item, (_, s) in zip(column.passes, shapes, strict=True):
+                item.streams = s.value
+            column.encode(where, plan, scratch)
+    base = plan.memory.data_ptr()
+    places = torch.empty(plan.stream_count * _STREAM_PLACE_BYTES, dtype=torch.uint8, device=where.device)
+    pack = _PackArguments(
+        streams=base,
+        states=base + plan.states_at,
+        scratch=scratch.data_ptr(),
+        tiles=base + plan.rest_at,
+        places=places.data_ptr(),
+        tile_count=count,
+        stream_count=plan.stream_count,
+    )
+    _check(lib.fastcodec_rans_cuda_arrange(where.module, where.stream(), byref(pack)))
+    end = plan.rest_at + count * _TILE_PLACE.itemsize
+    records = where.download(plan.memory[plan.rest_at : end]).view(_TILE_PLACE)
+    bounds = np.stack([records["offset"], records["offset"] + records["size"]], axis=1).astype(np.int64)
+    out = torch.empty(int(bounds[-1, 1]), dtype=torch.uint8, device=where.device)
+    pack.out = out.data_ptr()
+    _check(lib.fastcodec_rans_cuda_gather(where.module, where.stream(), byref(pack)))
+    return out, torch.from_numpy(bounds)

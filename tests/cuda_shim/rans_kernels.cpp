@@ -1,0 +1,18 @@
+// The coder's CUDA kernels, compiled for the shim: the source as it is, and its kernels by name.
+#include "../../kernels/rans/cuda.cu"
+
+CUDA_SHIM_KERNEL(fastcodec_rans_decode_full_dense)
+CUDA_SHIM_KERNEL(fastcodec_rans_decode_full_skip)
+CUDA_SHIM_KERNEL(fastcodec_rans_decode_mixed_dense)
+CUDA_SHIM_KERNEL(fastcodec_rans_decode_mixed_skip)
+CUDA_SHIM_KERNEL(fastcodec_rans_reconstruct_full_dense)
+CUDA_SHIM_KERNEL(fastcodec_rans_reconstruct_full_skip)
+CUDA_SHIM_KERNEL(fastcodec_rans_reconstruct_mixed_dense)
+CUDA_SHIM_KERNEL(fastcodec_rans_reconstruct_mixed_skip)
+CUDA_SHIM_KERNEL(fastcodec_rans_encode_dense)
+CUDA_SHIM_KERNEL(fastcodec_rans_encode_skip)
+CUDA_SHIM_KERNEL(fastcodec_rans_examine)
+CUDA_SHIM_KERNEL(fastcodec_rans_measure)
+CUDA_SHIM_KERNEL(fastcodec_rans_arrange)
+CUDA_SHIM_KERNEL(fastcodec_rans_gather)
+CUDA_SHIM_KERNEL(fastcodec_rans_finish)

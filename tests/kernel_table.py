@@ -42,7 +42,10 @@ _STEP = {"SHFL": 1, "LDS.64": 1, "LDS": 2, "VOTE": 2}
 LOOPS = (
     Marked("step", ("decode_full_dense",), {**_STEP, "LDG|LD": 1, "STG|ST": 1}, limit=64),
     Marked("step", ("decode_mixed_dense",), {**_STEP, "LDG|LD": 1, "STG|ST": 1}),
-    Marked("step", ("decode_full_skip", "decode_mixed_skip"), {**_STEP, "STG|ST": 1}),
+    Marked("step", ("decode_full_skip",), {**_STEP, "STG|ST": 1}, limit=64),
+    Marked("step", ("decode_mixed_skip",), {**_STEP, "STG|ST": 1}),
+    # Three blocks of 32 elements: coded ones are queued, the others written.
+    Marked("fill", ("decode_full_skip",), {"VOTE": 3, "STS": 3, "STG|ST": 3, "LDG|LD": 3}),
     # Both latents and values are stored, and a mean is read.
     Marked("step", ("reconstruct_full_dense", "reconstruct_mixed_dense"), {**_STEP, "LDG|LD": 2, "STG|ST": 2}),
     Marked("step", ("reconstruct_full_skip", "reconstruct_mixed_skip"), {**_STEP, "LDG|LD": 1, "STG|ST": 2}),

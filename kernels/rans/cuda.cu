@@ -183,6 +183,7 @@ struct Decoder {
     uint32_t escapes_left;
     uint32_t state;
     uint32_t error;
+    uint32_t queue;  // where it is in shared memory
 
     __device__ __forceinline__ uint32_t index(uint32_t element) const {
         return element < n ? static_cast<uint32_t>(__ldg(indexes + element)) : 0u;
@@ -328,62 +329,93 @@ struct Decoder {
         }
     }
 
-    // Elements of index 0 are not coded.
-    __device__ __forceinline__ void decode_coded(Queued* queue) {
+    // Elements of index 0 are not coded: a queue, in shared memory, collects the others until they are enough for a
+    // step. A fill adds up to kFillBlocks steps; what is left over afterwards, less than one, moves to the front.
+    __device__ __forceinline__ void decode_coded() {
         const uint32_t lanes = group.lanes();
-        const uint32_t wrap = kQueueBlocks * lanes - 1;
         uint32_t fetched = 0;  // elements looked through
-        uint32_t head = 0;     // of the queue
         uint32_t queued = 0;
         uint32_t ahead[kFillBlocks];
         fetch(ahead, fetched);
         // A step's idle lanes look up what the queue holds at their places: it must be a place from the beginning.
         for (uint32_t k = 0; k < kQueueBlocks; ++k) {
-            queue[k * lanes + group.lane].place = place_of(0);
+            item(k * lanes + group.lane).place = place_of(0);
         }
-        for (;;) {
+        do {
             while (group.any(queued < lanes && fetched < n)) {
-                const bool filling = queued < lanes && fetched < n;
-                __syncwarp();
-#pragma unroll
-                for (uint32_t k = 0; k < kFillBlocks; ++k) {
-                    const uint32_t element = fetched + k * lanes + group.lane;
-                    const bool here = filling && element < n;
-                    const bool coded = here && ahead[k] != 0;
-                    const uint32_t votes = group.votes(coded);
-                    if (coded) {
-                        queue[(head + queued + __popc(votes & group.below)) & wrap] = {element, place_of(ahead[k])};
-                    } else if (here) {
-                        output.store(element, 0);
-                    }
-                    queued += __popc(votes);
-                }
-                if (filling) {
-                    fetched = n - fetched > kFillBlocks * lanes ? fetched + kFillBlocks * lanes : n;
-                    fetch(ahead, fetched);
-                }
-                __syncwarp();
+                fill(ahead, queued, fetched);
             }
-            if (!group.any(queued != 0)) {
-                return;
-            }
-            const Queued mine = queue[(head + group.lane) & wrap];
-            const uint32_t taken = queued < lanes ? queued : lanes;
-            const bool going = kFull && taken == lanes ? step<true>(mine.place, mine.element, true)
-                                                       : step<false>(mine.place, mine.element, group.lane < taken);
-            if (going) {
-                head += taken;
-                queued -= taken;
+            uint32_t at = 0;
+            if (kFull) {
+                while (queued - at >= lanes && step<true>(item(at + group.lane), true)) {
+                    at += lanes;
+                }
             } else {
-#pragma unroll 1
-                for (uint32_t i = group.lane; i < queued; i += lanes) {
-                    output.store(queue[(head + i) & wrap].element, 0);
+                for (bool ready; group.any(ready = error == kOk && queued - at >= lanes);) {
+                    at += step<false>(item(at + group.lane), ready) && ready ? lanes : 0;
                 }
-                zero(fetched);
-                fetched = n;
-                queued = 0;
+            }
+            if (error != kOk) {
+                zero(at, queued, fetched);
+            }
+            const Queued rest = item(at + group.lane);
+            __syncwarp();
+            queued -= at;
+            if (group.lane < queued) {
+                item(group.lane) = rest;
+            }
+        } while (group.any(fetched < n));
+        if (group.any(queued != 0)) {
+            __syncwarp();
+            if (!step<false>(item(group.lane), group.lane < queued)) {
+                uint32_t none = 0;
+                zero(none, queued, fetched);
             }
         }
+    }
+    template <bool kAll>
+    __device__ __forceinline__ bool step(Queued taken, bool active) {
+        return step<kAll>(taken.place, taken.element, active);
+    }
+    __device__ __forceinline__ Queued& item(uint32_t i) const {
+        return *reinterpret_cast<Queued*>(fastcodec_shared + (queue + i * static_cast<uint32_t>(sizeof(Queued))));
+    }
+
+    // Looks through the next elements, those that are not coded become 0.
+    __device__ __forceinline__ void fill(uint32_t (&ahead)[kFillBlocks], uint32_t& queued, uint32_t& fetched) const {
+        const uint32_t lanes = group.lanes();
+        const bool filling = kFull || (queued < lanes && fetched < n);
+        __syncwarp();
+#pragma unroll
+        for (uint32_t k = 0; k < kFillBlocks; ++k) {
+            const uint32_t element = fetched + k * lanes + group.lane;
+            const bool here = filling && element < n;
+            const bool coded = here && ahead[k] != 0;
+            const uint32_t votes = group.votes(coded);
+            const Queued found{element, place_of(ahead[k])};
+            if (coded) {
+                item(queued + __popc(votes & group.below)) = found;
+            }
+            if (here && !coded) {
+                output.store(element, 0);
+            }
+            queued += __popc(votes);
+        }
+        if (filling) {
+            fetched = n - fetched > kFillBlocks * lanes ? fetched + kFillBlocks * lanes : n;
+            fetch(ahead, fetched);
+        }
+        __syncwarp();
+    }
+    // Once the stream has ended early: all that is queued or was not yet looked through becomes 0, and is done with.
+    __device__ __forceinline__ void zero(uint32_t& at, uint32_t& queued, uint32_t& fetched) const {
+#pragma unroll 1
+        for (uint32_t i = at + group.lane; i < queued; i += group.lanes()) {
+            output.store(item(i).element, 0);
+        }
+        zero(fetched);
+        fetched = n;
+        queued = at = 0;
     }
     __device__ __forceinline__ void fetch(uint32_t (&ahead)[kFillBlocks], uint32_t from) const {
 #pragma unroll
@@ -413,8 +445,8 @@ __device__ __forceinline__ void decode(const DecodeArguments& a) {
     const uint32_t end =
         static_cast<uint32_t>(stream_begin(pass.positions, pass.streams, stream.number + 1)) * channels;
     Decoder<kFull, Output> decoder{
-        a,         group, Output(pass, begin), kept(pass.indexes + begin), owner ? end - begin : 0, {}, nullptr, 0,
-        kStateLow, kOk};
+        a,   group, Output(pass, begin), kept(pass.indexes + begin), owner ? end - begin : 0, {}, nullptr, 0, kStateLow,
+        kOk, 0};
     if (stream.error != kOk) {
         decoder.zero(0);
         decoder.n = 0;
@@ -426,9 +458,9 @@ __device__ __forceinline__ void decode(const DecodeArguments& a) {
     decoder.escapes = a.payloads + stream.escapes;
     decoder.escapes_left = stream.escapes_end - stream.escapes;
     if (kSkip) {
-        unsigned char* queues = fastcodec_shared + a.shared_tables;
-        decoder.decode_coded(reinterpret_cast<Queued*>(queues) + threadIdx.x / kWarpThreads * kQueueEntries +
-                             group.first * kQueueBlocks);
+        const uint32_t entry = threadIdx.x / kWarpThreads * kQueueEntries + group.first * kQueueBlocks;
+        decoder.queue = kept(a.shared_tables + entry * static_cast<uint32_t>(sizeof(Queued)));
+        decoder.decode_coded();
     } else {
         decoder.decode_dense();
     }

@@ -209,7 +209,7 @@ constexpr uint32_t kPackThreads = 256;
 constexpr uint32_t kFinishThreads = 256;
 
 // The queue of a warp in shared memory: elements that are to be coded but were not yet enough for a step.
-struct Queued {
+struct alignas(8) Queued {
     uint32_t element;
     uint32_t place;
 };

@@ -54,7 +54,7 @@ class _TableSet(ctypes.Structure):
         ("blob", c_void_p),
         *[
             (name, c_uint32)
-            for name in ("entries", "tables", "cumulative", "costs", "end", "count", "skip", "reserved")
+            for name in ("positions", "cumulative", "tables", "costs", "end", "count", "skip", "reserved")
         ],
     ]
 
@@ -201,9 +201,17 @@ class Target:
         """A context in which the device is the current one."""
         return torch.cuda.device(self.device)
 
-    def upload(self, size: int, write: Callable[[int], None]) -> Tensor:
-        """`size` bytes on the device, written at an address on the host; the copy is not waited for."""
-        staging = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+    def capturing(self) -> bool:
+        """Whether the stream is being captured into a CUDA graph."""
+        return torch.cuda.is_current_stream_capturing()
+
+    def staging(self, *shape: int) -> Tensor:
+        """Bytes on the host that the device can copy from; not to be asked for during capture."""
+        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+
+    def upload(self, size: int, write: Callable[[int], None], staging: Tensor | None = None) -> Tensor:
+        """`size` bytes on the device, written at an address on the host (in `staging`); the copy is not waited for."""
+        staging = self.staging(size) if staging is None else staging
         write(staging.data_ptr())
         # PyTorch does not give pinned memory away again before the copies from it have ended.
         return staging.to(self.device, non_blocking=True)
@@ -229,10 +237,16 @@ class SimulatedTarget(Target):
     def use(self):
         return nullcontext()
 
-    def upload(self, size: int, write: Callable[[int], None]) -> Tensor:
-        data = torch.empty(size, dtype=torch.uint8)
-        write(data.data_ptr())
-        return data
+    def capturing(self) -> bool:
+        return False
+
+    def staging(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.uint8)
+
+    def upload(self, size: int, write: Callable[[int], None], staging: Tensor | None = None) -> Tensor:
+        staging = self.staging(size) if staging is None else staging
+        write(staging.data_ptr())
+        return staging.clone()
 
     def download(self, data: Tensor) -> np.ndarray:
         return data.clone().numpy()
@@ -321,6 +335,8 @@ def _tables(tables: TableSet, where: Target) -> _TableSet:
         known = _uploaded.setdefault(tables, {})
         key = (where.module.value or 0, where.device)
         if key not in known:
+            if where.capturing():  # a graph's copies happen when it is replayed; others use the tables before that
+                raise FastcodecError("decode with these tables once before a CUDA graph with them is captured")
             firsts, sizes, frequencies = tables.arrays()
             layout = _TableSet()
             arguments = (
@@ -364,18 +380,29 @@ class _Plan:
         return lanes.value, streams.value
 
 
-def _describe(passes: ctypes.Array, where: Target) -> Tensor:
+def _describe(passes: ctypes.Array, where: Target, staging: Tensor | None = None) -> Tensor:
     """Descriptors on the device."""
     _check(library().fastcodec_rans_cuda_complete_passes(len(passes), passes))
     size = ctypes.sizeof(passes)
-    return where.upload(size, lambda address: ctypes.memmove(address, passes, size))
+    return where.upload(size, lambda address: ctypes.memmove(address, passes, size), staging)
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
+# PyTorch's allocator of pinned memory asks events for their state, which is forbidden during capture; and what a
+# captured copy reads must stay as it is for every replay. So a decoder has memory for the descriptors of this many
+# captured passes from the beginning.
+CAPTURED_PASSES = 8
+
+
 class Decoder:
-    """A batch of tiles. See `fastcodec.kernels.rans.Decoder`; arguments are checked already."""
+    """A batch of tiles. See `fastcodec.kernels.rans.Decoder`; arguments are checked already.
+
+    Passes can be captured into CUDA graphs, `CAPTURED_PASSES` in all, with tables that were used before. A graph reads
+    the decoder's memory, so the decoder must live as long; and before each replay, `state` must be what it was at the
+    capture.
+    """
 
     def __init__(self, payloads: Sequence[bytes | memoryview], where: Target) -> None:
         views = [np.frombuffer(payload, dtype=np.uint8) for payload in payloads]
@@ -393,6 +420,8 @@ class Decoder:
         self._where = where
         with where.use():
             self._plan = _Plan(handle, where)
+            self._descriptors = where.staging(CAPTURED_PASSES, len(views) * ctypes.sizeof(_TilePass))
+        self._captured = 0
         self._shapes = [self._plan.shape(t) for t in range(len(views))]
 
     @property
@@ -414,7 +443,7 @@ class Decoder:
 
     def _launch(self, passes: ctypes.Array, tables: TableSet, reconstruct: bool) -> None:
         plan, where = self._plan, self._where
-        descriptors = _describe(passes, where)
+        descriptors = _describe(passes, where, self._captured_staging())
         base = plan.memory.data_ptr()
         arguments = _DecodeArguments(
             tables=_tables(tables, where),
@@ -428,6 +457,15 @@ class Decoder:
         _check(
             library().fastcodec_rans_cuda_decode(where.module, where.stream(), byref(arguments), plan.full, reconstruct)
         )
+
+    def _captured_staging(self) -> Tensor | None:
+        """Memory for the descriptors of a pass that is being captured; None if it is not."""
+        if not self._where.capturing():
+            return None
+        if self._captured == CAPTURED_PASSES:
+            raise FastcodecError(f"no more than {CAPTURED_PASSES} passes of a Decoder can be captured into CUDA graphs")
+        self._captured += 1
+        return self._descriptors[self._captured - 1]
 
     def decode(self, indexes: Sequence[Tensor], tables: TableSet, symbols: Sequence[Tensor]) -> None:
         with self._where.use():

@@ -210,7 +210,7 @@ struct Decoder {
         uint32_t symbol = (slots.y + (second ? 1u << 16 : 0)) >> 16;
         const bool miss = (kAll || active) && offset >= frequency;
         if (warp_any(miss)) {
-            unusual(place, bucket, slot, element, kAll || active, miss, offset, frequency, symbol);
+            unusual(place, bucket, slot, slots.x & 0xffff, kAll || active, miss, offset, frequency, symbol);
             if (kFull && error != kOk) {
                 return false;
             }
@@ -237,20 +237,42 @@ struct Decoder {
     }
 
     // What a step does when a slot misses its bucket: walks, and takes escapes once it is sure that the step succeeds.
-    __device__ __forceinline__ void unusual(uint32_t place, uint32_t bucket, uint32_t slot, uint32_t element,
-                                            bool active, bool miss, uint32_t& offset, uint32_t& frequency,
-                                            uint32_t& symbol) {
-        Found found{0, frequency, symbol, false};
+    __device__ __forceinline__ void unusual(uint32_t place, uint32_t bucket, uint32_t slot, uint32_t start, bool active,
+                                            bool miss, uint32_t& offset, uint32_t& frequency, uint32_t& symbol) {
+        bool escape = false;
         bool known = true;
         if (miss) {
-            known = found_by_walk(place, bucket, slot, element, found);
-            offset = slot - found.start;
-            frequency = found.frequency;
-            symbol = found.symbol;
+            // Positions and cumulative values lie together: in shared memory, if they fit there.
+            const unsigned char* blob = a.shared_tables > a.tables.positions ? fastcodec_shared : a.tables.blob;
+            const uint32_t number =
+                ((place & ~kPlaceShiftMask) - kPlaces * static_cast<uint32_t>(sizeof(uint32_t))) / sizeof(Slots) +
+                bucket;
+            const uint32_t first = reinterpret_cast<const uint32_t*>(blob + a.tables.positions)[number];
+            known = first != kNoTable;
+            if (known) {
+                const uint16_t* cumulative = reinterpret_cast<const uint16_t*>(blob + a.tables.cumulative);
+                uint32_t position = first;
+                if (slot < start) {
+                    do {
+                        --position;
+                    } while (slot < cumulative[position]);
+                } else {
+                    position = walk(cumulative, position, slot);
+                }
+                const uint32_t end = cumulative[position + 1];
+                offset = slot - cumulative[position];
+                frequency = end - (slot - offset);
+                // `symbol` is that of the bucket's second entry: no offset of a miss is below the first's frequency.
+                symbol += position - first - 1;
+                escape = end == kProbabilityTotal;
+            }
+        }
+        if (!warp_any(escape || !known)) {
+            return;
         }
         const bool needs = active && decode_needs_word(decode_take(state, offset, frequency));
         const uint32_t needed = __popc(group.votes(needs));
-        const uint32_t escaping = group.votes(miss && found.escape);
+        const uint32_t escaping = group.votes(escape);
         const uint32_t count = __popc(escaping);
         if (group.votes(!known) != 0) {
             error = kIndexRange;
@@ -259,29 +281,12 @@ struct Decoder {
         } else if (count > escapes_left) {
             error = kEscapesExhausted;
         } else {
-            if (miss && found.escape) {
+            if (escape) {
                 symbol = escapes[__popc(escaping & group.below)];
             }
             escapes += count;
             escapes_left -= count;
         }
-    }
-
-    // The entry of a slot that missed its bucket; false when the index names no table.
-    __device__ __forceinline__ bool found_by_walk(uint32_t place, uint32_t bucket, uint32_t slot, uint32_t element,
-                                                  Found& found) const {
-        const TableSet& set = a.tables;
-        const uint32_t table_index = indexes[element];
-        if (table_index >= set.count) {
-            return false;
-        }
-        // All of these lie together, in shared memory if they fit there.
-        const unsigned char* blob = a.shared_tables > set.cumulative ? fastcodec_shared : set.blob;
-        const uint32_t first = ((place & ~kPlaceShiftMask) - kPlaces * sizeof(uint32_t)) / sizeof(Slots);
-        const Table table = reinterpret_cast<const Table*>(blob + set.tables)[table_index];
-        const uint32_t entry = reinterpret_cast<const uint16_t*>(blob + set.entries)[first + bucket];
-        found = walk(reinterpret_cast<const uint16_t*>(blob + set.cumulative), table, table.base + entry, slot);
-        return true;
     }
 
     __device__ __forceinline__ void zero(uint32_t from) const {
@@ -529,7 +534,7 @@ __device__ __forceinline__ int32_t symbol_at(const TilePass& pass, uint32_t elem
 template <bool kSkip>
 __device__ __forceinline__ void encode(const EncodeArguments& a) {
     const TableSet& set = a.tables;
-    copy_to_shared(set.blob + set.tables, a.shared_tables);
+    copy_to_shared(set.blob + set.cumulative, a.shared_tables);
     __syncthreads();
     uint32_t number;
     if (!warp_of_thread(a.warps_per_block, a.warp_count, number)) {
@@ -549,9 +554,9 @@ __device__ __forceinline__ void encode(const EncodeArguments& a) {
         static_cast<uint32_t>(stream_begin(pass.positions, pass.streams, stream.number + 1)) * channels;
     const uint32_t n = owner ? end - begin : 0;
     const uint8_t* indexes = pass.indexes + begin;
-    const unsigned char* tables = a.shared_tables != 0 ? fastcodec_shared : set.blob + set.tables;
-    Encoder encoder{{reinterpret_cast<const Table*>(tables),
-                     reinterpret_cast<const uint16_t*>(tables + (set.cumulative - set.tables))},
+    const unsigned char* tables = a.shared_tables != 0 ? fastcodec_shared : set.blob + set.cumulative;
+    Encoder encoder{{reinterpret_cast<const Table*>(tables + (set.tables - set.cumulative)),
+                     reinterpret_cast<const uint16_t*>(tables)},
                     set.count - 1,
                     group,
                     a.scratch + stream.words,

@@ -20,13 +20,14 @@ constexpr uint32_t kIndexRange = 0x100;
 //
 //   places      u32 [256]     where the buckets of each table are; see below
 //   buckets     Slots []      tables have as many as they need, a power of two, at least 4
-//   entries     u16 []        for each bucket the entry, within its table, of its first slot
-//   tables      Table [count]
+//   positions   u32 []        for each bucket where in `cumulative` its first entry is, or kNoTable
 //   cumulative  u16 []
+//   tables      Table [count]
 //   costs       u16 []        likewise
 //
-// A block copies what it reads most from the front into shared memory: all of the above but the costs when that fits,
-// else places and buckets alone, which are kept small enough to fit always. A walk then reads global memory.
+// A block that decodes copies what it reads most from the front into shared memory: all up to `tables` when that fits,
+// else places and buckets alone, which are kept small enough to fit always. A walk then reads global memory. A block
+// that encodes copies `cumulative` and `tables`, if they fit.
 //
 // A place is the offset of a table's first bucket in the blob, a multiple of 32 bytes, with the shift that takes a slot
 // to its bucket in the five bits below. Indexes that name no table have one bucket that every slot misses: so the
@@ -39,18 +40,20 @@ constexpr uint32_t kBucketBytes = 48 << 10;  // of a set's buckets, at most
 
 // A bucket's two entries that cover most of it, as rans.h's Bucket in other terms: they take the fewest instructions.
 // Sentinels are left out, as if they had no slots: so escapes, too, show as misses.
-struct Slots {
+struct alignas(8) Slots {
     uint16_t start;
     uint16_t first;   // frequency of the entry that begins at `start`
     uint16_t second;  // frequency of the next one
     int16_t symbol;   // of the first; the second's is one more
 };
 
+constexpr uint32_t kNoTable = 0xffffffff;
+
 struct TableSet {
     const unsigned char* blob;
-    uint32_t entries;     // offsets in the blob
-    uint32_t tables;      //
+    uint32_t positions;   // offsets in the blob
     uint32_t cumulative;  //
+    uint32_t tables;      //
     uint32_t costs;       //
     uint32_t end;         //
     uint32_t count;       // of tables
@@ -142,7 +145,7 @@ struct EncodeArguments {
     const TilePass* passes;
     uint32_t warp_count;
     uint32_t warps_per_block;
-    uint32_t shared_tables;  // bytes from the section of tables on that go to shared memory: all, or none
+    uint32_t shared_tables;  // bytes from `cumulative` on that go to shared memory: all up to `costs`, or none
     uint32_t reserved;
 };
 
@@ -203,7 +206,7 @@ struct FinishArguments {
 
 // The most threads of a block; a kernel's registers follow from it.
 constexpr uint32_t kCoderThreads = 1024;
-constexpr uint32_t kReconstructThreads = 768;
+constexpr uint32_t kReconstructThreads = 640;
 constexpr uint32_t kExamineThreads = 256;
 constexpr uint32_t kPackThreads = 256;
 constexpr uint32_t kFinishThreads = 256;

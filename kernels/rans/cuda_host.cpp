@@ -226,9 +226,9 @@ int launch(const Module& module, Kernel kernel, uint32_t blocks_x, uint32_t bloc
 // ---------------------------------------------------------------------------------------------------------------------
 // Tables
 
-// One table's buckets of 2^bits, and for each the entry of its first slot. Returns how many slots miss theirs, the
+// One table's buckets of 2^bits, and for each the position of its first entry. Returns how many slots miss theirs, the
 // sentinel's aside.
-uint32_t fill_slots(const uint16_t* edges, Table table, uint32_t bits, Slots* buckets, uint16_t* entries) {
+uint32_t fill_slots(const uint16_t* edges, Table table, uint32_t bits, Slots* buckets, uint32_t* positions) {
     const uint32_t width = 1u << (kProbabilityBits - bits);
     const uint32_t symbols = table.size - 1u;  // entries but for the sentinel
     uint32_t missed = 0;
@@ -239,13 +239,16 @@ uint32_t fill_slots(const uint16_t* edges, Table table, uint32_t bits, Slots* bu
         while (edges[entry + 1] <= begin) {
             ++entry;
         }
-        Slots best{0, 0, 0, 0};
+        // With no symbol of its own a bucket is the sentinel's, of no slots: its first entry is the sentinel.
+        Slots best{edges[symbols], 0, 0, 0};
+        uint32_t best_entry = symbols;
         uint32_t most = 0;
         for (uint32_t k = entry; k < symbols && edges[k] < end; ++k) {
             const uint32_t last = std::min(k + 2, symbols);
             const uint32_t covered = std::min(uint32_t{edges[last]}, end) - std::max(uint32_t{edges[k]}, begin);
             if (covered > most) {
                 most = covered;
+                best_entry = k;
                 best = {edges[k], static_cast<uint16_t>(edges[k + 1] - edges[k]),
                         static_cast<uint16_t>(edges[last] - edges[k + 1]),
                         static_cast<int16_t>(table.first + static_cast<int32_t>(k))};
@@ -255,7 +258,7 @@ uint32_t fill_slots(const uint16_t* edges, Table table, uint32_t bits, Slots* bu
         missed += (coded > begin ? coded - begin : 0) - most;
         if (buckets != nullptr) {
             buckets[b] = best;
-            entries[b] = static_cast<uint16_t>(entry);
+            positions[b] = table.base + best_entry;
         }
     }
     return missed;
@@ -450,15 +453,15 @@ FASTCODEC_API int fastcodec_rans_cuda_tables(uint32_t count, int skip, const int
             buckets += size_t{1} << b;
         }
         const size_t places_bytes = kPlaces * sizeof(uint32_t);
-        const size_t entries_at = places_bytes + aligned(buckets * sizeof(Slots));
-        const size_t tables_at = entries_at + aligned(buckets * sizeof(uint16_t));
-        const size_t cumulative_at = tables_at + aligned(count * sizeof(Table));
-        const size_t costs_at = cumulative_at + aligned(e.cumulative.size() * sizeof(uint16_t));
+        const size_t positions_at = places_bytes + aligned(buckets * sizeof(Slots));
+        const size_t cumulative_at = positions_at + aligned(buckets * sizeof(uint32_t));
+        const size_t tables_at = cumulative_at + aligned(e.cumulative.size() * sizeof(uint16_t));
+        const size_t costs_at = tables_at + aligned(count * sizeof(Table));
         const size_t end = costs_at + aligned(e.costs.size() * sizeof(uint16_t));
         *layout = {nullptr,
-                   static_cast<uint32_t>(entries_at),
-                   static_cast<uint32_t>(tables_at),
+                   static_cast<uint32_t>(positions_at),
                    static_cast<uint32_t>(cumulative_at),
+                   static_cast<uint32_t>(tables_at),
                    static_cast<uint32_t>(costs_at),
                    static_cast<uint32_t>(end),
                    count,
@@ -470,8 +473,9 @@ FASTCODEC_API int fastcodec_rans_cuda_tables(uint32_t count, int skip, const int
         std::memset(blob, 0, end);
         uint32_t* const places = reinterpret_cast<uint32_t*>(blob);
         Slots* const slots = reinterpret_cast<Slots*>(blob + places_bytes);
-        uint16_t* const first_entries = reinterpret_cast<uint16_t*>(blob + entries_at);
+        uint32_t* const positions = reinterpret_cast<uint32_t*>(blob + positions_at);
         size_t bucket = size_t{1} << kMinBucketBits;
+        std::fill(positions, positions + bucket, kNoTable);
         for (uint32_t i = 0; i < kPlaces; ++i) {
             if (i >= count) {
                 places[i] = static_cast<uint32_t>(places_bytes) | kProbabilityBits;
@@ -479,7 +483,7 @@ FASTCODEC_API int fastcodec_rans_cuda_tables(uint32_t count, int skip, const int
             }
             places[i] = static_cast<uint32_t>(places_bytes + bucket * sizeof(Slots)) | (kProbabilityBits - bits[i]);
             fill_slots(e.cumulative.data() + e.tables[i].base, e.tables[i], bits[i], slots + bucket,
-                       first_entries + bucket);
+                       positions + bucket);
             bucket += size_t{1} << bits[i];
         }
         std::memcpy(blob + tables_at, e.tables.data(), count * sizeof(Table));
@@ -667,7 +671,7 @@ FASTCODEC_API int fastcodec_rans_cuda_decode(void* module, void* stream, DecodeA
         const bool skip = a.tables.skip != 0;
         const uint32_t queue = skip ? kQueueEntries * static_cast<uint32_t>(sizeof(Queued)) : 0;
         const Launch how = choose_launch(device, a.warp_count, reconstruct ? kReconstructThreads : kCoderThreads, queue,
-                                         {a.tables.costs, a.tables.entries});
+                                         {a.tables.tables, a.tables.positions});
         a.warps_per_block = how.warps_per_block;
         a.shared_tables = how.shared_tables;
         const int kernel = (reconstruct ? kReconstructFullDense : kDecodeFullDense) + (full ? 0 : 2) + (skip ? 1 : 0);
@@ -730,7 +734,7 @@ FASTCODEC_API int fastcodec_rans_cuda_encode(void* module, void* stream, EncodeA
         }
         const bool skip = a.tables.skip != 0;
         const Launch how = choose_launch(device, a.warp_count, kCoderThreads, skip ? kEncodeQueueEntries * 4 : 0,
-                                         {a.tables.costs - a.tables.tables, 0});
+                                         {a.tables.costs - a.tables.cumulative, 0});
         a.warps_per_block = how.warps_per_block;
         a.shared_tables = how.shared_tables;
         return launch(m, skip ? kEncodeSkip : kEncodeDense,

@@ -118,7 +118,7 @@ struct Bucket {
 // `cumulative` holds, for each table in turn, the first slot of each of its entries and then 2^14: entry k has the
 // slots cumulative[base + k] .. cumulative[base + k + 1] - 1. The sentinel alone ends at 2^14: that is how it is
 // recognised. `positions` tells where in cumulative the entry of a bucket's first slot is: the walk for a slot that
-// misses begins there. It is bounded, as no slot reaches 2^14.
+// misses begins there.
 struct Tables {
     const Bucket* buckets;       // [count << bucket_bits]
     const uint32_t* positions;   // [count << bucket_bits]
@@ -140,14 +140,13 @@ struct Found {
 
 FASTCODEC_INLINE uint32_t slot_of(uint32_t state) { return state & (kProbabilityTotal - 1); }
 
-// The entry of a slot by a walk along its table's cumulative values, from `position` or some place before it.
-FASTCODEC_INLINE Found walk(const uint16_t* cumulative, Table table, uint32_t position, uint32_t slot) {
+// The position in `cumulative` of a slot's entry, from that of an entry of the same table which is not behind it. Bounded:
+// no slot reaches 2^14, with which each table ends.
+FASTCODEC_INLINE uint32_t walk(const uint16_t* cumulative, uint32_t position, uint32_t slot) {
     while (slot >= cumulative[position + 1]) {
         ++position;
     }
-    const uint32_t start = cumulative[position];
-    const uint32_t end = cumulative[position + 1];
-    return {start, end - start, table.first + (position - table.base), end == kProbabilityTotal};
+    return position;
 }
 
 // The entry of a slot of table `index`.
@@ -161,7 +160,11 @@ FASTCODEC_INLINE Found lookup(const Tables& t, uint32_t index, uint32_t slot) {
         const uint32_t end = bucket.middle + (static_cast<uint32_t>(bucket.end - bucket.middle) & second);
         return {start, end - start, static_cast<uint32_t>(bucket.symbol) - second, end == kProbabilityTotal};
     }
-    return walk(t.cumulative, t.tables[index], t.positions[place], slot);
+    const uint32_t position = walk(t.cumulative, t.positions[place], slot);
+    const Table table = t.tables[index];
+    const uint32_t start = t.cumulative[position];
+    const uint32_t end = t.cumulative[position + 1];
+    return {start, end - start, table.first + (position - table.base), end == kProbabilityTotal};
 }
 
 // The entry that codes `symbol` by a table, as a position in cumulative and costs: its own, or the sentinel's.

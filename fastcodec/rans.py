@@ -12,10 +12,12 @@
 >>> decoder.finish()                                        # raises CorruptStreamError unless all was used up
 >>> torch.equal(decoded, symbols)
 True
+
+Tensors on a GPU are coded there, to the same bytes: pass CUDA tensors to `encode`, and `device="cuda"` to `Decoder`.
 """
 
 from .kernels.errors import CorruptStreamError, SymbolRangeError, UnavailableError
-from .kernels.rans import Decoder, Pass, TableSet, available_isas, cost_bits, encode
+from .kernels.rans import Decoder, Pass, TableSet, available_isas, cost_bits, cuda_status, encode
 
 __all__ = [
     "CorruptStreamError",
@@ -26,5 +28,6 @@ __all__ = [
     "UnavailableError",
     "available_isas",
     "cost_bits",
+    "cuda_status",
     "encode",
 ]

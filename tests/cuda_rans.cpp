@@ -151,7 +151,7 @@ gpu::TilePass describe(const PassData& pass, uint32_t streams) {
 }
 
 // The payloads of tiles that all have as many passes, pass p of all with the same tables.
-std::vector<std::vector<uint8_t>> encode_by_gpu(Gpu& gpu, const std::vector<Tile>& tiles, uint32_t lanes,
+std::vector<std::vector<uint8_t>> encode_by_gpu(Gpu& device, const std::vector<Tile>& tiles, uint32_t lanes,
                                                 uint32_t streams, uint32_t preset, bool wide) {
     const uint32_t count = static_cast<uint32_t>(tiles.size());
     const size_t passes = tiles[0].size();
@@ -193,10 +193,10 @@ std::vector<std::vector<uint8_t>> encode_by_gpu(Gpu& gpu, const std::vector<Tile
         const Buffer<gpu::TilePass> on_device(described[p]);
         const Buffer<gpu::Examination> results(std::vector<gpu::Examination>(count, gpu::Examination{}));
         gpu::ExamineArguments a{};
-        a.tables = gpu.device_tables(tiles[0][p].tables).layout;
+        a.tables = device.device_tables(tiles[0][p].tables).layout;
         a.passes = on_device.get();
         a.results = results.get();
-        check(fastcodec_rans_cuda_examine(gpu.module, nullptr, &a, count, most), "examine");
+        check(fastcodec_rans_cuda_examine(device.module, nullptr, &a, count, most), "examine");
         for (uint32_t t = 0; t < count; ++t) {
             if (results.get()[t].faults != 0) {
                 std::printf("a fault in a good pass\n");
@@ -222,14 +222,14 @@ std::vector<std::vector<uint8_t>> encode_by_gpu(Gpu& gpu, const std::vector<Tile
         }
         const Buffer<gpu::TilePass> on_device(described[p]);
         gpu::EncodeArguments a{};
-        a.tables = gpu.device_tables(tiles[0][p].tables).layout;
+        a.tables = device.device_tables(tiles[0][p].tables).layout;
         a.warps = plan.warps();
         a.streams = plan.streams();
         a.states = plan.states();
         a.scratch = scratch.get();
         a.passes = on_device.get();
         a.warp_count = plan.warp_count();
-        check(fastcodec_rans_cuda_encode(gpu.module, nullptr, &a), "encode");
+        check(fastcodec_rans_cuda_encode(device.module, nullptr, &a), "encode");
     }
     const Buffer<gpu::StreamPlace> places(plan.stream_count());
     gpu::PackArguments pack{};
@@ -240,11 +240,11 @@ std::vector<std::vector<uint8_t>> encode_by_gpu(Gpu& gpu, const std::vector<Tile
     pack.places = places.get();
     pack.tile_count = count;
     pack.stream_count = plan.stream_count();
-    check(fastcodec_rans_cuda_arrange(gpu.module, nullptr, &pack), "arrange");
+    check(fastcodec_rans_cuda_arrange(device.module, nullptr, &pack), "arrange");
     const gpu::TilePlace& last = pack.tiles[count - 1];
     const Buffer<uint8_t> out(last.offset + last.size);
     pack.out = out.get();
-    check(fastcodec_rans_cuda_gather(gpu.module, nullptr, &pack), "gather");
+    check(fastcodec_rans_cuda_gather(device.module, nullptr, &pack), "gather");
     std::vector<std::vector<uint8_t>> payloads;
     for (uint32_t t = 0; t < count; ++t) {
         const uint8_t* begin = out.get() + pack.tiles[t].offset;
@@ -317,7 +317,7 @@ struct Reconstruction {
     uint32_t parity;
 };
 
-Result decode_by_gpu(Gpu& gpu, Random& random, const std::vector<std::vector<uint8_t>>& payloads,
+Result decode_by_gpu(Gpu& device, Random& random, const std::vector<std::vector<uint8_t>>& payloads,
                      const std::vector<Tile>& tiles, bool reconstruct) {
     Result result;
     const uint32_t count = static_cast<uint32_t>(tiles.size());
@@ -386,14 +386,14 @@ Result decode_by_gpu(Gpu& gpu, Random& random, const std::vector<std::vector<uin
         check(fastcodec_rans_cuda_complete_passes(count, described.data()), "complete");
         const Buffer<gpu::TilePass> on_device(described);
         gpu::DecodeArguments a{};
-        a.tables = gpu.device_tables(tiles[0][p].tables).layout;
+        a.tables = device.device_tables(tiles[0][p].tables).layout;
         a.warps = plan.warps();
         a.streams = plan.streams();
         a.states = plan.states();
         a.payloads = plan.rest<uint16_t>();
         a.passes = on_device.get();
         a.warp_count = plan.warp_count();
-        check(fastcodec_rans_cuda_decode(gpu.module, nullptr, &a, plan.full(), reconstruct), "decode");
+        check(fastcodec_rans_cuda_decode(device.module, nullptr, &a, plan.full(), reconstruct), "decode");
         std::vector<std::vector<int16_t>> decoded;
         for (uint32_t t = 0; t < count; ++t) {
             const PassData& pass = tiles[t][p];
@@ -435,7 +435,7 @@ Result decode_by_gpu(Gpu& gpu, Random& random, const std::vector<std::vector<uin
     finish.states = plan.states();
     finish.lanes = plan.lanes();
     finish.stream_count = plan.stream_count();
-    check(fastcodec_rans_cuda_finish(gpu.module, nullptr, &finish), "finish");
+    check(fastcodec_rans_cuda_finish(device.module, nullptr, &finish), "finish");
     result.end = fastcodec_rans_cuda_plan_error(plan.handle(), plan.streams(), &result.tile);
     return result;
 }
@@ -477,12 +477,13 @@ int main(int argc, char** argv) {
     sets.push_back(make_tables(random, 20, false, 3));
     sets.push_back(make_tables(random, 256, true, 12));
     sets.push_back(make_tables(random, 9, false, 16384));  // too many entries for shared memory
-    Gpu gpu;
-    check(fastcodec_rans_cuda_open("", &gpu.module), "open");
-    check(fastcodec_rans_cuda_load(gpu.module, "the shim has its kernels"), "load");
+    Gpu device;
+    check(fastcodec_rans_cuda_open("", &device.module), "open");
+    check(fastcodec_rans_cuda_load(device.module, "the shim has its kernels"), "load");
     uint32_t kinds[kKinds] = {};
     uint32_t errors[32] = {};
     uint32_t damaged = 0;
+    uint32_t lost_indexes = 0;
     uint32_t shapes[6] = {};
     for (uint32_t c = 0; c < cases; ++c) {
         cuda_shim_schedule(static_cast<int>(c % 3), random.next());
@@ -493,7 +494,7 @@ int main(int argc, char** argv) {
         const uint32_t streams = automatic ? 0 : random.below(4) == 0 ? 1 + random.below(64) : 1 + random.below(5);
         const uint32_t preset = random.below(2);
         const std::vector<std::vector<uint8_t>> payloads =
-            encode_by_gpu(gpu, tiles, lanes, streams, preset, random.below(4) == 0);
+            encode_by_gpu(device, tiles, lanes, streams, preset, random.below(4) == 0);
         for (size_t t = 0; t < tiles.size(); ++t) {
             if (encode(tiles[t], lanes, streams, 0, preset) != payloads[t]) {
                 std::printf("case %u (%s, %u lanes, %u streams): other bytes\n", c, kKindNames[kind], lanes, streams);
@@ -508,7 +509,7 @@ int main(int argc, char** argv) {
                 good.symbols.back().push_back(tile[p].symbols);
             }
         }
-        const Result read = decode_by_gpu(gpu, random, payloads, tiles, reconstruct);
+        const Result read = decode_by_gpu(device, random, payloads, tiles, reconstruct);
         if (read.end != 0 || read.symbols != good.symbols || decode_by_cpu(payloads, tiles).symbols != good.symbols) {
             std::printf("case %u (%s, %u lanes, %u streams): no round trip, error %u\n", c, kKindNames[kind], lanes,
                         streams, read.end);
@@ -529,12 +530,24 @@ int main(int argc, char** argv) {
             }
         }
         const Result by_cpu = decode_by_cpu(bad, tiles);
-        if (by_cpu != decode_by_gpu(gpu, random, bad, tiles, random.below(4) == 0)) {
+        if (by_cpu != decode_by_gpu(device, random, bad, tiles, random.below(4) == 0)) {
             std::printf("case %u (%s, %u lanes, %u streams), damaged: the twins disagree\n", c, kKindNames[kind], lanes,
                         streams);
             fail();
         }
         damaged += by_cpu.start != 0 || by_cpu.end != 0;
+        std::vector<Tile> astray = tiles;
+        const uint32_t victim = random.below(astray.size());
+        PassData& pass = astray[victim][random.below(astray[victim].size())];
+        if (!pass.indexes.empty() && pass.tables->sizes.size() < 256) {
+            pass.indexes[random.below(pass.indexes.size())] = static_cast<uint8_t>(255 - random.below(3));
+            const Result lost = decode_by_gpu(device, random, payloads, astray, false);
+            if (lost.end != gpu::kIndexRange || lost.tile != victim) {
+                std::printf("case %u: an index that names no table gave error %u in tile %u\n", c, lost.end, lost.tile);
+                fail();
+            }
+            ++lost_indexes;
+        }
         ++errors[(by_cpu.start != 0 ? by_cpu.start : by_cpu.end) & 31];
     }
     for (int k = 0; k < kKinds; ++k) {
@@ -542,13 +555,13 @@ int main(int argc, char** argv) {
     }
     std::printf("first tile's lanes, 1 to 32: %u %u %u %u %u %u\n", shapes[0], shapes[1], shapes[2], shapes[3],
                 shapes[4], shapes[5]);
-    std::printf("damaged payloads refused: %u of %u\n", damaged, cases);
+    std::printf("damaged payloads refused: %u of %u; indexes of no table found: %u\n", damaged, cases, lost_indexes);
     for (uint32_t e = 1; e <= fastcodec::rans::kEscapesLeft; ++e) {
         std::printf("%6u %s\n", errors[e], fastcodec_rans_error_text(e));
     }
     for (TableSet& set : sets) {
         fastcodec_rans_tables_free(set.handle);
     }
-    fastcodec_rans_cuda_close(gpu.module);
+    fastcodec_rans_cuda_close(device.module);
     return 0;
 }

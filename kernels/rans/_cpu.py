@@ -26,8 +26,8 @@ LIBRARY = Path(__file__).parent / f"_rans_cpu.{sysconfig.get_platform()}.so"
 ISAS = ("scalar", "avx2", "avx512")  # in the order of cpu.cpp's enum Isa
 PRESETS = ("size", "latency")  # in the order of rans.h's enum Preset
 
-# cpu.cpp's enum Status.
-_NO_MEMORY, _BAD_TABLES, _INDEX_RANGE, _SYMBOL_RANGE, _SYMBOL_SKIPPED = range(1, 6)
+# host.h's enum Status, and cpu.cpp's own.
+_NO_MEMORY, _BAD_TABLES, _INTERNAL, _INDEX_RANGE, _SYMBOL_RANGE, _SYMBOL_SKIPPED = range(1, 7)
 
 
 class _Pass(ctypes.Structure):

@@ -34,8 +34,8 @@ IMAGE = Path(__file__).parent / "_rans_cuda.fatbin"
 SOURCE = Path(__file__).parent / "cuda.cu"
 DRIVER = "libcuda.so.1"
 
-# cuda_host.cpp's enum Status, cuda.h's kIndexRange and enum Fault.
-_NO_MEMORY, _BAD_TABLES, _TOO_LARGE, _DRIVER = range(1, 5)
+# host.h's enum Status and cuda_host.cpp's own; cuda.h's kIndexRange and enum Fault.
+_NO_MEMORY, _BAD_TABLES, _INTERNAL, _TOO_LARGE, _DRIVER = range(1, 6)
 _INDEX_RANGE = 0x100
 _FAULTS = {
     1: (ValueError, "an index names no table of its set"),

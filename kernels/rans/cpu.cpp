@@ -15,6 +15,7 @@
 
 #include "cpu.h"
 #include "entries.h"
+#include "host.h"
 #include "payload.h"
 
 using namespace fastcodec::rans;
@@ -23,14 +24,10 @@ using namespace fastcodec::rans;
 
 namespace {
 
-enum Status : int {
-    kStatusOk = 0,
-    kStatusNoMemory = 1,
-    kStatusBadTables = 2,      // sizes, frequencies or symbols break a bound; see fastcodec_rans_tables_new
-    kStatusIndexRange = 3,     // an index names no table of the set
-    kStatusSymbolRange = 4,    // a symbol outside int16
-    kStatusSymbolSkipped = 5,  // a symbol other than 0 where nothing is coded
-    kStatusInternal = 6,
+enum CpuStatus : int {
+    kStatusIndexRange = kStatusOthers,  // an index names no table of the set
+    kStatusSymbolRange,                 // a symbol outside int16
+    kStatusSymbolSkipped,               // a symbol other than 0 where nothing is coded
 };
 
 enum Isa : int { kIsaScalar = 0, kIsaAvx2 = 1, kIsaAvx512 = 2 };
@@ -109,17 +106,6 @@ void parallel_for(size_t items, uint32_t threads, uint64_t elements, const Body&
     }
     if (failure) {
         std::rethrow_exception(failure);
-    }
-}
-
-template <typename Body>
-int guarded(const Body& body) {
-    try {
-        return body();
-    } catch (const std::bad_alloc&) {
-        return kStatusNoMemory;
-    } catch (...) {
-        return kStatusInternal;
     }
 }
 

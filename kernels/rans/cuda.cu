@@ -76,6 +76,33 @@ __device__ __forceinline__ bool warp_of_thread(uint32_t warps_per_block, uint32_
     return in_block < warps_per_block && warp < warp_count;
 }
 
+// What a group works on: a stream, and its part of this pass of its tile. A warp may have fewer streams than groups;
+// the groups left over have no elements, and only keep the warp's votes whole.
+template <bool kFull>
+struct Work {
+    Group<kFull> group;
+    bool owner;
+    uint32_t id;  // of the stream
+    Stream stream;
+    const TilePass* pass;
+    uint32_t begin;  // of its elements
+    uint32_t n;
+
+    template <class Arguments>
+    __device__ __forceinline__ Work(const Arguments& a, const Warp& warp) : group(warp.lanes_log2) {
+        const uint32_t member = group.first >> group.lanes_log2;
+        owner = kFull || member < warp.streams;
+        id = warp.first + (owner ? member : 0);
+        stream = a.streams[id];
+        pass = a.passes + stream.tile;
+        begin = first_element(stream.number);
+        n = owner ? first_element(stream.number + 1) - begin : 0;
+    }
+    __device__ __forceinline__ uint32_t first_element(uint32_t number) const {
+        return static_cast<uint32_t>(stream_begin(pass->positions, pass->streams, number)) * pass->channels.value;
+    }
+};
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Decode
 
@@ -317,10 +344,11 @@ struct Decoder {
             }
         }
         while (group.any(error == kOk && element - group.lane < n)) {
-            if (step<false>(place, element, error == kOk && element < n)) {
-                place = place_of(index_1);
-                index_1 = index_2;
-                look_ahead(index_2, element + 3 * lanes);
+            const uint32_t here = place;
+            place = place_of(index_1);
+            index_1 = index_2;
+            look_ahead(index_2, element + 3 * lanes);
+            if (step<false>(here, element, error == kOk && element < n)) {
                 element += lanes;
             }
         }
@@ -438,41 +466,36 @@ __device__ __forceinline__ void decode(const DecodeArguments& a) {
     if (!warp_of_thread(a.warps_per_block, a.warp_count, number)) {
         return;
     }
-    const Warp warp = a.warps[number];
-    const Group<kFull> group(warp.lanes_log2);
-    const uint32_t member = group.first >> group.lanes_log2;
-    const bool owner = kFull || member < warp.streams;
-    const uint32_t id = warp.first + (owner ? member : 0);
-    const Stream stream = a.streams[id];
-    const TilePass& pass = a.passes[stream.tile];
-    const uint32_t channels = pass.channels.value;
-    const uint32_t begin = static_cast<uint32_t>(stream_begin(pass.positions, pass.streams, stream.number)) * channels;
-    const uint32_t end =
-        static_cast<uint32_t>(stream_begin(pass.positions, pass.streams, stream.number + 1)) * channels;
-    Decoder<kFull, Output> decoder{
-        a,   group, Output(pass, begin), kept(pass.indexes + begin), owner ? end - begin : 0, {}, nullptr, 0, kStateLow,
-        kOk, 0};
+    const Work<kFull> work(a, a.warps[number]);
+    const Stream& stream = work.stream;
+    const uint32_t lane = work.group.lane;
+    Decoder<kFull, Output> decoder{a,
+                                   work.group,
+                                   Output(*work.pass, work.begin),
+                                   kept(work.pass->indexes + work.begin),
+                                   work.n,
+                                   {},
+                                   a.payloads + stream.escapes,
+                                   stream.escapes_end - stream.escapes,
+                                   work.owner ? a.states[stream.states + lane] : kStateLow,
+                                   kOk,
+                                   0};
     if (stream.error != kOk) {
         decoder.zero(0);
         decoder.n = 0;
     }
-    if (owner) {
-        decoder.state = a.states[stream.states + group.lane];
-    }
-    decoder.words.open(group, a.payloads + stream.words, stream.words_end - stream.words);
-    decoder.escapes = a.payloads + stream.escapes;
-    decoder.escapes_left = stream.escapes_end - stream.escapes;
+    decoder.words.open(work.group, a.payloads + stream.words, stream.words_end - stream.words);
     if (kSkip) {
-        const uint32_t entry = threadIdx.x / kWarpThreads * kQueueEntries + group.first * kQueueBlocks;
+        const uint32_t entry = threadIdx.x / kWarpThreads * kQueueEntries + work.group.first * kQueueBlocks;
         decoder.queue = kept(a.shared_tables + entry * static_cast<uint32_t>(sizeof(Queued)));
         decoder.decode_coded();
     } else {
         decoder.decode_dense();
     }
-    if (owner) {
-        a.states[stream.states + group.lane] = decoder.state;
-        if (group.lane == 0) {
-            Stream& parked = a.streams[id];
+    if (work.owner) {
+        a.states[stream.states + lane] = decoder.state;
+        if (lane == 0) {
+            Stream& parked = a.streams[work.id];
             parked.words = stream.words + decoder.words.cursor;
             parked.escapes = stream.escapes_end - decoder.escapes_left;
             if (decoder.error != kOk) {
@@ -540,19 +563,13 @@ __device__ __forceinline__ void encode(const EncodeArguments& a) {
     if (!warp_of_thread(a.warps_per_block, a.warp_count, number)) {
         return;
     }
-    const Warp warp = a.warps[number];
-    const Group<false> group(warp.lanes_log2);
-    const uint32_t member = group.first >> group.lanes_log2;
-    const bool owner = member < warp.streams;
-    const uint32_t id = warp.first + (owner ? member : 0);
-    const Stream stream = a.streams[id];
-    const TilePass& pass = a.passes[stream.tile];
+    const Work<false> work(a, a.warps[number]);
+    const Group<false>& group = work.group;
+    const Stream& stream = work.stream;
+    const TilePass& pass = *work.pass;
     const uint32_t lanes = group.lanes();
-    const uint32_t channels = pass.channels.value;
-    const uint32_t begin = static_cast<uint32_t>(stream_begin(pass.positions, pass.streams, stream.number)) * channels;
-    const uint32_t end =
-        static_cast<uint32_t>(stream_begin(pass.positions, pass.streams, stream.number + 1)) * channels;
-    const uint32_t n = owner ? end - begin : 0;
+    const uint32_t begin = work.begin;
+    const uint32_t n = work.n;
     const uint8_t* indexes = pass.indexes + begin;
     const unsigned char* tables = a.shared_tables != 0 ? fastcodec_shared : set.blob + set.cumulative;
     Encoder encoder{{reinterpret_cast<const Table*>(tables + (set.tables - set.cumulative)),
@@ -561,7 +578,7 @@ __device__ __forceinline__ void encode(const EncodeArguments& a) {
                     group,
                     a.scratch + stream.words,
                     a.scratch + stream.escapes,
-                    owner ? a.states[stream.states + group.lane] : kStateLow};
+                    work.owner ? a.states[stream.states + group.lane] : kStateLow};
     if (kSkip) {
         // Where a coded symbol's lane is follows from how many come before it: so they are counted first.
         uint32_t coded_count = 0;
@@ -617,11 +634,11 @@ __device__ __forceinline__ void encode(const EncodeArguments& a) {
             encoder.step(active ? indexes[element] : 0, active ? symbol_at(pass, begin + element) : 0, active);
         }
     }
-    if (owner) {
+    if (work.owner) {
         a.states[stream.states + group.lane] = encoder.state;
         if (group.lane == 0) {
-            a.streams[id].words = static_cast<uint32_t>(encoder.words - a.scratch);
-            a.streams[id].escapes = static_cast<uint32_t>(encoder.escapes - a.scratch);
+            a.streams[work.id].words = static_cast<uint32_t>(encoder.words - a.scratch);
+            a.streams[work.id].escapes = static_cast<uint32_t>(encoder.escapes - a.scratch);
         }
     }
 }

@@ -12,12 +12,12 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <new>
 #include <string>
 #include <vector>
 
 #include "cuda.h"
 #include "entries.h"
+#include "host.h"
 #include "payload.h"
 
 using namespace fastcodec::rans;
@@ -27,13 +27,9 @@ using namespace fastcodec::rans::cuda;
 
 namespace {
 
-enum Status : int {
-    kStatusOk = 0,
-    kStatusNoMemory = 1,
-    kStatusBadTables = 2,
-    kStatusTooLarge = 3,  // a pass, or a batch, beyond what 32 bits count
-    kStatusDriver = 4,    // the driver refused: fastcodec_rans_cuda_message says what
-    kStatusInternal = 5,
+enum CudaStatus : int {
+    kStatusTooLarge = kStatusOthers,  // a pass, or a batch, beyond what 32 bits count
+    kStatusDriver,                    // the driver refused: fastcodec_rans_cuda_message says what
 };
 
 thread_local std::string last_message;
@@ -41,17 +37,6 @@ thread_local std::string last_message;
 int driver_failed(const std::string& message) {
     last_message = message;
     return kStatusDriver;
-}
-
-template <typename Body>
-int guarded(const Body& body) {
-    try {
-        return body();
-    } catch (const std::bad_alloc&) {
-        return kStatusNoMemory;
-    } catch (...) {
-        return kStatusInternal;
-    }
 }
 
 size_t aligned(size_t bytes) { return (bytes + 15) & ~size_t{15}; }
@@ -211,6 +196,19 @@ int current_device(Module& module, Device& out) {
     out = {static_cast<uint32_t>(multiprocessors), static_cast<uint32_t>(shared)};
     module.devices[number] = out;
     return kStatusOk;
+}
+
+// What `body` returns for the module and the current device.
+template <typename Body>
+int on_device(void* module, const Body& body) {
+    return guarded([&]() -> int {
+        Module& m = *static_cast<Module*>(module);
+        Device device;
+        if (int bad = current_device(m, device)) {
+            return bad;
+        }
+        return body(m, device);
+    });
 }
 
 template <typename Arguments>
@@ -658,15 +656,10 @@ FASTCODEC_API int fastcodec_rans_cuda_complete_passes(uint32_t count, TilePass* 
 // latents.
 FASTCODEC_API int fastcodec_rans_cuda_decode(void* module, void* stream, DecodeArguments* arguments, int full,
                                              int reconstruct) {
-    return guarded([&]() -> int {
-        Module& m = *static_cast<Module*>(module);
+    return on_device(module, [&](Module& m, const Device& device) -> int {
         DecodeArguments& a = *arguments;
         if (a.warp_count == 0) {
             return kStatusOk;
-        }
-        Device device;
-        if (int bad = current_device(m, device)) {
-            return bad;
         }
         const bool skip = a.tables.skip != 0;
         const uint32_t queue = skip ? kQueueEntries * static_cast<uint32_t>(sizeof(Queued)) : 0;
@@ -682,12 +675,7 @@ FASTCODEC_API int fastcodec_rans_cuda_decode(void* module, void* stream, DecodeA
 
 // After the last pass: leaves every stream's error in its record.
 FASTCODEC_API int fastcodec_rans_cuda_finish(void* module, void* stream, const FinishArguments* arguments) {
-    return guarded([&]() -> int {
-        Module& m = *static_cast<Module*>(module);
-        Device device;
-        if (int bad = current_device(m, device)) {
-            return bad;
-        }
+    return on_device(module, [&](Module& m, const Device&) -> int {
         const uint32_t blocks = (arguments->stream_count + kFinishThreads - 1) / kFinishThreads;
         return blocks == 0 ? kStatusOk : launch(m, kFinish, blocks, 1, kFinishThreads, 0, stream, *arguments);
     });
@@ -696,12 +684,7 @@ FASTCODEC_API int fastcodec_rans_cuda_finish(void* module, void* stream, const F
 // Examines one pass of every tile; the longest has `elements`. Results must be zero before.
 FASTCODEC_API int fastcodec_rans_cuda_examine(void* module, void* stream, const ExamineArguments* arguments,
                                               uint32_t tiles, uint64_t elements) {
-    return guarded([&]() -> int {
-        Module& m = *static_cast<Module*>(module);
-        Device device;
-        if (int bad = current_device(m, device)) {
-            return bad;
-        }
+    return on_device(module, [&](Module& m, const Device&) -> int {
         const uint32_t blocks = static_cast<uint32_t>((elements + kExamineBlock - 1) / kExamineBlock);
         if (blocks == 0 || tiles == 0) {
             return kStatusOk;
@@ -722,15 +705,10 @@ FASTCODEC_API int fastcodec_rans_cuda_examine(void* module, void* stream, const 
 
 // Encodes one pass of every tile; passes are encoded last to first.
 FASTCODEC_API int fastcodec_rans_cuda_encode(void* module, void* stream, EncodeArguments* arguments) {
-    return guarded([&]() -> int {
-        Module& m = *static_cast<Module*>(module);
+    return on_device(module, [&](Module& m, const Device& device) -> int {
         EncodeArguments& a = *arguments;
         if (a.warp_count == 0) {
             return kStatusOk;
-        }
-        Device device;
-        if (int bad = current_device(m, device)) {
-            return bad;
         }
         const bool skip = a.tables.skip != 0;
         const Launch how = choose_launch(device, a.warp_count, kCoderThreads, skip ? kEncodeQueueEntries * 4 : 0,
@@ -745,12 +723,7 @@ FASTCODEC_API int fastcodec_rans_cuda_encode(void* module, void* stream, EncodeA
 
 // After all passes: measures and arranges the payloads. Their sizes are in the tiles' records then.
 FASTCODEC_API int fastcodec_rans_cuda_arrange(void* module, void* stream, const PackArguments* arguments) {
-    return guarded([&]() -> int {
-        Module& m = *static_cast<Module*>(module);
-        Device device;
-        if (int bad = current_device(m, device)) {
-            return bad;
-        }
+    return on_device(module, [&](Module& m, const Device&) -> int {
         if (arguments->tile_count == 0) {
             return kStatusOk;
         }
@@ -764,12 +737,7 @@ FASTCODEC_API int fastcodec_rans_cuda_arrange(void* module, void* stream, const 
 
 // And writes them: `out` has room for all.
 FASTCODEC_API int fastcodec_rans_cuda_gather(void* module, void* stream, const PackArguments* arguments) {
-    return guarded([&]() -> int {
-        Module& m = *static_cast<Module*>(module);
-        Device device;
-        if (int bad = current_device(m, device)) {
-            return bad;
-        }
+    return on_device(module, [&](Module& m, const Device&) -> int {
         if (arguments->stream_count == 0) {
             return kStatusOk;
         }

@@ -149,6 +149,10 @@ class Machine:
         """Of a batch: about 20 bytes of memory for each are in use at a time."""
         return torch.cuda.mem_get_info(self.device)[0] // 40
 
+    def side_stream(self) -> AbstractContextManager:
+        """Within it, a stream of its own is the current one: the default one's handle, 0, means "none" to some."""
+        return torch.cuda.stream(torch.cuda.Stream(self.device))
+
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
 
@@ -724,15 +728,17 @@ def _torch_ans(machine: Machine, batch: Batch) -> tuple[Callable[[], object], Ca
         raise _AbsentError("not installed") from error
     if machine.device.type == "cuda" and not utils.module_has_cuda(utils._native_C):
         raise _AbsentError("installed without its CUDA kernels, which would take minutes to build")
-    tables = batch.tables
-    longest = max(len(tables.frequencies(i)) for i in range(tables.count)) - 1
-    frequencies = torch.zeros(tables.count, longest)
-    for i in range(tables.count):
+    # Its inverse tables need alphabets of one size: that of the widest table in use, at the centre of each.
+    tables, used = batch.tables, int(batch.indexes.max()) + 1
+    reach = max(-tables.first_symbol(i) for i in range(used))
+    frequencies = torch.zeros(used, 2 * reach + 1)
+    for i in range(used):
         values = torch.from_numpy(tables.frequencies(i)[:-1].astype(np.float32))
-        frequencies[i, : len(values)] = values
-    sizes = torch.tensor([len(tables.frequencies(i)) - 1 for i in range(tables.count)], dtype=torch.int32)
-    firsts = torch.tensor([tables.first_symbol(i) for i in range(tables.count)], dtype=torch.int32)
-    rows = max(1, min(4096, batch.symbols.numel() // 64))
+        begin = reach + tables.first_symbol(i)
+        frequencies[i, begin : begin + len(values)] = values
+    sizes = torch.full((used,), 2 * reach + 1, dtype=torch.int32)
+    firsts = torch.full((used,), -reach, dtype=torch.int32)
+    rows = max(1, min(machine.multiprocessors * 64, batch.symbols.numel() // 64))  # a warp each: all a GPU holds
     symbols, indexes = (t.reshape(-1).int() for t in (batch.symbols, batch.indexes))
     symbols, indexes = (t[: t.numel() // rows * rows].view(rows, -1) for t in (symbols, indexes))
     peer = utils.TorchANSInterface(
@@ -752,7 +758,7 @@ def _torch_ans(machine: Machine, batch: Batch) -> tuple[Callable[[], object], Ca
         lambda: peer.encode(symbols, dist_indexes=indexes),
         lambda: peer.decode(copies.pop(), dist_indexes=indexes),
         size,
-        "the same symbols, indexes and tables",
+        "the same symbols and indexes, tables widened to one alphabet",
     )
 
 
@@ -795,6 +801,13 @@ def _call_seconds(machine: Machine, call: Callable[[], object], repeats: int) ->
 
 def peers(machine: Machine, sizes: Sizes) -> list[dict[str, Any]]:
     """Other entropy coders for GPUs on as many symbols, tensors on the GPU to tensors on the GPU, beside ours."""
+    with machine.side_stream():
+        rows = _peers(machine, sizes)
+        machine.synchronize()
+    return rows
+
+
+def _peers(machine: Machine, sizes: Sizes) -> list[dict[str, Any]]:
     tiles, streams = machine.multiprocessors, _threads("kCoderThreads") // WARP * WAVES
     positions = max(1, min(sizes.peer_symbols, machine.most_symbols()) // (tiles * coder.CHANNELS * WARP)) * WARP
     batch = draw(machine, (tiles, positions, coder.CHANNELS), REFERENCE, dense=True)
@@ -839,6 +852,16 @@ def peers(machine: Machine, sizes: Sizes) -> list[dict[str, Any]]:
 # --- tables and the whole ---------------------------------------------------------------------------------------------
 
 
+def _print(table: Any) -> None:
+    """In one piece: without a terminal, as under make, rich would fold it to 80 columns."""
+    width = _common.console.width
+    _common.console.width = width if _common.console.is_terminal else max(width, 136)
+    try:
+        _common.console.print(table)
+    finally:
+        _common.console.width = width
+
+
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
@@ -868,7 +891,7 @@ def _print_full(rows: list[dict[str, Any]]) -> None:
         calls = [f"{row['calls'][f'{way}_gsymbols']:.2f}" for way in ("encode", "decode")]
         ratio = f"{row['decode']['times_a_cpu_core']:.0f}"
         table.add_row(label, f"{row['bits_per_symbol']:.2f}", *cells, *calls, ratio)
-    _common.console.print(table)
+    _print(table)
 
 
 def _print_latency(found: dict[str, Any], sizes: Sizes) -> None:
@@ -876,8 +899,7 @@ def _print_latency(found: dict[str, Any], sizes: Sizes) -> None:
         return
     shapes = {(row["lanes"], row["streams"]): row for row in found["shapes"]}
     table = _common.table(
-        f"One image, {found['image']}: {found['symbols']} symbols in {found['size_preset_bytes']} bytes; "
-        "kernels' µs, bytes beside the size preset",
+        f"One image, {found['image']}: {found['symbols']} symbols, {found['size_preset_bytes']} bytes; µs, more bytes",
         "lanes",
         *(f"{streams} streams" for streams in sizes.streams),
     )
@@ -889,13 +911,14 @@ def _print_latency(found: dict[str, Any], sizes: Sizes) -> None:
 
     for lanes in sizes.lanes:
         table.add_row(str(lanes), *(cell(shapes.get((lanes, streams))) for streams in sizes.streams))
-    _common.console.print(table)
+    _print(table)
     for row in found["shapes"]:
         if row["preset"]:
             _common.console.print(
                 f"preset {row['preset']}: {row['lanes']} lanes × {row['streams']} streams, {row['bytes']} bytes, "
                 f"{row['kernel_microseconds']:.0f} µs, through Python {row['call_microseconds']:.0f} µs",
                 highlight=False,
+                soft_wrap=True,
             )
 
 

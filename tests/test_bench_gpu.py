@@ -3,6 +3,7 @@
 Nothing here looks at times.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -41,6 +42,9 @@ def machine(bench, simulator, monkeypatch):
 
         def most_symbols(self):
             return 1 << 30
+
+        def side_stream(self):
+            return contextlib.nullcontext()
 
         def synchronize(self):
             pass

@@ -23,11 +23,12 @@ int fastcodec_rans_cuda_load(void*, const void*);
 void fastcodec_rans_cuda_close(void*);
 int fastcodec_rans_cuda_tables(uint32_t, int, const int16_t*, const uint16_t*, const uint16_t*, size_t, gpu::TableSet*,
                                uint8_t*);
-int fastcodec_rans_cuda_plan_decode(uint32_t, const uint8_t* const*, const size_t*, uint32_t*, uint32_t*, void**);
+int fastcodec_rans_cuda_plan_decode(uint32_t, const uint8_t* const*, const size_t*, int, uint32_t*, uint32_t*, void**);
 int fastcodec_rans_cuda_plan_encode(uint32_t, const uint32_t*, const uint64_t*, const uint64_t*, const uint32_t*,
                                     const uint32_t*, void**);
 void fastcodec_rans_cuda_plan_numbers(const void*, uint64_t*);
 void fastcodec_rans_cuda_plan_write(const void*, uint8_t*);
+void fastcodec_rans_cuda_plan_shape(const void*, uint32_t, uint32_t*, uint32_t*);
 uint32_t fastcodec_rans_cuda_plan_error(const void*, const gpu::Stream*, uint32_t*);
 void fastcodec_rans_cuda_plan_free(void*);
 void fastcodec_rans_cuda_shape(uint64_t, uint64_t, uint32_t, uint32_t*, uint32_t*);
@@ -328,15 +329,18 @@ Result decode_by_gpu(Gpu& device, Random& random, const std::vector<std::vector<
         sizes.push_back(payload.size());
     }
     void* handle = nullptr;
-    check(fastcodec_rans_cuda_plan_decode(count, data.data(), sizes.data(), &result.start, &result.tile, &handle),
+    const int padded = static_cast<int>(random.below(2));
+    check(fastcodec_rans_cuda_plan_decode(count, data.data(), sizes.data(), padded, &result.start, &result.tile,
+                                          &handle),
           "plan");
     if (result.start != 0) {
         return result;
     }
     const Plan plan(handle);
     std::vector<uint32_t> stream_counts(count, 0);
-    for (uint32_t s = 0; s < plan.stream_count(); ++s) {
-        ++stream_counts[plan.streams()[s].tile];
+    for (uint32_t t = 0; t < count; ++t) {
+        uint32_t lanes = 0;
+        fastcodec_rans_cuda_plan_shape(handle, t, &lanes, &stream_counts[t]);
     }
     for (size_t p = 0; p < tiles[0].size(); ++p) {
         std::vector<gpu::TilePass> described;

@@ -147,7 +147,7 @@ def library() -> ctypes.CDLL:
             c_int,
             [c_uint32, c_int, c_void_p, c_void_p, c_void_p, c_size_t, POINTER(_TableSet), c_void_p],
         ),
-        "plan_decode": (c_int, [c_uint32, c_void_p, c_void_p, p32, p32, POINTER(c_void_p)]),
+        "plan_decode": (c_int, [c_uint32, c_void_p, c_void_p, c_int, p32, p32, POINTER(c_void_p)]),
         "plan_encode": (c_int, [c_uint32, p32, p64, p64, p32, p32, POINTER(c_void_p)]),
         "plan_numbers": (None, [c_void_p, p64]),
         "plan_write": (None, [c_void_p, c_void_p]),
@@ -360,24 +360,91 @@ def _tables(tables: TableSet, where: Target) -> _TableSet:
 # --- plans ------------------------------------------------------------------------------------------------------------
 
 
-class _Plan:
-    """A batch's descriptors, on the host and, as `memory`, on the device."""
+class Plan:
+    """A batch's descriptors on the host: what is to be written to one piece of the device's memory, and what lies where
+    in it."""
 
-    def __init__(self, handle: c_void_p, where: Target):
-        self.handle = handle
+    _handle: c_void_p | None = None
+
+    def __init__(self, handle: c_void_p):
+        self._handle = handle
         numbers = (c_uint64 * 9)()
         library().fastcodec_rans_cuda_plan_numbers(handle, numbers)
-        size, self.warps_at, self.lanes_at, self.states_at, self.rest_at = numbers[:5]
+        self.size, self.warps_at, self.lanes_at, self.states_at, self.rest_at = numbers[:5]
         self.stream_count, self.warp_count, self.full, self.scratch_units = numbers[5:]
-        self.memory = where.upload(size, lambda address: library().fastcodec_rans_cuda_plan_write(handle, address))
 
     def __del__(self) -> None:
-        library().fastcodec_rans_cuda_plan_free(self.handle)
+        if self._handle is not None:
+            library().fastcodec_rans_cuda_plan_free(self._handle)
+
+    def write(self, address: int) -> None:
+        """Writes `size` bytes to an address on the host."""
+        library().fastcodec_rans_cuda_plan_write(self._handle, address)
 
     def shape(self, tile: int) -> tuple[int, int]:
+        """Lanes and streams of a tile."""
         lanes, streams = c_uint32(), c_uint32()
-        library().fastcodec_rans_cuda_plan_shape(self.handle, tile, byref(lanes), byref(streams))
+        library().fastcodec_rans_cuda_plan_shape(self._handle, tile, byref(lanes), byref(streams))
         return lanes.value, streams.value
+
+    def check(self, streams: np.ndarray) -> None:
+        """Raises what the first failing tile deserves, from the streams' records as `finish` left them: uint8."""
+        tile = c_uint32()
+        error = library().fastcodec_rans_cuda_plan_error(self._handle, streams.ctypes.data, byref(tile))
+        _raise(error, tile.value)
+
+    @property
+    def records_bytes(self) -> int:
+        """How much of the memory's beginning `check` needs."""
+        return self.stream_count * _STREAM.itemsize
+
+
+class DecodePlan(Plan):
+    """The plan to decode payloads, which it keeps. padded: rounded up to one of few sizes.
+
+    Raises:
+        CorruptStreamError: a payload that no encoder wrote.
+    """
+
+    def __init__(self, payloads: Sequence[bytes | memoryview], padded: bool = False):
+        self._views = [np.frombuffer(payload, dtype=np.uint8) for payload in payloads]
+        count = len(self._views)
+        error, tile, handle = c_uint32(), c_uint32(), c_void_p()
+        status = library().fastcodec_rans_cuda_plan_decode(
+            count,
+            (c_void_p * count)(*[view.ctypes.data for view in self._views]),
+            (c_size_t * count)(*[view.size for view in self._views]),
+            padded,
+            byref(error),
+            byref(tile),
+            byref(handle),
+        )
+        _check(status)
+        _raise(error.value, tile.value)
+        super().__init__(handle)
+        self.tiles = count
+
+    def decode(self, where: Target, base: int, passes: int, tables: TableSet, reconstruct: bool) -> None:
+        """Enqueues a pass. base, passes: addresses on the device of what `write` wrote, and of the descriptors."""
+        arguments = _DecodeArguments(
+            tables=_tables(tables, where),
+            warps=base + self.warps_at,
+            streams=base,
+            states=base + self.states_at,
+            payloads=base + self.rest_at,
+            passes=passes,
+            warp_count=self.warp_count,
+        )
+        _check(
+            library().fastcodec_rans_cuda_decode(where.module, where.stream(), byref(arguments), self.full, reconstruct)
+        )
+
+    def finish(self, where: Target, base: int) -> None:
+        """Enqueues the check of every stream's end, which leaves its outcome in the streams' records."""
+        arguments = _FinishArguments(
+            streams=base, states=base + self.states_at, lanes=base + self.lanes_at, stream_count=self.stream_count
+        )
+        _check(library().fastcodec_rans_cuda_finish(where.module, where.stream(), byref(arguments)))
 
 
 def _describe(passes: ctypes.Array, where: Target, staging: Tensor | None = None) -> Tensor:
@@ -405,29 +472,17 @@ class Decoder:
     """
 
     def __init__(self, payloads: Sequence[bytes | memoryview], where: Target) -> None:
-        views = [np.frombuffer(payload, dtype=np.uint8) for payload in payloads]
-        error, tile, handle = c_uint32(), c_uint32(), c_void_p()
-        status = library().fastcodec_rans_cuda_plan_decode(
-            len(views),
-            (c_void_p * len(views))(*[view.ctypes.data for view in views]),
-            (c_size_t * len(views))(*[view.size for view in views]),
-            byref(error),
-            byref(tile),
-            byref(handle),
-        )
-        _check(status)
-        _raise(error.value, tile.value)
-        self._where = where
+        self._where, self._plan = where, DecodePlan(payloads)
         with where.use():
-            self._plan = _Plan(handle, where)
-            self._descriptors = where.staging(CAPTURED_PASSES, len(views) * ctypes.sizeof(_TilePass))
+            self._memory = where.upload(self._plan.size, self._plan.write)
+            self._descriptors = where.staging(CAPTURED_PASSES, len(payloads) * ctypes.sizeof(_TilePass))
         self._captured = 0
-        self._shapes = [self._plan.shape(t) for t in range(len(views))]
+        self._shapes = [self._plan.shape(t) for t in range(len(payloads))]
 
     @property
     def state(self) -> Tensor:
         """All that decoding changes: streams and coder states, on the device."""
-        return self._plan.memory
+        return self._memory
 
     def shape(self, tile: int) -> tuple[int, int]:
         return self._shapes[tile]
@@ -442,21 +497,8 @@ class Decoder:
         return passes
 
     def _launch(self, passes: ctypes.Array, tables: TableSet, reconstruct: bool) -> None:
-        plan, where = self._plan, self._where
-        descriptors = _describe(passes, where, self._captured_staging())
-        base = plan.memory.data_ptr()
-        arguments = _DecodeArguments(
-            tables=_tables(tables, where),
-            warps=base + plan.warps_at,
-            streams=base,
-            states=base + plan.states_at,
-            payloads=base + plan.rest_at,
-            passes=descriptors.data_ptr(),
-            warp_count=plan.warp_count,
-        )
-        _check(
-            library().fastcodec_rans_cuda_decode(where.module, where.stream(), byref(arguments), plan.full, reconstruct)
-        )
+        descriptors = _describe(passes, self._where, self._captured_staging())
+        self._plan.decode(self._where, self._memory.data_ptr(), descriptors.data_ptr(), tables, reconstruct)
 
     def _captured_staging(self) -> Tensor | None:
         """Memory for the descriptors of a pass that is being captured; None if it is not."""
@@ -496,17 +538,10 @@ class Decoder:
             self._launch(passes, tables, True)
 
     def finish(self) -> None:
-        plan, where = self._plan, self._where
-        base = plan.memory.data_ptr()
-        arguments = _FinishArguments(
-            streams=base, states=base + plan.states_at, lanes=base + plan.lanes_at, stream_count=plan.stream_count
-        )
-        with where.use():
-            _check(library().fastcodec_rans_cuda_finish(where.module, where.stream(), byref(arguments)))
-            streams = where.download(plan.memory[: plan.stream_count * _STREAM.itemsize])
-        tile = c_uint32()
-        error = library().fastcodec_rans_cuda_plan_error(plan.handle, streams.ctypes.data, byref(tile))
-        _raise(error, tile.value)
+        with self._where.use():
+            self._plan.finish(self._where, self._memory.data_ptr())
+            streams = self._where.download(self._memory[: self._plan.records_bytes])
+        self._plan.check(streams)
 
 
 def _raise(error: int, tile: int) -> None:
@@ -553,9 +588,9 @@ class _Column:
         )
         return results
 
-    def encode(self, where: Target, plan: _Plan, scratch: Tensor) -> None:
+    def encode(self, where: Target, plan: Plan, memory: Tensor, scratch: Tensor) -> None:
         descriptors = _describe(self.passes, where)
-        base = plan.memory.data_ptr()
+        base = memory.data_ptr()
         arguments = _EncodeArguments(
             tables=_tables(self.tables, where),
             warps=base + plan.warps_at,
@@ -637,14 +672,15 @@ def _encode(
         byref(handle),
     )
     _check(status)
-    plan = _Plan(handle, where)
+    plan = Plan(handle)
+    memory = where.upload(plan.size, plan.write)
     scratch = torch.empty(plan.scratch_units, dtype=torch.int16, device=where.device)
     for group in reversed(columns):
         for column in group:
             for item, (_, s) in zip(column.passes, shapes, strict=True):
                 item.streams = s.value
-            column.encode(where, plan, scratch)
-    base = plan.memory.data_ptr()
+            column.encode(where, plan, memory, scratch)
+    base = memory.data_ptr()
     places = torch.empty(plan.stream_count * _STREAM_PLACE_BYTES, dtype=torch.uint8, device=where.device)
     pack = _PackArguments(
         streams=base,
@@ -657,7 +693,7 @@ def _encode(
     )
     _check(lib.fastcodec_rans_cuda_arrange(where.module, where.stream(), byref(pack)))
     end = plan.rest_at + count * _TILE_PLACE.itemsize
-    records = where.download(plan.memory[plan.rest_at : end]).view(_TILE_PLACE)
+    records = where.download(memory[plan.rest_at : end]).view(_TILE_PLACE)
     bounds = np.stack([records["offset"], records["offset"] + records["size"]], axis=1).astype(np.int64)
     out = torch.empty(int(bounds[-1, 1]), dtype=torch.uint8, device=where.device)
     pack.out = out.data_ptr()

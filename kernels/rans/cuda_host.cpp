@@ -340,6 +340,24 @@ void arrange_streams(Plan& plan) {
     }
 }
 
+// Rounds a batch up to one of few sizes, so that batches of the same size can be decoded by the same launches: streams
+// and warps that are made up have no elements. Where every warp has a stream of all lanes, it is left as it is: that
+// kernel takes no made-up warps.
+void pad_streams(Plan& plan) {
+    if (plan.full || plan.streams.empty()) {
+        return;
+    }
+    const auto padded = [](size_t count, size_t least) {
+        while (least < count) {
+            least *= 2;
+        }
+        return least;
+    };
+    plan.streams.resize(padded(plan.streams.size(), 4), {0, 0, 0, 0, 0, 0, 0, kOk});
+    plan.warps.resize(padded(plan.warps.size(), 2), {0, 0, 0});
+    plan.states.resize(padded(plan.states.size(), 32), kStateLow);
+}
+
 Divisor make_divisor(uint32_t value) {
     value = std::max(value, 1u);
     uint32_t log2 = 0;
@@ -492,9 +510,9 @@ FASTCODEC_API int fastcodec_rans_cuda_tables(uint32_t count, int skip, const int
 }
 
 // A plan to decode payloads, which must outlive its use by plan_write. `error` receives a rans::Error and `tile` whose
-// it is; then there is no plan.
+// it is; then there is no plan. padded: rounded up to one of few sizes.
 FASTCODEC_API int fastcodec_rans_cuda_plan_decode(uint32_t tiles, const uint8_t* const* payloads, const size_t* sizes,
-                                                  uint32_t* error, uint32_t* tile, void** plan) {
+                                                  int padded, uint32_t* error, uint32_t* tile, void** plan) {
     return guarded([&]() -> int {
         *error = kOk;
         auto out = std::make_unique<Plan>();
@@ -531,6 +549,9 @@ FASTCODEC_API int fastcodec_rans_cuda_plan_decode(uint32_t tiles, const uint8_t*
             for (uint32_t lane = 0; lane < layout.lanes; ++lane) {
                 out->states[stream.states + lane] = load_u32(states + 4 * size_t{lane});
             }
+        }
+        if (padded) {
+            pad_streams(*out);
         }
         *plan = out.release();
         return kStatusOk;

@@ -1,0 +1,164 @@
+"""Decoding batches of one shape again and again, on a GPU, in memory that stays where it is: what a CUDA graph needs.
+
+`Decoder` takes any batch and allocates for it. A `Session` is made once for batches of the same shape (`shape_of`): the
+tensors that its passes read and write are fixed, and so are all arguments of its launches. A batch's payloads, its
+states and its numbers of streams arrive by one copy, which the caller makes (together with whatever else it sends):
+
+    plan = DecodePlan(payloads, padded=True)
+    session = Session(plan, passes, where)
+    session.write(plan, staging)            # session.size bytes on the host, for session.memory on the device
+    session.run(0); ...; session.finish()   # can be captured, and replayed after the next batch was copied
+    plan.check(records)                     # the first plan.records_bytes of session.memory, back on the host
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import _cuda
+from ._cuda import DecodePlan, Target
+from .tables import TableSet
+
+__all__ = ["DecodePlan", "Session", "SessionPass", "Target", "shape_of", "size_for"]
+
+_ALIGNMENT = 16  # of sections in a session's memory
+
+
+@dataclass(frozen=True)
+class SessionPass:
+    """One pass of all tiles, one tile after the other in each tensor; what is None is not written.
+
+    indexes: uint8 [sum of positions, C]; positions: of each tile; symbols: int16, like indexes. With means (int16, like
+    indexes), values are reconstructed: `values` int32, like indexes, and `latents`, for each tile a view
+    [rows, columns, C] of where its values times `gain` (float32 [tiles, C]) go, at its anchors or at its non-anchors.
+    """
+
+    indexes: Tensor
+    positions: Sequence[int]
+    tables: TableSet
+    symbols: Tensor | None = None
+    means: Tensor | None = None
+    mean_bits: int = 0
+    values: Tensor | None = None
+    latents: Sequence[Tensor] = field(default=())
+    gain: Tensor | None = None
+    anchors: bool = True
+
+
+def shape_of(plan: DecodePlan) -> tuple[int, ...]:
+    """What batches must have in common to be decoded by one session, beside the passes' tensors."""
+    return plan.tiles, plan.stream_count, plan.warp_count, plan.warps_at, plan.lanes_at, plan.states_at, plan.full
+
+
+def size_for(plan: DecodePlan, passes: int, payload_bytes: int) -> int:
+    """Bytes of memory that a session takes."""
+    return _aligned(plan.rest_at + payload_bytes) + passes * _aligned(plan.tiles * ctypes.sizeof(_cuda._TilePass))
+
+
+class Session:
+    """See the module's text.
+
+    Args:
+        plan: of a batch of the session's shape; it is not decoded by being given here.
+        passes: what `run` decodes, by number.
+        where: the GPU.
+        payload_bytes: how much a batch's payloads may take together; as much as those of `plan` when None.
+        memory: uint8 on the device, aligned to 16 bytes, of at least `size_for` this batch; allocated when None.
+    """
+
+    def __init__(
+        self,
+        plan: DecodePlan,
+        passes: Sequence[SessionPass],
+        where: Target,
+        *,
+        payload_bytes: int | None = None,
+        memory: Tensor | None = None,
+    ) -> None:
+        self.shape, self._passes, self._where = shape_of(plan), list(passes), where
+        self._layout = plan  # its offsets are those of every batch of this shape
+        self._descriptors = [_describe(item, plan.tiles) for item in self._passes]
+        payload_bytes = plan.size - plan.rest_at if payload_bytes is None else payload_bytes
+        self._plan_bytes = _aligned(plan.rest_at + payload_bytes)
+        self.size = size_for(plan, len(self._passes), payload_bytes)
+        self.memory = torch.empty(self.size, dtype=torch.uint8, device=where.device) if memory is None else memory
+
+    def fits(self, plan: DecodePlan) -> bool:
+        """Whether a batch can be decoded here."""
+        return shape_of(plan) == self.shape and plan.size <= self._plan_bytes
+
+    def write(self, plan: DecodePlan, address: int) -> None:
+        """Writes what `memory` must hold before the first pass, to an address on the host."""
+        if not self.fits(plan):
+            raise ValueError("the batch is not of this session's shape, or too large for it")
+        plan.write(address)
+        streams = np.array([plan.shape(tile)[1] for tile in range(plan.tiles)], dtype=np.uint32)
+        at = address + self._plan_bytes
+        for part in self._descriptors:
+            records = np.frombuffer(part, dtype=np.uint8).reshape(plan.tiles, -1)
+            offset = _cuda._TilePass.streams.offset
+            records[:, offset : offset + 4] = streams.view(np.uint8).reshape(-1, 4)
+            ctypes.memmove(at, part, ctypes.sizeof(part))
+            at += _aligned(ctypes.sizeof(part))
+
+    def run(self, number: int) -> None:
+        """Enqueues a pass."""
+        item, base = self._passes[number], self.memory.data_ptr()
+        at = base + self._plan_bytes + sum(_aligned(ctypes.sizeof(part)) for part in self._descriptors[:number])
+        with self._where.use():
+            self._layout.decode(self._where, base, at, item.tables, item.means is not None)
+
+    def finish(self) -> None:
+        """Enqueues the check that every stream ended where it must; `DecodePlan.check` reads the outcome."""
+        with self._where.use():
+            self._layout.finish(self._where, self.memory.data_ptr())
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _describe(item: SessionPass, tiles: int) -> ctypes.Array:
+    """The descriptors of a pass, but for the numbers of streams."""
+    records = (_cuda._TilePass * tiles)()
+    channels = item.indexes.shape[1]
+    if len(item.positions) != tiles or sum(item.positions) != item.indexes.shape[0]:
+        raise ValueError(f"{list(item.positions)} positions are not those of {tiles} tiles in {item.indexes.shape}")
+    for tensor, dtype in (
+        (item.indexes, torch.uint8),
+        (item.symbols, torch.int16),
+        (item.means, torch.int16),
+        (item.values, torch.int32),
+    ):
+        if tensor is not None and (
+            tensor.dtype != dtype or tensor.shape != item.indexes.shape or not tensor.is_contiguous()
+        ):
+            raise ValueError(f"a pass's tensor must be contiguous, {dtype}, and of the indexes' shape")
+    begin = 0
+    for t, (record, positions) in enumerate(zip(records, item.positions, strict=True)):
+        record.indexes = _address(item.indexes, begin)
+        record.symbols = _address(item.symbols, begin)
+        record.means = _address(item.means, begin)
+        record.values = _address(item.values, begin)
+        record.positions, record.channels.value = positions, channels
+        record.streams, record.symbol_bytes, record.mean_bits = 1, 2, item.mean_bits
+        record.width.value = 1
+        if item.latents:
+            latents = item.latents[t]
+            record.latents, record.gain = latents.data_ptr(), _address(item.gain, t)
+            record.width.value, record.pitch = latents.shape[1], latents.stride(0) // channels
+            record.parity = 0 if item.anchors else 1
+            record.latent_type = _cuda.LATENT_TYPES[latents.dtype]
+        begin += positions
+    _cuda._check(_cuda.library().fastcodec_rans_cuda_complete_passes(tiles, records))
+    return records
+
+
+def _address(tensor: Tensor | None, row: int) -> int | None:
+    return None if tensor is None else tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size()

@@ -49,10 +49,12 @@ def run(*arguments) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def start(*arguments, **options) -> subprocess.Popen:
-    command = [sys.executable, "-P", "-m", "fastcodec", *map(str, arguments)]
+def start(*arguments, program=("-m", "fastcodec"), **options) -> subprocess.Popen:
+    command = [sys.executable, "-P", *program, *map(str, arguments)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, **{**pipes, **options})
+    # A shell's background jobs ignore interrupts, and what they start inherits that.
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    return subprocess.Popen(command, **{**pipes, **heard, **options})
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
@@ -521,9 +523,7 @@ def test_an_interrupt_does_not_wait_for_a_large_image(folder, tmp_path):
         "batches._Compress.code = lambda self, item: (print('coding', flush=True), time.sleep(100));"
         "sys.exit(main(sys.argv[1:]))"
     )
-    arguments = ["compress", str(folder / "chelsea.png"), "-o", str(tmp_path / "out/")]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([sys.executable, "-P", "-c", code, *arguments], **pipes)
+    process = start("compress", folder / "chelsea.png", "-o", f"{tmp_path}/out/", program=("-c", code))
     assert process.stdout.readline() == "coding\n"
     sent = time.monotonic()
     process.send_signal(signal.SIGINT)

@@ -16,14 +16,14 @@ NAMES = ("coder", "gpu", "kodak", "overhead", "memory", "tiling")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 0, or 1 if a benchmark that was asked for by name could not run."""
+    """Returns 0, or 1 if a part of a benchmark failed, or one that was asked for by name could not run."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Run the benchmarks.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)} (default: all)")
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in NAMES]
     if unknown:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    missed = 0
+    missed = failed = 0
     for name in args.names or NAMES:
         _common.console.rule(f"[bold]{name}", align="left")
         start = time.perf_counter()
@@ -41,11 +41,12 @@ def main(argv: list[str] | None = None) -> int:
             "machine": _machine.describe(),
             **figures,
         }
+        failed += bool(figures.get("failures"))
         path = _common.RESULTS / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(_common.rounded(result), indent=1) + "\n", encoding="utf-8")
         _common.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-    return 1 if missed and args.names else 0
+    return 1 if failed or (missed and args.names) else 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint16, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -216,12 +216,50 @@ class Target:
         # PyTorch does not give pinned memory away again before the copies from it have ended.
         return staging.to(self.device, non_blocking=True)
 
+    def fetch(self, *data: Tensor) -> Fetch:
+        """Enqueues the copies of tensors to the host."""
+        homes = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in data]
+        for home, tensor in zip(homes, data, strict=True):
+            home.copy_(tensor, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return Fetch(homes, event.synchronize)
+
     def download(self, data: Tensor) -> np.ndarray:
-        """The bytes of a tensor; waits for everything before it on the stream."""
-        home = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
-        home.copy_(data, non_blocking=True)
-        torch.cuda.current_stream(self.device).synchronize()
-        return home.numpy()
+        """A tensor's values; waits for everything before it on the stream."""
+        return self.fetch(data).wait()[0]
+
+    def mark(self) -> Any:
+        """This place in the current stream, for `follow`."""
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def follow(self, mark: Any) -> None:
+        """What the current stream is given from here on starts when the mark has been reached. Does not wait."""
+        torch.cuda.current_stream(self.device).wait_event(mark)
+
+    def graph(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """What `launch` enqueues as a CUDA graph: a function that enqueues all of it at once.
+
+        `launch` has been called before, so that nothing is left to prepare. Waits for the GPU.
+        """
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            launch()
+        return graph.replay
+
+
+class Fetch:
+    """Tensors on their way to the host. Nothing but `wait` waits for the GPU."""
+
+    def __init__(self, homes: list[Tensor], arrived: Callable[[], None]):
+        self._homes, self._arrived = homes, arrived
+
+    def wait(self) -> list[np.ndarray]:
+        """What has arrived, in the order in which it was asked for."""
+        self._arrived()
+        return [home.numpy() for home in self._homes]
 
 
 class SimulatedTarget(Target):
@@ -248,8 +286,17 @@ class SimulatedTarget(Target):
         write(staging.data_ptr())
         return staging.clone()
 
-    def download(self, data: Tensor) -> np.ndarray:
-        return data.clone().numpy()
+    def fetch(self, *data: Tensor) -> Fetch:
+        return Fetch([tensor.clone() for tensor in data], lambda: None)
+
+    def mark(self) -> None:
+        return None
+
+    def follow(self, mark: None) -> None:
+        pass
+
+    def graph(self, launch: Callable[[], None]) -> Callable[[], None]:
+        return launch
 
 
 _simulator: SimulatedTarget | None = None

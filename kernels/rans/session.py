@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from . import _cuda
-from ._cuda import DecodePlan, Target
+from ._cuda import DecodePlan, Fetch, Target, simulator, target
 from .tables import TableSet
 
-__all__ = ["DecodePlan", "Session", "SessionPass", "Target", "shape_of", "size_for"]
+__all__ = ["DecodePlan", "Fetch", "Session", "SessionPass", "Target", "shape_of", "simulator", "size_for", "target"]
 
 _ALIGNMENT = 16  # of sections in a session's memory
 

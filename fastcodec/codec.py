@@ -9,13 +9,14 @@ rows of tiles, so that memory follows the width of an image and not its area.
 from __future__ import annotations
 
 import io
+import re
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -28,8 +29,15 @@ from .constants import HYPER_STRIDE, LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, TI
 from .container import DEFAULT_LIMITS, Container, Header, Limits, TileData
 from .entropy.estimate import code_lengths
 from .entropy.gaussian import gaussian_tables
-from .errors import CorruptStreamError, ImageError, ModelMismatchError, SymbolRangeError, TargetError
-from .geometry import Grid, Rect, hyper_size, windows
+from .errors import (
+    CorruptStreamError,
+    ImageError,
+    ModelMismatchError,
+    SymbolRangeError,
+    TargetError,
+    UnavailableError,
+)
+from .geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, hyper_size, windows
 from .images import ImageLike, Picture, from_picture, to_picture
 from .kernels import checkerboard, rans
 from .kernels.integer import exact_float32
@@ -37,13 +45,13 @@ from .models import released
 from .models.integer import Parameters, reconstruct
 from .models.swift import quality_position
 
+if TYPE_CHECKING:
+    from .gpu import Engines, Sent
+
 Precision = Literal["exact", "fast"]
 Preset = Literal["size", "latency"]
 Output = Literal["pil", "numpy", "tensor"]
 
-# How far, in latents, a transform's output sees (docs/architecture.md counts it): windows carry that much halo.
-ANALYSIS_HALO = 4
-SYNTHESIS_HALO = 3
 # Positions of a batch of windows or tiles: what keeps the working set near 150 MB and every core busy.
 WINDOW_POSITIONS = 8192
 BATCH_POSITIONS = 16384
@@ -69,25 +77,45 @@ class Encoded:
     quality: int
 
 
+@dataclass(frozen=True)
+class DecodedTensor:
+    """Pixels on the codec's device, uint8 [files, 3, height, width]. They go to other libraries through DLPack."""
+
+    pixels: Tensor
+    _wait: Callable[[], object]
+
+    def check(self) -> None:
+        """Waits until the pixels are there. Raises CorruptStreamError, naming the tile, for a damaged payload."""
+        self._wait()
+
+
 class Codec:
     """Encodes and decodes images. One instance may be shared by any number of threads: it holds no mutable state.
 
     Build one with `Codec.load`; `limits` bounds what a file may make it allocate.
     """
 
-    def __init__(self, model: released.Model, limits: Limits = DEFAULT_LIMITS):
+    def __init__(self, model: released.Model, limits: Limits = DEFAULT_LIMITS, device: str = "cpu"):
         self.model = model
         self.limits = limits
+        self._engines = _engines(device)
 
     @classmethod
     def load(cls, name: str = "swift", device: str = "auto", limits: Limits = DEFAULT_LIMITS) -> Codec:
-        """Load a shipped model. device: "auto" or "cpu".
+        """Load a shipped model.
 
-        Raises ModelMismatchError for a name that this installation does not carry, ValueError for another device.
+        device: "cpu"; "cuda" or "cuda:N"; "auto", a GPU where there is one that the codec can use, else the CPU; "sim",
+        the GPU's program on the CPU, which only tests have a use for. All read and write the same files.
+
+        Raises ModelMismatchError for a name that this installation does not carry, UnavailableError, saying what is
+        missing, for a device that cannot be used, ValueError for another name of a device.
         """
-        if device not in ("auto", "cpu"):
-            raise ValueError(f"device {device!r}: this version runs on the CPU; use 'auto' or 'cpu'")
-        return cls(released.load(name), limits)
+        return cls(released.load(name), limits, device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks and the coder run."""
+        return torch.device("cpu") if self._engines is None else self._engines.device
 
     def encode(self, image: ImageLike, quality: int = 60, preset: Preset = "size") -> bytes:
         """Encode a PIL image, an HWC or HW uint8 array, or a CHW uint8 tensor; returns a .fic file's bytes.
@@ -99,12 +127,21 @@ class Codec:
 
     def encode_batch(self, images: Sequence[ImageLike], quality: int = 60, preset: Preset = "size") -> list[bytes]:
         """Encode several images; those of equal size run through the network together."""
-        pictures = [to_picture(image) for image in images]
-        out: list[bytes] = [b""] * len(pictures)
-        for group in _groups([p.pixels.shape[:2] for p in pictures]):
-            encoded = self._encode_group([pictures[i] for i in group], quality, preset)
+        return [
+            encoded.data for encoded in self.encode_pictures([to_picture(image) for image in images], quality, preset)
+        ]
+
+    def encode_pictures(self, pictures: Sequence[Picture], quality: int = 60, preset: Preset = "size") -> list[Encoded]:
+        """`encode_batch` for `Picture`s, with the estimates beside the bytes."""
+        out: list[Encoded | None] = [None] * len(pictures)
+        groups = self._groups([(*p.pixels.shape[:2], p.pixels.ndim) for p in pictures])
+        sent = self._send(pictures, groups, 0)
+        for number, group in enumerate(groups):
+            following = self._send(pictures, groups, number + 1)  # on its way while this one is encoded
+            encoded = self._encode_group([pictures[i] for i in group], quality, preset, sent=sent)
+            sent = following
             for i, item in zip(group, encoded, strict=True):
-                out[i] = item.data
+                out[i] = item
         return out
 
     def encode_picture(
@@ -135,12 +172,12 @@ class Codec:
         region: tuple[int, int, int, int] | None = None,
         precision: Precision = "exact",
     ) -> Image.Image | np.ndarray | Tensor:
-        """Decode a file to uint8 pixels: a PIL image, an HWC (HW if grayscale) array or a CHW tensor.
+        """Decode a file to uint8 pixels: a PIL image, an HWC (HW if grayscale) array or a CHW tensor, on the CPU
+        (`decode_tensor` gives one on the codec's device).
 
-        region: (x, y, width, height) in pixels; only the tiles that it needs are read. precision: "exact" runs the
-        synthesis in float32 (within one level everywhere), "fast" its residual
-        blocks in bfloat16. Raises CorruptStreamError,
-        UnsupportedVersionError, ModelMismatchError or LimitError.
+        region: (x, y, width, height) in pixels; only the tiles that it needs are read. precision: "exact" is within one
+        level of the same pixels everywhere; "fast" runs residual blocks in bfloat16 on a CPU, and is the same on a GPU.
+        Raises CorruptStreamError, UnsupportedVersionError, ModelMismatchError or LimitError.
         """
         return from_picture(self.decode_picture(data, region=region, precision=precision), out)
 
@@ -148,14 +185,64 @@ class Codec:
         self, files: Sequence[bytes | bytearray | memoryview], *, out: Output = "pil", precision: Precision = "exact"
     ) -> list[Image.Image | np.ndarray | Tensor]:
         """Decode several files; those of equal size and quality run through the network together."""
+        return [from_picture(picture, out) for picture in self.decode_pictures(files, precision=precision)]
+
+    def decode_pictures(
+        self, files: Sequence[bytes | bytearray | memoryview], *, precision: Precision = "exact"
+    ) -> list[Picture]:
+        """`decode_batch` to `Picture`s."""
         parsed = [container.read(data, self.limits) for data in files]
-        keys = [(h.height, h.width, h.quality, h.identity, h.float_entropy) for h in (c.header for c in parsed)]
+        # The CPU's parameter network takes one quality at a time.
+        keys = [
+            (h.height, h.width, h.identity, h.float_entropy, h.quality if self._engines is None else None)
+            for h in (c.header for c in parsed)
+        ]
         pictures: list[Picture | None] = [None] * len(parsed)
-        for group in _groups(keys):
-            decoded = self._decode_group([parsed[i] for i in group], None, precision)
-            for i, picture in zip(group, decoded, strict=True):
-                pictures[i] = picture
-        return [from_picture(picture, out) for picture in pictures]
+        waiting: list[tuple[list[int], Callable[[], list[Picture]]]] = []
+        for group in self._groups(keys):
+            waiting.append((group, self._decode_group([parsed[i] for i in group], None, precision)))
+            if len(waiting) > 1:  # a GPU decodes one group while the pixels of another come home
+                _settle(*waiting.pop(0), pictures)
+        for group, decoded in waiting:
+            _settle(group, decoded, pictures)
+        return pictures
+
+    def decode_tensor(
+        self,
+        files: Sequence[bytes | bytearray | memoryview],
+        *,
+        out: Tensor | None = None,
+        region: tuple[int, int, int, int] | None = None,
+        precision: Precision = "exact",
+    ) -> DecodedTensor:
+        """Decode files of equal size (or the same region of each) to pixels on the codec's device, without alpha.
+
+        out: uint8 [files, 3, height, width] on that device, of any strides; made if None. On a GPU this returns before
+        the work is done: the pixels are ready for what is enqueued next on the current stream, but what may be wrong
+        with a file shows only in `check()`. Raises what `decode` raises for what headers and checksums tell, and
+        ValueError for files of different sizes or an `out` that does not fit.
+        """
+        parsed = [container.read(data, self.limits) for data in files]
+        kinds = {(c.header.height, c.header.width, c.header.identity, c.header.float_entropy) for c in parsed}
+        if len(kinds) != 1:
+            raise ValueError(f"files of one size and model are needed, not of {len(kinds)}")
+        area = _region(region, parsed[0].header.grid)
+        shape = (len(parsed), 3, area.height, area.width)
+        if out is None:
+            out = torch.empty(len(parsed), area.height, area.width, 3, dtype=torch.uint8, device=self.device)
+            out = out.permute(0, 3, 1, 2)
+        elif out.shape != shape or out.dtype != torch.uint8 or out.device != self.device:
+            raise ValueError(
+                f"out must be uint8 {list(shape)} on {self.device}, not {out.dtype} {list(out.shape)} on {out.device}"
+            )
+        rows = out.permute(0, 2, 3, 1)
+        if self._engines is not None:
+            engine = self._engines.of(self._model_for(parsed[0].header))
+            return DecodedTensor(out, engine.decode(parsed, area, rows).wait)
+        for i, data in enumerate(files):
+            pixels = self.decode_picture(data, region=region, precision=precision).pixels
+            rows[i] = torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None])
+        return DecodedTensor(out, lambda: None)
 
     def decode_picture(
         self,
@@ -165,24 +252,35 @@ class Codec:
         precision: Precision = "exact",
     ) -> Picture:
         """`decode` to a `Picture`: pixels, alpha and metadata."""
-        return self._decode_group([container.read(data, self.limits)], region, precision)[0]
+        return self._decode_group([container.read(data, self.limits)], region, precision)()[0]
 
     def verify(self, data: bytes | bytearray | memoryview) -> None:
         """Decode every tile's latents and alpha, check every state, cursor and CRC; run no synthesis.
 
         Raises what `decode` raises; returns only if the whole file is sound.
         """
-        for _ in self._latents_by_tile(container.read(data, self.limits)):
+        parsed = container.read(data, self.limits)
+        if self._engines is not None:
+            self._engines.of(self._model_for(parsed.header)).verify(parsed)
+            _check_alphas(parsed)
+            return
+        for _ in self._latents_by_tile(parsed):
             pass
 
     def latents(self, data: bytes | bytearray | memoryview) -> Tensor:
         """The decoded latents of a file in 1/16, int32 [h, w, M]: equal bit for bit on every device."""
         parsed = container.read(data, self.limits)
+        if self._engines is not None:
+            return self._engines.of(self._model_for(parsed.header)).latents(parsed)
         grid = parsed.header.grid
         out = torch.empty(grid.latent_height, grid.latent_width, self.model.config.latents, dtype=torch.int32)
         for tile, latents in self._latents_by_tile(parsed):
             out[tile.slices] = latents
         return out
+
+    def _groups(self, keys: Sequence) -> list[list[int]]:
+        """What goes through the networks together."""
+        return _groups(keys, BATCH_POSITIONS if self._engines is None else self._engines.batch_positions)
 
     @contextmanager
     def timer(self) -> Iterator[dict[str, float]]:
@@ -197,25 +295,32 @@ class Codec:
 
     # --- encoding ---------------------------------------------------------------------------------------------------
 
+    def _send(self, pictures: Sequence[Picture], groups: list[list[int]], number: int) -> Sent | None:
+        """On a GPU, enqueues the copy of a group's pixels, if there is such a group."""
+        if self._engines is None or number >= len(groups):
+            return None
+        return self._engines.of(self.model).send([pictures[i].pixels for i in groups[number]])
+
     def _encode_group(
-        self, pictures: list[Picture], quality: int, preset: Preset, tile_latents: int = TILE_LATENTS
+        self,
+        pictures: list[Picture],
+        quality: int,
+        preset: Preset,
+        tile_latents: int = TILE_LATENTS,
+        sent: Sent | None = None,
     ) -> list[Encoded]:
-        """Encode pictures of equal size."""
+        """Encode pictures of equal size. sent: their pixels, if they are on their way to the GPU already."""
         if not MIN_QUALITY <= quality <= MAX_QUALITY or quality != int(quality):
             raise ValueError(f"quality {quality!r} is not an integer from {MIN_QUALITY} to {MAX_QUALITY}")
         quality = int(quality)
         grid = Grid(*pictures[0].pixels.shape[:2], tile_latents)
         tiles = list(grid.tiles())
-        payloads: list[list[bytes]] = [[] for _ in pictures]
-        bits = [0.0] * len(pictures)
-        for top, bottom in pairwise(grid.rows):
-            band = Rect(top, 0, bottom, grid.latent_width)
-            y = self._analyse_band(pictures, grid, band, quality)
-            row = [tile for tile in tiles if tile.top == top]
-            for encoded in self._encode_tiles([y[:, :, *tile.within(band).slices] for tile in row], quality, preset):
-                for i, (payload, estimate) in enumerate(encoded):
-                    payloads[i].append(payload)
-                    bits[i] += estimate
+        if self._engines is not None:
+            engine = self._engines.of(self.model)
+            sent = sent or engine.send([picture.pixels for picture in pictures])
+            payloads, bits = engine.encode(sent, grid, quality, preset, self._distortion_weight(quality))
+        else:
+            payloads, bits = self._encode_rows(pictures, grid, quality, preset)
         out = []
         for picture, image_payloads, estimate in zip(pictures, payloads, bits, strict=True):
             header = Header(
@@ -232,6 +337,23 @@ class Codec:
             data = container.write(header, [TileData(p, a) for p, a in zip(image_payloads, alphas, strict=True)])
             out.append(Encoded(data, estimate, quality))
         return out
+
+    def _encode_rows(
+        self, pictures: list[Picture], grid: Grid, quality: int, preset: Preset
+    ) -> tuple[list[list[bytes]], list[float]]:
+        """Each picture's payloads, a row of tiles after the other, and its estimated bits."""
+        tiles = list(grid.tiles())
+        payloads: list[list[bytes]] = [[] for _ in pictures]
+        bits = [0.0] * len(pictures)
+        for top, bottom in pairwise(grid.rows):
+            band = Rect(top, 0, bottom, grid.latent_width)
+            y = self._analyse_band(pictures, grid, band, quality)
+            row = [tile for tile in tiles if tile.top == top]
+            for encoded in self._encode_tiles([y[:, :, *tile.within(band).slices] for tile in row], quality, preset):
+                for i, (payload, estimate) in enumerate(encoded):
+                    payloads[i].append(payload)
+                    bits[i] += estimate
+        return payloads, bits
 
     def _analyse_band(self, pictures: list[Picture], grid: Grid, band: Rect, quality: int) -> Tensor:
         """g_a over a row of tiles: scaled latents [B, M, h, w]. Windows carry a halo, so they leave no seam."""
@@ -328,13 +450,29 @@ class Codec:
 
     def _decode_group(
         self, files: list[Container], region: tuple[int, int, int, int] | None, precision: Precision
-    ) -> list[Picture]:
-        """Decode files of equal size, quality and model, or the same region of each."""
+    ) -> Callable[[], list[Picture]]:
+        """Decode files of equal size and model (and, on the CPU, quality), or the same region of each. What is returned
+        waits for the result."""
         if precision not in ("exact", "fast"):
             raise ValueError(f"precision {precision!r}: use 'exact' or 'fast'")
         header = files[0].header
-        model, grid = self._model_for(header), header.grid
-        area = _region(region, grid)
+        model, area = self._model_for(header), _region(region, header.grid)
+        if self._engines is None:
+            pictures = self._decode_bands(model, files, area, precision)
+            return lambda: pictures
+        decoded = self._engines.of(model).decode(files, area)
+        alphas = [_alpha_of(file, area) for file in files]  # while the GPU is at work
+        return lambda: [
+            _picture(file.header, pixels, alpha)
+            for file, pixels, alpha in zip(files, decoded.wait(), alphas, strict=True)
+        ]
+
+    def _decode_bands(
+        self, model: released.Model, files: list[Container], area: Rect, precision: Precision
+    ) -> list[Picture]:
+        """The CPU's decoder: `area` of files of equal size, quality and model, by rows of tiles."""
+        header = files[0].header
+        grid = header.grid
         tiles = list(grid.tiles())
         wanted = grid.latents_under(area)
         pixels = [np.empty((area.height, area.width, 3), np.uint8) for _ in files]
@@ -355,12 +493,7 @@ class Codec:
             y = torch.empty(len(files), seen.height, seen.width, model.config.latents, dtype=torch.float32)
             for number in needed:
                 tile = tiles[number]
-                part = Rect(
-                    max(tile.top, seen.top),
-                    max(tile.left, seen.left),
-                    min(tile.bottom, seen.bottom),
-                    min(tile.right, seen.right),
-                )
+                part = tile.common(seen)
                 y[:, *part.within(seen).slices] = pending[number][:, *part.within(tile).slices]
             self._synthesise_band(model, y, band, seen, grid, area, header.quality, precision, pixels)
             pending = {n: latents for n, latents in pending.items() if tiles[n].bottom > band.bottom - SYNTHESIS_HALO}
@@ -433,12 +566,7 @@ class Codec:
                 x = x[:, :, *window.within(around).scaled(LATENT_STRIDE).slices]
                 x = (x * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
                 target = window.scaled(LATENT_STRIDE)
-                kept = Rect(
-                    max(target.top, area.top),
-                    max(target.left, area.left),
-                    min(target.bottom, area.bottom),
-                    min(target.right, area.right),
-                )
+                kept = target.common(area)
                 for i, image in enumerate(pixels):
                     image[kept.within(area).slices] = x[i][kept.within(target).slices]
 
@@ -462,15 +590,38 @@ def _stage(name: str) -> Iterator[None]:
         times[name] += time.perf_counter() - start
 
 
-def _groups(keys: Sequence) -> list[list[int]]:
-    """Indexes of equal keys together, in batches of at most BATCH_POSITIONS latents."""
+def _engines(device: str) -> Engines | None:
+    """What runs models on a device; None for the CPU, which needs no such thing."""
+    if device == "cpu":
+        return None
+    if device == "auto":
+        if not torch.cuda.is_available() or rans.cuda_status():
+            return None
+        device = "cuda"
+    if device != "sim" and not re.fullmatch(r"cuda(:\d+)?", device):
+        raise ValueError(f"device {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    try:
+        from .gpu import Engines
+    except ModuleNotFoundError as error:
+        raise UnavailableError(f"a GPU needs Triton, which is not installed: {error}") from error
+    return Engines(device)
+
+
+def _settle(group: list[int], decoded: Callable[[], list[Picture]], pictures: list[Picture | None]) -> None:
+    """Put a group's pictures where they belong, once they are there."""
+    for i, picture in zip(group, decoded(), strict=True):
+        pictures[i] = picture
+
+
+def _groups(keys: Sequence, most: int) -> list[list[int]]:
+    """Indexes of equal keys together, in batches of at most `most` latents."""
     by_key: dict[object, list[int]] = {}
     for i, key in enumerate(keys):
         by_key.setdefault(key, []).append(i)
     batches = []
     for key, members in by_key.items():
         grid = Grid(*key[:2])
-        size = max(1, BATCH_POSITIONS // (grid.latent_height * grid.latent_width))
+        size = max(1, most // (grid.latent_height * grid.latent_width))
         batches += [members[i : i + size] for i in range(0, len(members), size)]
     return batches
 
@@ -562,16 +713,29 @@ def _read_alpha(data: bytes | memoryview, area: Rect) -> np.ndarray:
         raise CorruptStreamError(f"alpha does not decode: {error}") from error
 
 
+def _alpha_of(file: Container, area: Rect) -> np.ndarray | None:
+    """The alpha of a rectangle of pixels."""
+    if not file.header.alpha:
+        return None
+    grid, alpha = file.header.grid, np.empty((area.height, area.width), np.uint8)
+    for number, tile in enumerate(grid.tiles()):
+        if tile.scaled(LATENT_STRIDE).meets(area):
+            _decode_alphas([file], number, tile, area, grid, [alpha])
+    return alpha
+
+
+def _check_alphas(file: Container) -> None:
+    """Raise CorruptStreamError unless every tile's alpha decodes."""
+    if file.header.alpha:
+        for number, tile in enumerate(file.header.grid.tiles()):
+            _read_alpha(file.tile(number).alpha, tile.scaled(LATENT_STRIDE).clipped(*_size(file.header)))
+
+
 def _decode_alphas(
     files: list[Container], number: int, tile: Rect, area: Rect, grid: Grid, alphas: list[np.ndarray | None]
 ) -> None:
     covered = tile.scaled(LATENT_STRIDE).clipped(grid.height, grid.width)
-    kept = Rect(
-        max(covered.top, area.top),
-        max(covered.left, area.left),
-        min(covered.bottom, area.bottom),
-        min(covered.right, area.right),
-    )
+    kept = covered.common(area)
     for file, alpha in zip(files, alphas, strict=True):
         if alpha is not None and kept.height > 0 and kept.width > 0:
             plane = _read_alpha(file.tile(number).alpha, covered)

@@ -8,6 +8,10 @@ from itertools import pairwise
 
 from .constants import HYPER_STRIDE, LATENT_STRIDE, MIN_TILE_LATENTS, TILE_LATENTS
 
+# How far, in latents, a transform's output sees (docs/architecture.md counts it): windows carry that much halo.
+ANALYSIS_HALO = 4
+SYNTHESIS_HALO = 3
+
 
 @dataclass(frozen=True)
 class Rect:
@@ -46,6 +50,15 @@ class Rect:
     def clipped(self, height: int, width: int) -> Rect:
         """The part of this rectangle inside a height x width grid."""
         return Rect(self.top, self.left, min(self.bottom, height), min(self.right, width))
+
+    def common(self, other: Rect) -> Rect:
+        """The part that two rectangles share; they must meet."""
+        return Rect(
+            max(self.top, other.top),
+            max(self.left, other.left),
+            min(self.bottom, other.bottom),
+            min(self.right, other.right),
+        )
 
     def meets(self, other: Rect) -> bool:
         """Whether the two rectangles share a position."""

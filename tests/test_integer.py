@@ -312,7 +312,7 @@ def test_hyper_latents_and_latents_are_clamped_to_their_declared_ranges(both, ge
     psi = torch.zeros(1, 20, config.hyper_features)
     largest = 16 * (2**15 - 1) + 2**15
     latents = torch.randint(-largest, largest + 1, (1, 20, config.latents), generator=generator, dtype=torch.int32)
-    shift = released.load("swift").entropy._context_shift
+    shift = released.load("swift").entropy.context_shift
     for model, dtype in zip(both, (torch.float32, torch.int64), strict=True):
         with exact_float32():
             clamped = model.hyper_synthesis(z.clamp(-127, 127), 8, 5)

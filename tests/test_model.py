@@ -11,7 +11,7 @@ from torch import nn
 
 from fastcodec.codec import ANALYSIS_HALO, SYNTHESIS_HALO, Codec
 from fastcodec.constants import LATENT_STRIDE
-from fastcodec.errors import FastcodecError, ModelMismatchError
+from fastcodec.errors import FastcodecError, ModelMismatchError, UnavailableError
 from fastcodec.kernels.integer import exact_float32
 from fastcodec.models import released
 from fastcodec.models.swift import QualityTable, Swift, SwiftConfig, gaussian_bits
@@ -83,7 +83,7 @@ def test_a_pixel_is_decoded_with_less_than_25_kmac(model, monkeypatch):
 
 
 def test_entropy_side_channels_are_powers_of_two_or_sums_of_two(model):
-    for name, layer in model.entropy._layers.items():
+    for name, layer in model.entropy.layers.items():
         outputs, inputs = layer.weight.shape
         taps = {"g_cm": 12, "h_s.head": 9, "h_s.middle": 9, "h_s.tail": 9}.get(name, 1)
         assert inputs % taps == 0
@@ -279,11 +279,22 @@ def test_the_gains_rise_with_quality(model):
     assert (model.inverse_gain[-1] / model.inverse_gain[0]).log().mean() < -1
 
 
-def test_codec_load_runs_on_the_cpu_only():
+def test_devices():
     for device in ("auto", "cpu"):
-        assert Codec.load("swift", device=device).model.name == "swift"
-    with pytest.raises(ValueError, match="'cuda'"):
-        Codec.load("swift", device="cuda")
+        codec = Codec.load("swift", device=device)
+        assert codec.model.name == "swift"
+        assert codec.device.type == ("cuda" if device == "auto" and torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="device 'gpu': use 'auto', 'cpu', 'cuda'"):
+        Codec.load("swift", device="gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there():
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(UnavailableError, match="PyTorch finds no CUDA device"):
+            Codec.load("swift", device=device)
+    with pytest.raises(UnavailableError, match="tests"):
+        Codec.load("swift", device="sim")
 
 
 def test_a_release_can_be_trained_on(tmp_path):

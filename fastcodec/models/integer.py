@@ -146,12 +146,12 @@ class EntropyModel:
     """
 
     def __init__(self, tensors: dict[str, Tensor], backend: Backend = "float32"):
-        self._layers = {
+        self.layers = {
             name: integer_layer(name, *(tensors[f"{name}.{part}"] for part in ("weight", "bias", "shift")))
             for name in _RANGES
         }
-        self._context_shift = tensors["context_shift"]
-        if not 1 <= int(self._context_shift.min()) <= int(self._context_shift.max()) <= _MAX_SHIFT:
+        self.context_shift = tensors["context_shift"]
+        if not 1 <= int(self.context_shift.min()) <= int(self.context_shift.max()) <= _MAX_SHIFT:
             raise ExactnessError(f"context_shift: shifts must lie in 1..{_MAX_SHIFT}")
         self._dtype = torch.float32 if backend == "float32" else torch.int64
         self._linear = integer.linear if backend == "float32" else integer.linear_reference
@@ -160,7 +160,7 @@ class EntropyModel:
             raise ExactnessError("this PyTorch's float32 matrix product is not exact; use the reference backend")
 
     def _run(self, name: str, x: Tensor, row: int | None = None) -> Tensor:
-        return self._linear(x, self._layers[name], row)
+        return self._linear(x, self.layers[name], row)
 
     def hyper_synthesis(self, z: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """h_s: hyper latents int16 [B, ceil(height/4), ceil(width/4), Z] to psi at anchors and at non-anchors."""
@@ -174,12 +174,12 @@ class EntropyModel:
 
     def anchor_parameters(self, psi: Tensor, quality: int) -> Parameters:
         """g_ep(psi, 0): the first pass (He et al. 2021, equation 8). psi: [B, anchors, features]."""
-        context = psi.new_zeros(*psi.shape[:2], self._layers["g_cm"].weight.shape[0])
+        context = psi.new_zeros(*psi.shape[:2], self.layers["g_cm"].weight.shape[0])
         return self._parameters(psi, context, quality)
 
     def non_anchor_parameters(self, psi: Tensor, anchors: Tensor, height: int, width: int, quality: int) -> Parameters:
         """g_ep(psi, g_cm(anchors)): the second pass. anchors: decoded latents int32 [B, anchors, M] in 1/16."""
-        scaled = self._shift_right(anchors.to(self._dtype), self._context_shift, -ACTIVATION_MAX, ACTIVATION_MAX)
+        scaled = self._shift_right(anchors.to(self._dtype), self.context_shift, -ACTIVATION_MAX, ACTIVATION_MAX)
         context = self._run("g_cm", checkerboard.gather_context(scaled, height, width))
         return self._parameters(psi, context, quality)
 

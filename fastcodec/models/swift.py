@@ -15,8 +15,11 @@ approximation of it. Names follow the field: g_a, g_s, h_a, h_s (Ballé 2018), g
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -295,8 +298,23 @@ def _log2_bounded(probability: Tensor) -> Tensor:
     return torch.log2(bounded)
 
 
+@cache
+def _gaussian_operator(device: str) -> Callable[[Tensor, Tensor, float, float], Tensor] | None:
+    """The fused kernel of `gaussian_bits` for this type of device, or None: Triton is not on every platform."""
+    if device != "cuda" or find_spec("triton") is None:
+        return None
+    from fastcodec.kernels.triton import gaussian_likelihood
+
+    return gaussian_likelihood.gaussian_bits
+
+
 def gaussian_bits(residual: Tensor, index: Tensor) -> Tensor:
-    """Code length in bits of N(0, sigma^2) * U(-1/2, 1/2) at residual (He et al. 2021, equation 3)."""
+    """Code length in bits of N(0, sigma^2) * U(-1/2, 1/2) at residual (He et al. 2021, equation 3).
+
+    residual: latent minus mean, in quantisation steps; index: scale index, between the table's scales too. Same shape.
+    """
+    if operator := _gaussian_operator(residual.device.type):
+        return operator(residual, index, LEAST_SCALE, _LOG_SCALE_STEP)
     inverse = torch.exp(-(math.log(LEAST_SCALE) + index * _LOG_SCALE_STEP)) * math.sqrt(0.5)
     magnitude = residual.abs()
     upper, lower = torch.erfc((magnitude - 0.5) * inverse), torch.erfc((magnitude + 0.5) * inverse)

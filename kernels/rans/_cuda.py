@@ -239,13 +239,26 @@ class Target:
         """What the current stream is given from here on starts when the mark has been reached. Does not wait."""
         torch.cuda.current_stream(self.device).wait_event(mark)
 
+    def keep(self, tensor: Tensor) -> None:
+        """A tensor of another stream is used by the current one: its memory is not given away before that."""
+        tensor.record_stream(torch.cuda.current_stream(self.device))
+
+    def new_stream(self) -> Any:
+        """A stream beside the others, for `on`."""
+        return torch.cuda.Stream(self.device)
+
+    def on(self, stream: Any):
+        """A context in which a stream is the current one."""
+        return torch.cuda.stream(stream)
+
     def graph(self, launch: Callable[[], None]) -> Callable[[], None]:
         """What `launch` enqueues as a CUDA graph: a function that enqueues all of it at once.
 
-        `launch` has been called before, so that nothing is left to prepare. Waits for the GPU.
+        `launch` has been called before, so that nothing is left to prepare, and a stream of `new_stream` is the current
+        one. Waits for the GPU.
         """
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             launch()
         return graph.replay
 
@@ -294,6 +307,15 @@ class SimulatedTarget(Target):
 
     def follow(self, mark: None) -> None:
         pass
+
+    def keep(self, tensor: Tensor) -> None:
+        pass
+
+    def new_stream(self) -> None:
+        return None
+
+    def on(self, stream: None):
+        return nullcontext()
 
     def graph(self, launch: Callable[[], None]) -> Callable[[], None]:
         return launch

@@ -53,6 +53,11 @@ class Layout:
     def non_anchors(self) -> list[int]:
         return [height * width // 2 for height, width in self.shapes]
 
+    @property
+    def longest(self) -> int:
+        """Positions of the largest tile: what a launch's grid must cover."""
+        return max(self.positions, default=0)
+
     def table(self, qualities: Sequence[int]) -> Tensor:
         """int32 [tiles, COLUMNS] on the CPU. qualities: for each tile the row of the first layer's bias, from 0."""
         rows, hyper, psi, anchors, non_anchors = [], 0, 0, 0, 0

@@ -1,0 +1,621 @@
+"""The codec on a GPU: from payloads to pixels without a round trip to the host between, and back.
+
+An `Engine` is one released model on one GPU. It does what `codec.py` does on the CPU, in the same order and with the
+same integers: `_Entropy.launch` is the decoder's entropy side, `_Whole.launch` adds the synthesis. What differs is the
+layout: all tiles of all images of a batch go through each kernel together (kernels/triton/tiles.py), the coder's last
+step writes latents where the synthesis reads them, and a batch whose shape came before runs as a CUDA graph. Decoding
+waits for the GPU in `Decoded.wait` and nowhere else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .constants import LATENT_STRIDE, MIN_QUALITY
+from .container import Container
+from .entropy.estimate import code_lengths
+from .entropy.fixed_point import MEAN_BITS
+from .entropy.gaussian import gaussian_tables
+from .errors import CorruptStreamError, ImageError, SymbolRangeError, UnavailableError
+from .geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, windows
+from .kernels import checkerboard, rans
+from .kernels.rans.session import (
+    DecodePlan,
+    Fetch,
+    Session,
+    SessionPass,
+    Target,
+    shape_of,
+    simulator,
+    size_for,
+    target,
+)
+from .kernels.triton import parameters
+from .kernels.triton.common import INTERPRETED
+from .kernels.triton.hyper_synthesis import HyperNetwork, hyper_synthesis
+from .kernels.triton.parameters import ParameterNetwork
+from .kernels.triton.tiles import COLUMNS, QUALITY, Layout
+from .models import released
+from .models.transforms import Transforms
+
+# Latents that go through the kernels together, over all images: 10 KB of memory each, so 1.3 GB.
+GROUP_POSITIONS = 1 << 17
+# Graphs are for small batches, whose launches take longer than their work: up to 8 megapixels in all.
+GRAPH_POSITIONS = 1 << 15
+# How many shapes of batches are remembered, and how many latents they may have together.
+REMEMBERED_SHAPES = 16
+REMEMBERED_POSITIONS = 1 << 17
+
+
+class Engines:
+    """The engines of one device, made as models are first used.
+
+    device: "cuda", "cuda:N", or "sim". Raises UnavailableError, saying what is missing, if it cannot be used.
+    """
+
+    batch_positions = GROUP_POSITIONS
+
+    def __init__(self, device: str) -> None:
+        if device != "sim":
+            self._where, self._dtype = target(torch.device(device)), torch.float16
+        elif (where := simulator()) is None or not INTERPRETED:
+            raise UnavailableError(
+                "device 'sim' runs in tests: with TRITON_INTERPRET=1, within fastcodec.kernels.rans._cuda.simulated"
+            )
+        else:
+            # Half precision is slow on a CPU, and its results are the kernels' own tests' business.
+            self._where, self._dtype = where, torch.float32
+        self.device = self._where.device
+        self._engines: dict[bytes, Engine] = {}
+        self._lock = threading.Lock()
+
+    def of(self, model: released.Model) -> Engine:
+        """The engine of a model."""
+        with self._lock:
+            if model.identity not in self._engines:
+                self._engines[model.identity] = Engine(model, self._where, self._dtype)
+            return self._engines[model.identity]
+
+
+class Engine:
+    """One released model on one GPU. Any number of threads may share one.
+
+    Args:
+        model: the model.
+        where: the GPU, or in tests its simulation.
+        dtype: of the transforms: float16, which stays within one level of float32, or float32 to compare with.
+    """
+
+    def __init__(self, model: released.Model, where: Target, dtype: torch.dtype = torch.float16) -> None:
+        self.model, self.where, self.device = model, where, where.device
+        entropy = model.entropy
+        with where.use():
+            self.hyper_network = HyperNetwork.pack(
+                [entropy.layers[f"h_s.{name}"] for name in ("head", "up1", "middle", "up2", "tail")], self.device
+            )
+            self.network = ParameterNetwork.pack(
+                [entropy.layers[name] for name in ("g_cm", "g_ep.first", "g_ep.second", "g_ep.means", "g_ep.indexes")],
+                entropy.context_shift,
+                self.device,
+            )
+            self.inverse_gain = (model.inverse_gain / 2**MEAN_BITS).to(self.device)
+            self._code_lengths = code_lengths().to(self.device)
+            self._hyper_code_lengths = model.hyper_code_lengths.to(self.device)
+            self._positions: dict[tuple[int, int], tuple[Tensor, ...]] = {}
+            self.transforms = Transforms(model, self.device, dtype)
+            # Decoding has streams of its own: so the memory that it keeps is always used in one order.
+            self._compute, self._copies = where.new_stream(), where.new_stream()
+        self._lock = threading.Lock()
+        self._remembered: OrderedDict[tuple, _Whole] = OrderedDict()
+
+    # --- decoding ---------------------------------------------------------------------------------------------------
+
+    def decode(self, files: Sequence[Container], area: Rect, out: Tensor | None = None) -> Decoded:
+        """Enqueues the decoding of files of equal size: the pixels of `area`, a rectangle of the images.
+
+        out: where they are put on the device, uint8 [files, height, width, 3] of any strides; None fetches them to the
+        host. Raises CorruptStreamError for a tile whose CRC or structure is wrong; what else may be wrong with a
+        payload shows in `Decoded.wait`.
+        """
+        before = self.where.mark()
+        with torch.inference_mode(), self.where.use(), self._lock, self.where.on(self._compute):
+            self.where.follow(before)  # `out` may be in use until then
+            grid = files[0].header.grid
+            tiles = list(grid.tiles())
+            wanted = grid.latents_under(area)
+            seen = wanted.grown(SYNTHESIS_HALO, grid.latent_height, grid.latent_width)
+            numbers = [number for number, tile in enumerate(tiles) if tile.meets(seen)]
+            positions = len(files) * grid.latent_height * grid.latent_width
+            if len(numbers) == len(tiles) and positions <= GRAPH_POSITIONS:
+                decoded = self._decode_whole(files, numbers, tiles, area, out)
+            else:
+                decoded = self._decode_in_parts(files, numbers, tiles, area, out)
+            after = self.where.mark()
+        self.where.follow(after)
+        return decoded
+
+    def _decode_whole(
+        self,
+        files: Sequence[Container],
+        numbers: Sequence[int],
+        tiles: list[Rect],
+        area: Rect,
+        out: Tensor | None,
+    ) -> Decoded:
+        """All at once, in memory that the next batch of this shape will use again."""
+        jobs = _Jobs(files, numbers, tiles)
+        grid, capacity = files[0].header.grid, _capacity(jobs.plan)
+        key = (len(files), grid, shape_of(jobs.plan), capacity)
+        whole = self._remembered.pop(key, None) or _Whole(self, grid, jobs, capacity)
+        self._remember(key, whole)
+        whole.run(jobs)
+        pixels = whole.pixels[:, *area.slices]
+        if out is not None:
+            out.copy_(pixels)
+            return Decoded([jobs], self.where.fetch(whole.entropy.records), False)
+        finished = self.where.mark()
+        with self.where.on(self._copies):  # the next batch need not wait until this one is home
+            self.where.follow(finished)
+            fetch = self.where.fetch(whole.entropy.records, pixels)
+            whole.free = self.where.mark()
+        return Decoded([jobs], fetch, True)
+
+    def _remember(self, key: tuple, whole: _Whole) -> None:
+        self._remembered[key] = whole
+        positions = sum(item.positions for item in self._remembered.values())
+        while len(self._remembered) > REMEMBERED_SHAPES or positions > REMEMBERED_POSITIONS:
+            _, oldest = self._remembered.popitem(last=False)
+            self.where.follow(oldest.free)  # its memory is given away now
+            positions -= oldest.positions
+
+    def _decode_in_parts(
+        self,
+        files: Sequence[Container],
+        numbers: Sequence[int],
+        tiles: list[Rect],
+        area: Rect,
+        out: Tensor | None,
+    ) -> Decoded:
+        """The entropy side by groups of tiles, then the synthesis by windows: what is too large for one go, and
+        regions."""
+        grid, count = files[0].header.grid, len(files)
+        box = _bounds([tiles[number] for number in numbers])
+        latents = torch.empty(
+            count, box.height, box.width, self.model.config.latents, dtype=self.transforms.dtype, device=self.device
+        )
+        done, records = [], []
+        for jobs, entropy in self._entropy_by_groups(files, numbers, tiles, latents, box):
+            done.append(jobs)
+            records.append(entropy.records.clone())
+        pixels = torch.empty(count, area.height, area.width, 3, dtype=torch.uint8, device=self.device)
+        quality = torch.tensor([file.header.quality - MIN_QUALITY for file in files], dtype=torch.int32)
+        quality = quality.to(self.device, non_blocking=True)
+        for window in windows(grid.latents_under(area), max(1, GROUP_POSITIONS // count)):
+            around = window.grown(SYNTHESIS_HALO, grid.latent_height, grid.latent_width)
+            kept = window.scaled(LATENT_STRIDE).common(area)
+            corner = kept.within(around.scaled(LATENT_STRIDE))
+            self.transforms.synthesis(
+                latents[:, *around.within(box).slices].contiguous(),
+                quality,
+                pixels[:, *kept.within(area).slices],
+                corner.top,
+                corner.left,
+            )
+        if out is None:
+            return Decoded(done, self.where.fetch(*records, pixels), True)
+        out.copy_(pixels)
+        return Decoded(done, self.where.fetch(*records), False)
+
+    def _entropy_by_groups(
+        self,
+        files: Sequence[Container],
+        numbers: Sequence[int],
+        tiles: list[Rect],
+        latents: Tensor | None,
+        box: Rect | None,
+        values: bool = False,
+    ) -> Iterator[tuple[_Jobs, _Entropy]]:
+        """The entropy side of some tiles of every file, enqueued. latents: of all files, covering `box`."""
+        for group in _groups(numbers, tiles, len(files)):
+            jobs = _Jobs(files, group, tiles)
+            views = None if latents is None else jobs.views(latents, box)
+            entropy = _Entropy(self, jobs, views, values=values)
+            entropy.send(jobs)
+            entropy.launch()
+            yield jobs, entropy
+
+    def verify(self, file: Container) -> None:
+        """Decodes every tile's symbols and checks every state and cursor. Raises what `Decoded.wait` raises."""
+        tiles = list(file.header.grid.tiles())
+        with torch.inference_mode(), self.where.use():
+            groups = self._entropy_by_groups([file], range(len(tiles)), tiles, None, None)
+            for jobs, records in [(jobs, self.where.fetch(entropy.records)) for jobs, entropy in groups]:
+                jobs.check(records.wait()[0])
+
+    def latents(self, file: Container) -> Tensor:
+        """The decoded latents in 1/16, int32 [h, w, M] on the CPU."""
+        grid = file.header.grid
+        tiles = list(grid.tiles())
+        out = torch.empty(grid.latent_height, grid.latent_width, self.model.config.latents, dtype=torch.int32)
+        with torch.inference_mode(), self.where.use():
+            for jobs, entropy in self._entropy_by_groups([file], range(len(tiles)), tiles, None, None, values=True):
+                records, *halves = self.where.fetch(entropy.records, *entropy.values).wait()
+                jobs.check(records)
+                anchors, non_anchors = (
+                    torch.from_numpy(half).split(counts)
+                    for half, counts in zip(halves, (entropy.layout.anchors, entropy.layout.non_anchors), strict=True)
+                )
+                for tile, a, n in zip(jobs.rects, anchors, non_anchors, strict=True):
+                    out[tile.slices] = checkerboard.merge(a[None], n[None], tile.height, tile.width)[0]
+        return out
+
+    # --- encoding ---------------------------------------------------------------------------------------------------
+
+    def encode(
+        self, sent: Sent, grid: Grid, quality: int, preset: str, weight: Tensor
+    ) -> tuple[list[list[bytes]], list[float]]:
+        """Encodes images that `send` has sent.
+
+        weight: bits that a unit of squared error in each latent is worth to the rounding, float32 [M]. Returns for each
+        image its tiles' payloads, and its estimated bits. Runs on the current stream. Raises ImageError where the
+        analysis gives no finite latents, SymbolRangeError where a symbol is beyond 16 bits.
+        """
+        with torch.inference_mode(), self.where.use():
+            self.where.follow(sent.mark)
+            self.where.keep(sent.pixels)
+            y = self._analyse(sent.pixels, grid, quality)
+            tiles, images = list(grid.tiles()), len(y)
+            payloads: list[list[bytes]] = [[] for _ in range(images)]
+            bits = np.zeros(images)
+            weight = weight[None].to(self.device)
+            for group in _groups(range(len(tiles)), tiles, images):
+                passes, error = self._code(y, [tiles[number] for number in group], quality, weight)
+                fetch = self.where.fetch(error, self._estimate(passes))
+                encoded = rans.encode(list(zip(*(part.tiles() for part in passes), strict=True)), preset=preset)
+                found, estimates = fetch.wait()
+                if found[0]:
+                    raise _encoding_error(int(found[0]))
+                bits += estimates.reshape(len(group), images).sum(0)
+                for job, payload in enumerate(encoded):
+                    payloads[job % images].append(payload)
+            return payloads, bits.tolist()
+
+    def send(self, pictures: Sequence[np.ndarray]) -> Sent:
+        """Enqueues the copy of images of equal size to the device, beside whatever it is doing.
+
+        pictures: uint8 [height, width, 3] or [height, width].
+        """
+        staging = self.where.staging(len(pictures), *pictures[0].shape)
+        for row, picture in zip(staging.numpy(), pictures, strict=True):
+            np.copyto(row, picture)
+        with self.where.use(), self.where.on(self._copies):
+            pixels = staging.to(self.device, non_blocking=True)
+            return Sent(pixels, self.where.mark())
+
+    def _analyse(self, pixels: Tensor, grid: Grid, quality: int) -> Tensor:
+        """g_a and the gain: latents float32 [images, h, w, M]."""
+        pixels = pixels if pixels.dim() == 4 else pixels[..., None]
+        count = pixels.shape[0]
+        row = torch.full((count,), quality - MIN_QUALITY, dtype=torch.int32, device=self.device)
+        whole = Rect(0, 0, grid.latent_height, grid.latent_width)
+        y = torch.empty(count, whole.height, whole.width, self.model.config.latents, device=self.device)
+        for window in windows(whole, max(1, GROUP_POSITIONS // count)):
+            around = window.grown(ANALYSIS_HALO, whole.height, whole.width)
+            seen = around.scaled(LATENT_STRIDE).clipped(grid.height, grid.width)
+            found = self.transforms.analysis(pixels[:, *seen.slices], row)
+            y[:, *window.slices] = found[:, *window.within(around).slices]
+        return y
+
+    def _code(self, y: Tensor, tiles: Sequence[Rect], quality: int, weight: Tensor) -> tuple[list[_FlatPass], Tensor]:
+        """The three passes of some tiles of every image, the images' tiles of one number after each other; and the
+        error word of `parameters.encode_anchors`."""
+        count, channels = y.shape[0], y.shape[3]
+        layout = Layout(tuple((tile.height, tile.width) for tile in tiles for _ in range(count)))
+        table = layout.table([quality - MIN_QUALITY] * len(layout.shapes)).to(self.device)
+        parts = [y[:, *tile.slices] for tile in tiles]
+        z = torch.cat([self._hyper_latents(part, table[:count, QUALITY]) for part in parts])
+        y_anchors, y_non_anchors = (
+            torch.cat([half.flatten(0, 1) for half in halves])
+            for halves in zip(*(self._split(part) for part in parts), strict=True)
+        )
+        psi = self.empty(sum(layout.positions), self.network.features, torch.int8)
+        hyper_synthesis(z, table, layout.longest, self.hyper_network, psi)
+        error = torch.zeros(1, dtype=torch.int32, device=self.device)
+        coded, values = [], None
+        for half in (y_anchors, y_non_anchors):
+            symbols, indexes, decoded = (
+                self.empty(len(half), channels, dtype) for dtype in (torch.int16, torch.uint8, torch.int32)
+            )
+            parameters.encode_parameters(
+                psi,
+                values,
+                table,
+                layout.longest,
+                self.network,
+                half,
+                weight,
+                self._code_lengths.float(),
+                symbols,
+                indexes,
+                decoded,
+                error,
+            )
+            coded.append((symbols, indexes))
+            values = decoded
+        return [
+            _FlatPass(z, self.hyper_indexes(len(z)), layout.hyper_positions, self.model.hyper_tables),
+            _FlatPass(*coded[0], layout.anchors, gaussian_tables()),
+            _FlatPass(*coded[1], layout.non_anchors, gaussian_tables()),
+        ], error
+
+    def _split(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Anchors and non-anchors of tiles [B, h, w, M]: `checkerboard.split`, with positions on the device."""
+        height, width = y.shape[1:3]
+        key = (height, width)
+        if key not in self._positions:
+            halves = checkerboard.anchor_positions(height, width), checkerboard.non_anchor_positions(height, width)
+            self._positions[key] = tuple(half.to(self.device) for half in halves)
+        return tuple(y.flatten(1, 2).index_select(1, half) for half in self._positions[key])
+
+    def _hyper_latents(self, y: Tensor, quality: Tensor) -> Tensor:
+        """h_a of one tile of every image, rounded: int16 [images * hh * hw, Z]."""
+        return self.transforms.hyper_analysis(y, quality).flatten(0, 2)
+
+    def _estimate(self, passes: list[_FlatPass]) -> Tensor:
+        """The ideal code length of each tile in bits, float64 [tiles]: see entropy/estimate.py."""
+        total = 0
+        hyper_centre = self._hyper_code_lengths.shape[1] // 2
+        for number, part in enumerate(passes):
+            lengths = self._code_lengths if number else self._hyper_code_lengths
+            column = part.symbols.int().abs() if number else part.symbols.int() + hyper_centre
+            column = column.clamp_(max=lengths.shape[1] - 1)
+            bits = lengths.flatten()[part.indexes.int() * lengths.shape[1] + column].sum(1)
+            sums = torch.cat([bits.new_zeros(1), bits.cumsum(0)])
+            ends = torch.tensor(part.positions).cumsum(0).to(self.device)
+            total = total + sums[ends] - sums[ends - torch.tensor(part.positions).to(self.device)]
+        return total
+
+    # --- what both need ---------------------------------------------------------------------------------------------
+
+    def hyper_indexes(self, positions: int) -> Tensor:
+        """Table indexes of the hyper latents: their channels, uint8 [positions, Z]."""
+        channels = torch.arange(self.model.config.hyper_latents, dtype=torch.uint8, device=self.device)
+        return channels.expand(positions, -1).contiguous()
+
+    def empty(self, positions: int, channels: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(positions, channels, dtype=dtype, device=self.device)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Images on their way to the device: uint8 [images, height, width, 3] or [images, height, width]."""
+
+    pixels: Tensor
+    mark: object  # when they are there
+
+
+class Decoded:
+    """Pixels on their way, or on the device already."""
+
+    def __init__(self, jobs: list[_Jobs], fetch: Fetch, pixels: bool):
+        self._jobs, self._fetch, self._pixels = jobs, fetch, pixels
+
+    def wait(self) -> np.ndarray | None:
+        """Waits until the GPU is done and checks what it found; returns the pixels if they were fetched, uint8 [files,
+        height, width, 3].
+
+        Raises CorruptStreamError, naming the tile, if a payload was not what its encoder wrote.
+        """
+        arrived = self._fetch.wait()
+        for jobs, records in zip(self._jobs, arrived, strict=False):
+            jobs.check(records)
+        return arrived[-1] if self._pixels else None
+
+
+class _Jobs:
+    """Tiles to be decoded together: those of some numbers, of every file; files' tiles of one number are neighbours."""
+
+    def __init__(self, files: Sequence[Container], numbers: Sequence[int], tiles: list[Rect]):
+        self.files = len(files)
+        self._items = [(file, number) for number in numbers for file in range(len(files))]
+        self.rects = [tiles[number] for _, number in self._items]
+        self.qualities = [files[file].header.quality - MIN_QUALITY for file, _ in self._items]
+        self.layout = Layout(tuple((rect.height, rect.width) for rect in self.rects))
+        with self._named():
+            self.plan = DecodePlan([files[file].tile(number).payload for file, number in self._items], padded=True)
+
+    def views(self, latents: Tensor, box: Rect) -> list[Tensor]:
+        """Where each tile lies in latents [files, h, w, M] that cover `box`."""
+        places = zip(self._items, self.rects, strict=True)
+        return [latents[file][rect.within(box).slices] for (file, _), rect in places]
+
+    def check(self, records: np.ndarray) -> None:
+        """Raises CorruptStreamError if a tile did not end as it must."""
+        with self._named():
+            self.plan.check(records)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except CorruptStreamError as error:
+            if error.tile is None:
+                raise
+            number = self._items[error.tile][1]
+            cause = str(error).partition(": ")[2]
+            raise CorruptStreamError(f"tile {number} is damaged: {cause}", number) from error
+
+
+class _Entropy:
+    """The decoder's entropy side for tiles of certain shapes: its memory and its launches.
+
+    What differs from batch to batch (payloads, states, qualities) arrives by `send`, in one copy. latents: for each
+    tile where its latents times the gain go; None where only the check matters, or, with `values`, the latents in 1/16.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        jobs: _Jobs,
+        latents: Sequence[Tensor] | None,
+        *,
+        capacity: int | None = None,
+        values: bool = False,
+    ) -> None:
+        self._engine, self.layout = engine, jobs.layout
+        config, layout, plan = engine.model.config, jobs.layout, jobs.plan
+        capacity = plan.size - plan.rest_at if capacity is None else capacity
+        count = len(layout.shapes)
+        self._head = -(-4 * COLUMNS * count // 16) * 16
+        self._memory = torch.empty(self._head + size_for(plan, 3, capacity), dtype=torch.uint8, device=engine.device)
+        self.table = self._memory[: 4 * COLUMNS * count].view(torch.int32).view(count, COLUMNS)
+        self.records = self._memory[self._head : self._head + plan.records_bytes]
+        empty = engine.empty
+        self._z = empty(sum(layout.hyper_positions), config.hyper_latents, torch.int16)
+        self._psi = empty(sum(layout.positions), config.hyper_features, torch.int8)
+        # The second pass's means and indexes take the place of the first one's.
+        means, indexes = (empty(sum(layout.anchors), config.latents, dtype) for dtype in (torch.int16, torch.uint8))
+        non_anchors = sum(layout.non_anchors)
+        self._first, self._second = (means, indexes), (means[:non_anchors], indexes[:non_anchors])
+        self.values = [empty(len(means), config.latents, torch.int32)]
+        if values:
+            self.values.append(empty(non_anchors, config.latents, torch.int32))
+        self._gain = torch.empty(count, config.latents, dtype=torch.float32, device=engine.device)
+        where_to = {"mean_bits": MEAN_BITS, "latents": latents or (), "gain": self._gain}
+        self._session = Session(
+            plan,
+            [
+                SessionPass(
+                    engine.hyper_indexes(len(self._z)), layout.hyper_positions, engine.model.hyper_tables, self._z
+                ),
+                SessionPass(indexes, layout.anchors, gaussian_tables(), means=means, values=self.values[0], **where_to),
+                SessionPass(
+                    self._second[1],
+                    layout.non_anchors,
+                    gaussian_tables(),
+                    means=self._second[0],
+                    values=self.values[1] if values else None,
+                    anchors=False,
+                    **where_to,
+                ),
+            ],
+            engine.where,
+            payload_bytes=capacity,
+            memory=self._memory[self._head :],
+        )
+
+    def send(self, jobs: _Jobs) -> None:
+        """Enqueues the copy of what is to be decoded."""
+        staging = self._engine.where.staging(len(self._memory))
+        staging[: self.table.numel() * 4].view(torch.int32).view(self.table.shape).copy_(
+            jobs.layout.table(jobs.qualities)
+        )
+        self._session.write(jobs.plan, staging.data_ptr() + self._head)
+        self._memory.copy_(staging, non_blocking=True)
+
+    def launch(self) -> None:
+        """Enqueues the decoding, in the order of the paper (He et al. 2021, section 4.3.2)."""
+        engine, session, longest = self._engine, self._session, self.layout.longest
+        torch.index_select(engine.inverse_gain, 0, self.table[:, QUALITY], out=self._gain)
+        session.run(0)
+        hyper_synthesis(self._z, self.table, longest, engine.hyper_network, self._psi)
+        parameters.anchor_parameters(self._psi, self.table, longest, engine.network, *self._first)
+        session.run(1)
+        parameters.context_parameters(self._psi, self.values[0], self.table, longest, engine.network, *self._second)
+        session.run(2)
+        session.finish()
+
+
+class _Whole:
+    """The decoder for batches of whole images of one shape: everything from payloads to pixels, in memory that stays.
+
+    The first batch runs launch by launch, which also prepares what a capture must find ready; the second is captured.
+    """
+
+    def __init__(self, engine: Engine, grid: Grid, jobs: _Jobs, capacity: int):
+        self._engine = engine
+        count = jobs.files
+        device, box = engine.device, Rect(0, 0, grid.latent_height, grid.latent_width)
+        self.positions = count * box.height * box.width
+        self._latents = torch.empty(
+            count, box.height, box.width, engine.model.config.latents, dtype=engine.transforms.dtype, device=device
+        )
+        self.entropy = _Entropy(engine, jobs, jobs.views(self._latents, box), capacity=capacity)
+        self.pixels = torch.empty(count, grid.height, grid.width, 3, dtype=torch.uint8, device=device)
+        self.free = engine.where.mark()  # when the pixels may be written again
+        self._runs, self._start = 0, self._launch
+
+    def run(self, jobs: _Jobs) -> None:
+        """Enqueues the decoding of a batch."""
+        self._engine.where.follow(self.free)
+        self.entropy.send(jobs)
+        if self._runs == 1:
+            self._start = self._engine.where.graph(self._launch)
+        self._runs += 1
+        self._start()
+
+    def _launch(self) -> None:
+        self.entropy.launch()
+        # Tiles of the first number come first, one of each image.
+        quality = self.entropy.table[: len(self.pixels), QUALITY].contiguous()
+        self._engine.transforms.synthesis(self._latents, quality, self.pixels)
+
+
+@dataclass(frozen=True)
+class _FlatPass:
+    """One pass of the encoder over all tiles, one after the other: int16 and uint8 [sum of positions, channels]."""
+
+    symbols: Tensor
+    indexes: Tensor
+    positions: list[int]
+    tables: rans.TableSet
+
+    def tiles(self) -> list[rans.Pass]:
+        halves = (tensor.split(self.positions) for tensor in (self.symbols, self.indexes))
+        return [rans.Pass(symbols, indexes, self.tables) for symbols, indexes in zip(*halves, strict=True)]
+
+
+def _encoding_error(number: int) -> Exception:
+    if number == parameters.NOT_FINITE:
+        return ImageError("the analysis did not give finite latents")
+    return SymbolRangeError("a latent is further from its mean than the 16 bits of a symbol reach")
+
+
+def _groups(numbers: Sequence[int], tiles: list[Rect], images: int) -> Iterator[list[int]]:
+    """Tiles that go through the kernels together: at most GROUP_POSITIONS latents over all images, or one tile."""
+    group, used = [], 0
+    for number in numbers:
+        positions = tiles[number].height * tiles[number].width * images
+        if group and used + positions > GROUP_POSITIONS:
+            yield group
+            group, used = [], 0
+        group.append(number)
+        used += positions
+    if group:
+        yield group
+
+
+def _bounds(rects: Sequence[Rect]) -> Rect:
+    """The smallest rectangle around others."""
+    return Rect(
+        min(rect.top for rect in rects),
+        min(rect.left for rect in rects),
+        max(rect.bottom for rect in rects),
+        max(rect.right for rect in rects),
+    )
+
+
+def _capacity(plan: DecodePlan) -> int:
+    """Room for payloads, in few sizes, so that batches of about the same size have the same."""
+    size = 1 << 12
+    while size < plan.size - plan.rest_at:
+        size += size // 4 if size >= 1 << 14 else size
+    return -(-size // 16) * 16

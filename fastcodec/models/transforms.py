@@ -1,0 +1,201 @@
+"""The transforms of a released model on a GPU: g_a, h_a and g_s as a few kernels, channels last, without a host wait.
+
+    analysis        pixels -- from_pixels -- 3 blocks -- 5x5, stride 2 -- block --> y * gain
+    hyper_analysis  asinh(y) -- 3x3 -- 5x5, stride 2 -- 5x5, stride 2 --> z
+    synthesis       y^ / gain -- block -- upsample_2 -- 3 blocks -- 3x3 -- to_pixels --> pixels
+
+These are the networks of `swift.py` with their operations grouped by what lies in memory between them
+(`fastcodec.kernels.triton`); dense convolutions are PyTorch's. Activations and the weights of products are fp16, which
+released weights are to begin with; sums, biases and activation functions are float32. Measured on the CPU in the same
+arithmetic, on crops of the Kodak set, a pixel of the synthesis moves by at most a quarter of a level from float32: half
+the step that rounds it, so no pixel differs by more than one. bfloat16 is not offered: its tensor cores are no faster,
+and it moves pixels by two levels and more.
+
+On the CPU the same code runs on the kernels' references, or on the kernels in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcodec.constants import HYPER_STRIDE, LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY
+from fastcodec.geometry import ceil_div
+from fastcodec.kernels.triton.pixels import from_pixels, to_pixels
+from fastcodec.kernels.triton.pointwise import expand
+from fastcodec.kernels.triton.residual import BlockWeights, residual_block
+from fastcodec.kernels.triton.upsample import upsample_2
+
+from .integer import ACTIVATION_MAX
+from .released import Model
+from .swift import Block, QualityTable, quality_position
+
+
+class Transforms:
+    """A model's transforms on one device, in one dtype: float16, or float32 to compare with.
+
+    Holds the weights laid out for the kernels. Immutable, so threads may share it. Every method enqueues its work and
+    returns: nothing waits for the device, so a CUDA graph can capture it. `quality` is everywhere int32 [B] on the
+    device: each image's quality less MIN_QUALITY. Raises ValueError for another dtype.
+    """
+
+    def __init__(self, model: Model, device: torch.device | str, dtype: torch.dtype = torch.float16):
+        if dtype not in (torch.float16, torch.float32):
+            raise ValueError(f"the transforms run in float16 or float32, not in {dtype}")
+        self.dtype = dtype
+        put = _Placement(torch.device(device), dtype)
+        g_a, h_a, g_s = model.g_a, model.h_a, model.g_s
+        channels, latents = model.config.features, model.config.latents
+        with torch.no_grad():
+            # Colours slowest: the kernel multiplies one colour of its pixels at a time.
+            weight = put.factor(g_a.head.weight.view(channels, 3, -1).transpose(0, 1))
+            self._from_pixels = weight, put.addend(g_a.head.bias), put.addend(1 + _rows(g_a.modulation))
+            self._analysis_blocks = [put.block(block) for block in g_a.blocks]
+            self._down = put.kernel(g_a.down)
+            self._analysis_tail = put.block(g_a.tail, g_a.down.bias)
+            self._gain = put.addend(model.gain)
+
+            self._hyper_head = put.kernel(h_a.head)
+            self._hyper_head_bias = put.factor(h_a.head.bias + _rows(h_a.modulation))
+            self._hyper_down1 = put.kernel(h_a.down1), put.factor(h_a.down1.bias)
+            # h_a's last factor of 4, a power of two, moves nothing when it is multiplied into the weights.
+            self._hyper_down2 = 4 * put.kernel(h_a.down2), 4 * put.factor(h_a.down2.bias)
+
+            self._synthesis_head = put.block(g_s.head)
+            # A pixel shuffle's channels are 4 c + 2 row + column; the kernel's layers are 2 row + column.
+            weight = put.factor(g_s.up.weight.view(channels, 4, latents).transpose(0, 1))
+            bias = put.addend(g_s.up.bias.view(channels, 4).T)
+            self._upsample_2 = weight, bias, put.addend(1 + _rows(g_s.modulation))
+            self._synthesis_blocks = [put.block(block) for block in g_s.blocks]
+            self._tail = put.kernel(g_s.tail)
+            self._tail_bias = put.addend(g_s.tail.bias + 0.5)
+
+    def synthesis(self, latents: Tensor, quality: Tensor, pixels: Tensor, top: int = 0, left: int = 0) -> None:
+        """g_s: latents behind the inverse gain, [B, h, w, M] of `dtype`, to uint8 pixels [B, H, W, 3].
+
+        pixels gets the rectangle of the 16h x 16w pixels whose upper left corner is row `top` and column `left`; it may
+        be a part of larger images, as long as each of its rows lies in one piece.
+        """
+        y = self._run([self._synthesis_head], latents, self._expand(latents, self._synthesis_head))
+        batch, height, width, _ = y.shape
+        x = y.new_empty(batch, 2 * height, 2 * width, self._upsample_2[0].shape[1])
+        expanded = torch.empty_like(x)
+        upsample_2(y, *self._upsample_2, quality, *self._synthesis_blocks[0].expand, x, expanded)
+        x = self._run(self._synthesis_blocks, x, expanded)
+        to_pixels(_convolution(x, self._tail), self._tail_bias, pixels, top, left)
+
+    def analysis(self, pixels: Tensor, quality: Tensor) -> Tensor:
+        """g_a and the gain: uint8 pixels [B, H, W, 3], or [B, H, W, 1] of gray images, to scaled latents, float32
+        [B, ceil(H / 16), ceil(W / 16), M].
+
+        Past the lower and the right edge the last pixels go on. The pixels may be a part of larger images, as long as
+        each of their rows lies in one piece.
+        """
+        batch, height, width = (pixels.shape[0], *(2 * ceil_div(side, LATENT_STRIDE) for side in pixels.shape[1:3]))
+        x = torch.empty(batch, height, width, self._down.shape[1], dtype=self.dtype, device=pixels.device)
+        expanded = torch.empty_like(x)
+        from_pixels(pixels, *self._from_pixels, quality, *self._analysis_blocks[0].expand, x, expanded)
+        x = self._run(self._analysis_blocks, x, expanded)
+        x = _convolution(x, self._down, stride=2)
+        y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
+        tail = self._analysis_tail
+        residual_block(self._expand(x, tail), x, tail.rest, y, scale=self._gain, quality=quality)
+        return y
+
+    def hyper_analysis(self, y: Tensor, quality: Tensor) -> Tensor:
+        """h_a of each tile alone, rounded: scaled latents float32 [B, h, w, M] to hyper latents int16
+        [B, ceil(h / 4), ceil(w / 4), Z]. Past the lower and the right edge the last latents go on."""
+        for axis in (1, 2):
+            size = y.shape[axis]
+            if beyond := -size % HYPER_STRIDE:
+                y = y.index_select(axis, torch.arange(size + beyond, device=y.device).clamp_(max=size - 1))
+        x = _convolution(torch.asinh(y).to(self.dtype), self._hyper_head)
+        x = F.silu(x + self._hyper_head_bias.index_select(0, quality)[:, None, None])
+        weight, bias = self._hyper_down1
+        x = F.silu(_convolution(x, weight, stride=2) + bias)
+        weight, bias = self._hyper_down2
+        z = _convolution(x, weight, stride=2) + bias
+        return z.round_().clamp_(-ACTIVATION_MAX, ACTIVATION_MAX).to(torch.int16)
+
+    @staticmethod
+    def _expand(x: Tensor, block: _Block) -> Tensor:
+        """A block's first layer by itself."""
+        expanded = torch.empty_like(x)
+        expand(x, *block.expand, expanded)
+        return expanded
+
+    @staticmethod
+    def _run(blocks: list[_Block], x: Tensor, expanded: Tensor) -> Tensor:
+        """Residual blocks, one after the other, of x and what the first one's first layer made of it."""
+        for block, following in zip(blocks, [*blocks[1:], None], strict=True):
+            out = torch.empty_like(x)
+            if following is None:
+                residual_block(expanded, x, block.rest, out)
+            else:
+                expanded_out = torch.empty_like(expanded)
+                residual_block(expanded, x, block.rest, out, *following.expand, expanded_out)
+                expanded = expanded_out
+            x = out
+        return x
+
+
+class _Block(NamedTuple):
+    """A residual block's weights: its first layer's, which the kernel before it runs, and the others'."""
+
+    expand: tuple[Tensor, Tensor]
+    rest: BlockWeights
+
+
+class _Placement(NamedTuple):
+    """Puts weights where the kernels want them, and how."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def factor(self, weight: Tensor) -> Tensor:
+        """What activations are multiplied by, or added to by PyTorch, in their own type."""
+        return weight.to(self.device, self.dtype).contiguous()
+
+    def addend(self, bias: Tensor) -> Tensor:
+        """What a kernel adds to its sums, or multiplies them by, in float32."""
+        return bias.to(self.device, torch.float32).contiguous()
+
+    def kernel(self, layer: nn.Conv2d) -> Tensor:
+        """A dense convolution's weight, as PyTorch wants it for channels-last activations."""
+        return layer.weight.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
+
+    def block(self, block: Block, offset: Tensor | None = None) -> _Block:
+        """offset: [C], still to be added to the block's input; the first layer's bias and the skip's take it up."""
+        expand_bias, project_bias = block.expand.bias, block.project.bias
+        if offset is not None:
+            expand_bias = expand_bias + block.expand.weight.flatten(1) @ offset
+            project_bias = project_bias + offset
+        return _Block(
+            (self.factor(block.expand.weight.flatten(1)), self.addend(expand_bias)),
+            BlockWeights(
+                depthwise=self.addend(block.depthwise.weight.flatten(1).T),
+                depthwise_bias=self.addend(block.depthwise.bias),
+                project=self.factor(block.project.weight.flatten(1)),
+                project_bias=self.addend(project_bias),
+                gate=self.factor(block.gate.weight.flatten(1)),
+                gate_bias=self.addend(block.gate.bias),
+                merge=self.factor(block.merge.weight.flatten(1)),
+                merge_bias=self.addend(block.merge.bias),
+            ),
+        )
+
+
+def _rows(table: QualityTable) -> Tensor:
+    """A quality table's vectors, one a quality: float32 [qualities, channels]."""
+    quality = torch.arange(MIN_QUALITY, MAX_QUALITY + 1, device=table.points.device)
+    return table(quality_position(quality.double()).float())
+
+
+def _convolution(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
+    """A dense convolution with zero padding and no bias: x [B, H, W, C], weight [outputs, C, k, k] in channels-last
+    memory. Behind it a bias costs nothing where a kernel follows; inside it is a kernel of its own."""
+    out = F.conv2d(x.permute(0, 3, 1, 2), weight, stride=stride, padding=weight.shape[-1] // 2)
+    return out.permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,96 @@
+"""A 1x1 layer and its SiLU: the way into a residual block, alone or at the end of the kernel that makes its input.
+
+    out = SiLU(x W^T + b)            SiLU(v) = v / (1 + exp(-v))
+
+The transforms' kernels (this file, residual.py, upsample.py, pixels.py) hold fp16 or float32 in memory and in the
+factors of products, and float32 in sums, biases and activation functions. Products go out a piece of the outputs at a
+time, so that no program holds a whole layer in registers.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import OPERATORS, Build, on_gpu
+from .layers import check, check_channels
+
+#: Outputs of a layer that a program has in registers at a time.
+PIECE = 32
+_POSITIONS = 32
+_WARPS = 4
+
+
+def expand_reference(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    """SiLU(x W^T + b) at each position.
+
+    x: [..., K], fp16 or float32; weight: [C, K] and out: [..., C], of the same type; bias: float32 [C]. All contiguous;
+    K and C are powers of two from 32.
+    """
+    out.copy_(F.silu(F.linear(x.float(), weight.float(), bias)))
+
+
+@triton.jit
+def silu(x):
+    return x / (1 + tl.exp(-x))
+
+
+@triton.jit
+def store_expanded(x, weight, bias, out, position, inside, K: tl.constexpr, C: tl.constexpr, PIECE: tl.constexpr):
+    """SiLU(x W^T + b) of x [positions, K] into the rows `position` of out [rows, C], where `inside`."""
+    inputs = tl.arange(0, K)
+    for first in range(0, C, PIECE):
+        outputs = first + tl.arange(0, PIECE)
+        w = tl.load(weight + outputs[None, :] * K + inputs[:, None])
+        y = tl.dot(x, w, input_precision="ieee") + tl.load(bias + outputs)[None, :]
+        there = out + position[:, None] * C + outputs[None, :]
+        tl.store(there, silu(y).to(out.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit(do_not_specialize=["positions"])
+def _expand_kernel(
+    x, weight, bias, out, positions, K: tl.constexpr, C: tl.constexpr, POSITIONS: tl.constexpr, PIECE: tl.constexpr
+):
+    first = tl.program_id(0).to(tl.int64) * POSITIONS
+    place = tl.arange(0, POSITIONS)
+    inside = first + place < positions
+    rows = x + first * K + place[:, None] * K + tl.arange(0, K)[None, :]
+    rows = tl.load(rows, mask=inside[:, None], other=0)
+    store_expanded(rows, weight, bias, out + first * C, place, inside, K, C, PIECE)
+
+
+def _expand(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
+    outputs, inputs = weight.shape
+    check_channels(inputs=inputs, outputs=outputs)
+    check("x", x, weight.dtype, *x.shape[:-1], inputs)
+    check("bias", bias, torch.float32, outputs)
+    check("out", out, weight.dtype, *x.shape[:-1], outputs)
+    if not on_gpu(x):
+        return expand_reference(x, weight, bias, out)
+    positions = out.numel() // outputs
+    _expand_kernel[(triton.cdiv(positions, _POSITIONS),)](
+        x, weight, bias, out, positions, K=inputs, C=outputs, POSITIONS=_POSITIONS, PIECE=PIECE, num_warps=_WARPS
+    )
+
+
+OPERATORS.define("expand(Tensor x, Tensor weight, Tensor bias, Tensor(a!) out) -> ()")
+for _device in ("CPU", "CUDA"):
+    OPERATORS.impl("expand", _expand, _device)
+
+
+@torch.library.register_fake("fastcodec::expand", lib=OPERATORS)
+def _expand_fake(x, weight, bias, out):
+    return None
+
+
+expand = torch.ops.fastcodec.expand.default
+
+
+def builds() -> list[Build]:
+    """256 latents of the released model, in fp16."""
+    signature = {"x": "*fp16", "weight": "*fp16", "bias": "*fp32", "out": "*fp16", "positions": "i32"}
+    constants = {"K": 256, "C": 256, "POSITIONS": _POSITIONS, "PIECE": PIECE}
+    return [Build("expand", _expand_kernel, signature, constants, _WARPS)]

@@ -1,0 +1,276 @@
+"""The transforms' residual block in one kernel, from the depthwise convolution to the next block's way in.
+
+    e  = SiLU(x W_e^T + b_e)                                        made by the kernel before, zero outside the image
+    x1 = x + (depthwise3x3(e) + b_d) W_p^T + b_p
+    x' = x1 + (v * SiLU(g)) W_m^T + b_m        (v, g) = x1 W_g^T + b_g
+    e' = SiLU(x' W_e'^T + b_e')                                     for the block that follows
+
+It is the block of `swift` (a depthwise separable convolution and a gated linear unit, each with a skip). Only e must be
+seen by a position's neighbours, so that is where the kernels are cut: each reads e and x and writes x' and e'. That is
+4 transfers of an activation for a block; with one kernel for each operation it would be 19.
+
+A program has a small rectangle of positions, so that the taps of one come from the cache as neighbours of another, and
+goes through channels in pieces: the taps of some channels straight into the product that follows them, some outputs of
+the gate straight into the next one. On chip stay x1 in float32, which the last product adds to, and its copy in fp16.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import OPERATORS, Build, on_gpu
+from .layers import check, check_channels
+from .pointwise import PIECE, silu, store_expanded
+
+_WARPS = 8
+
+
+class BlockWeights(NamedTuple):
+    """What `residual_block` multiplies by, contiguous, C channels. Products' weights are of the type of the activations
+    (fp16 or float32) and have their inputs fastest; the rest is float32."""
+
+    depthwise: Tensor  # float32 [9, C], taps row-major
+    depthwise_bias: Tensor  # [C]
+    project: Tensor  # [C, C]
+    project_bias: Tensor  # [C]
+    gate: Tensor  # [2 C, C], values first
+    gate_bias: Tensor  # [2 C]
+    merge: Tensor  # [C, C]
+    merge_bias: Tensor  # [C]
+
+
+def depthwise_3x3_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 3x3 convolution of each channel alone, zero outside, in float32: x [B, H, W, C], weight [9, C], bias [C]."""
+    height, width = x.shape[1:3]
+    padded = F.pad(x.float(), (0, 0, 1, 1, 1, 1))
+    out = bias.expand(x.shape)
+    for tap in range(9):
+        row, column = divmod(tap, 3)
+        out = out + padded[:, row : row + height, column : column + width] * weight[tap]
+    return out
+
+
+def residual_block_reference(
+    expanded: Tensor,
+    trunk: Tensor,
+    weights: list[Tensor],
+    out: Tensor,
+    expand_weight: Tensor | None = None,
+    expand_bias: Tensor | None = None,
+    expanded_out: Tensor | None = None,
+    scale: Tensor | None = None,
+    quality: Tensor | None = None,
+) -> None:
+    """The rest of a residual block, behind its first layer, and the first layer of the next one.
+
+    expanded: [B, H, W, C], what the block's first layer gave, behind its SiLU; trunk: the block's input, of the same
+    shape; weights: `BlockWeights`, of expanded's type. out gets x', in any floating type; it may be the trunk itself.
+    Either expanded_out, which must not be expanded, gets SiLU(x' W^T + b) with expand_weight [C, C] and expand_bias
+    float32 [C]; or x' is multiplied by the row scale[quality[b]] of its image, scale being float32 [rows, C] and
+    quality int32 [B]; or neither. All are contiguous; C is a power of two from 32.
+    """
+    w = BlockWeights(*weights)
+    dtype = expanded.dtype
+    convolved = depthwise_3x3_reference(expanded, w.depthwise, w.depthwise_bias).to(dtype)
+    x = trunk.float() + F.linear(convolved.float(), w.project.float(), w.project_bias)
+    value, gate = F.linear(x.to(dtype).float(), w.gate.float(), w.gate_bias).chunk(2, -1)
+    gated = (value * F.silu(gate)).to(dtype)
+    x = x + F.linear(gated.float(), w.merge.float(), w.merge_bias)
+    if expanded_out is not None:
+        expanded_out.copy_(F.silu(F.linear(x.to(dtype).float(), expand_weight.float(), expand_bias)))
+    if scale is not None:
+        x = x * scale[quality.long(), None, None]
+    out.copy_(x)
+
+
+@triton.jit(do_not_specialize=["height", "width", "across", "tiles"])
+def _residual_kernel(
+    expanded,
+    trunk,
+    depthwise_weight,
+    depthwise_bias,
+    project_weight,
+    project_bias,
+    gate_weight,
+    gate_bias,
+    merge_weight,
+    merge_bias,
+    out,
+    expand_weight,
+    expand_bias,
+    expanded_out,
+    scale,
+    quality,
+    height,
+    width,
+    across,  # rectangles from the left edge to the right
+    tiles,  # and in an image
+    C: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PIECE: tl.constexpr,
+):
+    dtype: tl.constexpr = expanded.dtype.element_ty
+    image = tl.program_id(0) // tiles
+    tile = tl.program_id(0) % tiles
+    place = tl.arange(0, ROWS * COLUMNS)
+    row = tile // across * ROWS + place // COLUMNS
+    column = tile % across * COLUMNS + place % COLUMNS
+    inside = (row < height) & (column < width)
+    position = row * width + column
+    start = image.to(tl.int64) * height * width * C
+    channels = tl.arange(0, C)
+    here = position[:, None] * C + channels[None, :]
+
+    x = tl.load(trunk + start + here, mask=inside[:, None], other=0).to(tl.float32)
+    x += tl.load(project_bias + channels)[None, :]
+    for first in range(0, C, PIECE):
+        piece = first + tl.arange(0, PIECE)
+        convolved = tl.zeros([ROWS * COLUMNS, PIECE], tl.float32) + tl.load(depthwise_bias + piece)[None, :]
+        for tap in tl.static_range(9):
+            dy = tap // 3 - 1
+            dx = tap % 3 - 1
+            seen = (row + dy >= 0) & (row + dy < height) & (column + dx >= 0) & (column + dx < width)
+            there = expanded + start + (position + dy * width + dx)[:, None] * C + piece[None, :]
+            e = tl.load(there, mask=seen[:, None], other=0).to(tl.float32)
+            convolved += e * tl.load(depthwise_weight + tap * C + piece)[None, :]
+        w = tl.load(project_weight + channels[None, :] * C + piece[:, None])
+        x = tl.dot(convolved.to(dtype), w, x, input_precision="ieee")
+
+    rounded = x.to(dtype)
+    x += tl.load(merge_bias + channels)[None, :]
+    for first in range(0, C, PIECE):
+        piece = first + tl.arange(0, PIECE)
+        w = tl.load(gate_weight + piece[None, :] * C + channels[:, None])
+        value = tl.dot(rounded, w, input_precision="ieee") + tl.load(gate_bias + piece)[None, :]
+        w = tl.load(gate_weight + (C + piece)[None, :] * C + channels[:, None])
+        gate = tl.dot(rounded, w, input_precision="ieee") + tl.load(gate_bias + C + piece)[None, :]
+        w = tl.load(merge_weight + channels[None, :] * C + piece[:, None])
+        x = tl.dot((value * silu(gate)).to(dtype), w, x, input_precision="ieee")
+
+    if expanded_out is not None:
+        store_expanded(x.to(dtype), expand_weight, expand_bias, expanded_out + start, position, inside, C, C, PIECE)
+    if scale is not None:
+        x *= tl.load(scale + tl.load(quality + image) * C + channels)[None, :]
+    tl.store(out + start + here, x.to(out.dtype.element_ty), mask=inside[:, None])
+
+
+def _rectangle(channels: int) -> tuple[int, int]:
+    """Rows and columns of a program's positions: what fits in registers with that many channels."""
+    return max(1, min(8, 1024 // channels)), 8
+
+
+def _residual_block(
+    expanded: Tensor,
+    trunk: Tensor,
+    weights: list[Tensor],
+    out: Tensor,
+    expand_weight: Tensor | None = None,
+    expand_bias: Tensor | None = None,
+    expanded_out: Tensor | None = None,
+    scale: Tensor | None = None,
+    quality: Tensor | None = None,
+) -> None:
+    batch, height, width, channels = expanded.shape
+    check_channels(channels=channels)
+    for name, tensor in BlockWeights(*weights)._asdict().items():
+        wide = 2 if name.startswith("gate") else 1
+        if name.endswith("bias"):
+            check(name, tensor, torch.float32, wide * channels)
+        elif name == "depthwise":
+            check(name, tensor, torch.float32, 9, channels)
+        else:
+            check(name, tensor, expanded.dtype, wide * channels, channels)
+    check("expanded", expanded, expanded.dtype, *expanded.shape)
+    check("trunk", trunk, trunk.dtype, *expanded.shape)
+    check("out", out, out.dtype, *expanded.shape)
+    if expanded_out is not None:
+        check("expand_weight", expand_weight, expanded.dtype, channels, channels)
+        check("expand_bias", expand_bias, torch.float32, channels)
+        check("expanded_out", expanded_out, expanded.dtype, *expanded.shape)
+    if scale is not None:
+        check("scale", scale, torch.float32, None, channels)
+        check("quality", quality, torch.int32, batch)
+    if not on_gpu(expanded):
+        return residual_block_reference(
+            expanded, trunk, weights, out, expand_weight, expand_bias, expanded_out, scale, quality
+        )
+    rows, columns = _rectangle(channels)
+    across = triton.cdiv(width, columns)
+    tiles = across * triton.cdiv(height, rows)
+    _residual_kernel[(batch * tiles,)](
+        expanded,
+        trunk,
+        *weights,
+        out,
+        expand_weight,
+        expand_bias,
+        expanded_out,
+        scale,
+        quality,
+        height,
+        width,
+        across,
+        tiles,
+        C=channels,
+        ROWS=rows,
+        COLUMNS=columns,
+        PIECE=PIECE,
+        num_warps=_WARPS,
+        num_stages=2,
+    )
+
+
+OPERATORS.define(
+    "residual_block(Tensor expanded, Tensor trunk, Tensor[] weights, Tensor(a!) out, Tensor? expand_weight=None, "
+    "Tensor? expand_bias=None, Tensor(b!)? expanded_out=None, Tensor? scale=None, Tensor? quality=None) -> ()"
+)
+for _device in ("CPU", "CUDA"):
+    OPERATORS.impl("residual_block", _residual_block, _device)
+
+
+@torch.library.register_fake("fastcodec::residual_block", lib=OPERATORS)
+def _residual_block_fake(
+    expanded,
+    trunk,
+    weights,
+    out,
+    expand_weight=None,
+    expand_bias=None,
+    expanded_out=None,
+    scale=None,
+    quality=None,
+):
+    return None
+
+
+residual_block = torch.ops.fastcodec.residual_block.default
+
+
+def builds() -> list[Build]:
+    """The released model's blocks in fp16: at 1/8 with a block behind them and without, at 1/16 in the synthesis and,
+    with the gain and latents in float32, in the analysis."""
+    parameters = {name: "*fp32" if "bias" in name else "*fp16" for name in _residual_kernel.arg_names[:14]}
+    parameters |= {"depthwise_weight": "*fp32", "scale": "*fp32", "quality": "*i32"}
+    sizes = dict.fromkeys(("height", "width", "across", "tiles"), "i32")
+    no_next = dict.fromkeys(("expand_weight", "expand_bias", "expanded_out"))
+    no_scale = dict.fromkeys(("scale", "quality"))
+    versions = (
+        ("residual_128_next", 128, "*fp16", no_scale),
+        ("residual_128", 128, "*fp16", no_scale | no_next),
+        ("residual_256", 256, "*fp16", no_scale | no_next),
+        ("residual_256_scaled", 256, "*fp32", no_next),
+    )
+    builds = []
+    for name, channels, out, absent in versions:
+        rows, columns = _rectangle(channels)
+        constants = {"C": channels, "ROWS": rows, "COLUMNS": columns, "PIECE": PIECE, **absent}
+        signature = {key: kind for key, kind in (parameters | {"out": out} | sizes).items() if key not in absent}
+        builds.append(Build(name, _residual_kernel, signature, constants, _WARPS))
+    return builds

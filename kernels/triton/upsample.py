@@ -1,0 +1,174 @@
+"""Twice as many rows and columns by a 1x1 layer, scaled by the quality, and the way into the block that follows.
+
+    x[2i + r, 2j + c] = (y[i, j] W_rc^T + b_rc) * scale[quality]    r, c in 0, 1: a pixel shuffle
+    e = SiLU(x W_e^T + b_e)
+
+A pixel shuffle of a 1x1 layer is four layers, each with a place of its own in the 2 x 2 positions that one becomes. So
+a program computes one of the four and writes whole rows of channels; nothing is shuffled in memory.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .common import OPERATORS, Build, on_gpu
+from .layers import check, check_channels
+from .pointwise import PIECE, store_expanded
+
+_POSITIONS = 64
+_WARPS = 8
+#: Inputs of the layer that are multiplied at a time.
+_INPUTS = 32
+
+
+def upsample_2_reference(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    quality: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    out: Tensor,
+    expanded: Tensor,
+) -> None:
+    """A 1x1 layer, a pixel shuffle by 2, a factor for each channel; and SiLU(x W^T + b) of what that gives.
+
+    y: [B, H, W, K], fp16 or float32; weight: [4, C, K] of that type and bias: float32 [4, C], the layers of the upper
+    left, upper right, lower left and lower right position; scale: float32 [rows, C]; quality: int32 [B], the images'
+    rows of scale; expand_weight: [C, C] of y's type, expand_bias: float32 [C]. out and expanded get x and e, both
+    [B, 2H, 2W, C] of y's type. All are contiguous; K and C are powers of two from 32.
+    """
+    batch, height, width, _ = y.shape
+    channels = weight.shape[1]
+    x = F.linear(y.float(), weight.flatten(0, 1).float(), bias.flatten())
+    x = x.view(batch, height, width, 2, 2, channels).transpose(2, 3).reshape(out.shape)
+    x = x * scale[quality.long(), None, None]
+    out.copy_(x)
+    expanded.copy_(F.silu(F.linear(out.float(), expand_weight.float(), expand_bias)))
+
+
+@triton.jit(do_not_specialize=["height", "width", "tiles"])
+def _upsample_2_kernel(
+    y,
+    weight,
+    bias,
+    scale,
+    quality,
+    expand_weight,
+    expand_bias,
+    out,
+    expanded,
+    height,
+    width,
+    tiles,  # groups of positions in an image
+    K: tl.constexpr,
+    C: tl.constexpr,
+    POSITIONS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    PIECE: tl.constexpr,
+):
+    image = tl.program_id(0) // tiles
+    quarter = tl.program_id(1)
+    place = tl.program_id(0) % tiles * POSITIONS + tl.arange(0, POSITIONS)
+    inside = place < height * width
+    channels = tl.arange(0, C)
+    start = image.to(tl.int64) * height * width
+
+    x = tl.zeros([POSITIONS, C], tl.float32)
+    for first in range(0, K, INPUTS):
+        piece = first + tl.arange(0, INPUTS)
+        rows = tl.load(y + start * K + place[:, None] * K + piece[None, :], mask=inside[:, None], other=0)
+        w = tl.load(weight + (quarter * C + channels)[None, :] * K + piece[:, None])
+        x = tl.dot(rows, w, x, input_precision="ieee")
+    x += tl.load(bias + quarter * C + channels)[None, :]
+    x *= tl.load(scale + tl.load(quality + image) * C + channels)[None, :]
+
+    row = place // width * 2 + quarter // 2
+    column = place % width * 2 + quarter % 2
+    position = row * (2 * width) + column
+    start *= 4 * C
+    rounded = x.to(out.dtype.element_ty)
+    tl.store(out + start + position[:, None] * C + channels[None, :], rounded, mask=inside[:, None])
+    store_expanded(rounded, expand_weight, expand_bias, expanded + start, position, inside, C, C, PIECE)
+
+
+def _upsample_2(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    scale: Tensor,
+    quality: Tensor,
+    expand_weight: Tensor,
+    expand_bias: Tensor,
+    out: Tensor,
+    expanded: Tensor,
+) -> None:
+    batch, height, width, inputs = y.shape
+    channels = weight.shape[1]
+    check_channels(inputs=inputs, channels=channels)
+    check("y", y, y.dtype, *y.shape)
+    check("weight", weight, y.dtype, 4, channels, inputs)
+    check("bias", bias, torch.float32, 4, channels)
+    check("scale", scale, torch.float32, None, channels)
+    check("quality", quality, torch.int32, batch)
+    check("expand_weight", expand_weight, y.dtype, channels, channels)
+    check("expand_bias", expand_bias, torch.float32, channels)
+    check("out", out, y.dtype, batch, 2 * height, 2 * width, channels)
+    check("expanded", expanded, y.dtype, *out.shape)
+    if not on_gpu(y):
+        return upsample_2_reference(y, weight, bias, scale, quality, expand_weight, expand_bias, out, expanded)
+    tiles = triton.cdiv(height * width, _POSITIONS)
+    _upsample_2_kernel[(batch * tiles, 4)](
+        y,
+        weight,
+        bias,
+        scale,
+        quality,
+        expand_weight,
+        expand_bias,
+        out,
+        expanded,
+        height,
+        width,
+        tiles,
+        K=inputs,
+        C=channels,
+        POSITIONS=_POSITIONS,
+        INPUTS=_INPUTS,
+        PIECE=PIECE,
+        num_warps=_WARPS,
+    )
+
+
+OPERATORS.define(
+    "upsample_2(Tensor y, Tensor weight, Tensor bias, Tensor scale, Tensor quality, Tensor expand_weight, "
+    "Tensor expand_bias, Tensor(a!) out, Tensor(b!) expanded) -> ()"
+)
+for _device in ("CPU", "CUDA"):
+    OPERATORS.impl("upsample_2", _upsample_2, _device)
+
+
+@torch.library.register_fake("fastcodec::upsample_2", lib=OPERATORS)
+def _upsample_2_fake(y, weight, bias, scale, quality, expand_weight, expand_bias, out, expanded):
+    return None
+
+
+upsample_2 = torch.ops.fastcodec.upsample_2.default
+
+
+def builds() -> list[Build]:
+    """256 latents to 128 channels, as the released model has them, in fp16."""
+    half, single = (
+        dict.fromkeys(("y", "weight", "expand_weight", "out", "expanded"), "*fp16"),
+        ("bias", "scale", "expand_bias"),
+    )
+    signature = (
+        half | dict.fromkeys(single, "*fp32") | {"quality": "*i32"} | dict.fromkeys(("height", "width", "tiles"), "i32")
+    )
+    constants = {"K": 256, "C": 128, "POSITIONS": _POSITIONS, "INPUTS": _INPUTS, "PIECE": PIECE}
+    return [Build("upsample_2", _upsample_2_kernel, signature, constants, _WARPS)]

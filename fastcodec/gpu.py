@@ -195,9 +195,8 @@ class Engine:
         for jobs, entropy in self._entropy_by_groups(files, numbers, tiles, latents, box):
             done.append(jobs)
             records.append(entropy.records.clone())
+            quality = entropy.qualities()
         pixels = torch.empty(count, area.height, area.width, 3, dtype=torch.uint8, device=self.device)
-        quality = torch.tensor([file.header.quality - MIN_QUALITY for file in files], dtype=torch.int32)
-        quality = quality.to(self.device, non_blocking=True)
         for window in windows(grid.latents_under(area), max(1, GROUP_POSITIONS // count)):
             around = window.grown(SYNTHESIS_HALO, grid.latent_height, grid.latent_width)
             kept = window.scaled(LATENT_STRIDE).common(area)
@@ -470,7 +469,7 @@ class _Entropy:
         capacity: int | None = None,
         values: bool = False,
     ) -> None:
-        self._engine, self.layout = engine, jobs.layout
+        self._engine, self.layout, self._files = engine, jobs.layout, jobs.files
         config, layout, plan = engine.model.config, jobs.layout, jobs.plan
         capacity = plan.size - plan.rest_at if capacity is None else capacity
         count = len(layout.shapes)
@@ -521,6 +520,10 @@ class _Entropy:
         self._session.write(jobs.plan, staging.data_ptr() + self._head)
         self._memory.copy_(staging, non_blocking=True)
 
+    def qualities(self) -> Tensor:
+        """Each file's row in the tables of qualities, int32 [files]: tiles of the first number come first."""
+        return self.table[: self._files, QUALITY].contiguous()
+
     def launch(self) -> None:
         """Enqueues the decoding, in the order of the paper (He et al. 2021, section 4.3.2)."""
         engine, session, longest = self._engine, self._session, self.layout.longest
@@ -564,9 +567,7 @@ class _Whole:
 
     def _launch(self) -> None:
         self.entropy.launch()
-        # Tiles of the first number come first, one of each image.
-        quality = self.entropy.table[: len(self.pixels), QUALITY].contiguous()
-        self._engine.transforms.synthesis(self._latents, quality, self.pixels)
+        self._engine.transforms.synthesis(self._latents, self.entropy.qualities(), self.pixels)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -58,6 +58,12 @@ class Steps(Protocol):
 
     def code(self, item: Any) -> Any:
         """The work itself."""
+
+    def kind(self, item: Any) -> Hashable | None:
+        """What items must have in common for `code_many`; None for one that must be coded alone."""
+
+    def code_many(self, items: Sequence[Any]) -> list[Any]:
+        """`code` for items of one kind. If it raises, each is coded alone. Not asked for unless `run` gathers."""
 
     def write(self, task: Task, item: Any, result: Any, seconds: float) -> dict[str, Any]:
         """Write the result, which took `code` so many seconds, and return the file's record."""
@@ -185,8 +191,104 @@ class _Room:
             self.changed.notify_all()
 
 
-def run(tasks: Iterable[Task], steps: Steps, *, jobs: int, report: Callable[[Outcome], None]) -> None:
+class _Pool:
+    """Codes items one by one, in so many threads."""
+
+    def __init__(self, steps: Steps, jobs: int):
+        self._steps, threads = steps, max(1, available_cores() // jobs)
+        self._executor = ThreadPoolExecutor(jobs, "coder", initializer=_use_threads, initargs=(threads,))
+
+    def submit(self, item: Any) -> Future[tuple[Any, float]]:
+        """To the result, and the seconds that it took."""
+        return self._executor.submit(self._one, item)
+
+    def _one(self, item: Any) -> tuple[Any, float]:
+        start = time.perf_counter()
+        return self._steps.code(item), time.perf_counter() - start
+
+    def shutdown(self, wait: bool) -> None:
+        self._executor.shutdown(wait=wait, cancel_futures=True)
+
+
+class _Gatherer:
+    """Codes what waits, `most` items of a kind together: for a device that does many at once.
+
+    Two threads take turns, so that one prepares work for the device while it does the other's.
+    """
+
+    THREADS = 2
+
+    def __init__(self, steps: Steps, most: int):
+        self._steps, self._most = steps, most
+        self._waiting: list[tuple[Hashable | None, Any, Future]] = []
+        self._changed, self._closed = threading.Condition(), False
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(self.THREADS)]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, item: Any) -> Future[tuple[Any, float]]:
+        """As `_Pool.submit`; a batch's time is shared out evenly."""
+        kind, future = self._steps.kind(item), Future()
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("shut down")
+            self._waiting.append((kind, item, future))
+            self._changed.notify()
+        return future
+
+    def _take(self) -> list[tuple[Any, Future]]:
+        """The item that has waited longest, and others of its kind; none when it is over."""
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            if not self._waiting:
+                return []
+            kind = self._waiting[0][0]
+            alike = [entry for entry in self._waiting if kind is not None and entry[0] == kind][: self._most]
+            taken = alike or self._waiting[:1]
+            self._waiting = [entry for entry in self._waiting if not any(entry is other for other in taken)]
+            return [(item, future) for _, item, future in taken if future.set_running_or_notify_cancel()]
+
+    def _serve(self) -> None:
+        while not self._closed or self._waiting:
+            batch = self._take()
+            start = time.perf_counter()
+            if len(batch) > 1:
+                try:
+                    results = self._steps.code_many([item for item, _ in batch])
+                except Exception:
+                    pass  # whose fault it is shows below
+                else:
+                    seconds = (time.perf_counter() - start) / len(batch)
+                    for (_, future), result in zip(batch, results, strict=True):
+                        future.set_result((result, seconds))
+                    continue
+            for item, future in batch:
+                start = time.perf_counter()
+                try:
+                    result = self._steps.code(item)
+                except BaseException as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result((result, time.perf_counter() - start))
+
+    def shutdown(self, wait: bool) -> None:
+        with self._changed:
+            self._closed = True
+            for _, _, future in self._waiting:
+                future.cancel()
+            self._changed.notify_all()
+        if wait:
+            for thread in self._threads:
+                thread.join()
+
+
+def run(
+    tasks: Iterable[Task], steps: Steps, *, jobs: int, report: Callable[[Outcome], None], together: int = 1
+) -> None:
     """Do all tasks, `jobs` of them coding at a time; `report` is called for each, in this thread, as they end.
+
+    together: more than 1 for a device that codes so many files of a kind at once; then `jobs` are read ahead for it.
 
     A task that raises fails alone. Raises StoppedError when a full disk ends the batch, or this thread is interrupted:
     then what was being written is finished or removed, and what has been written stays.
@@ -207,7 +309,7 @@ def run(tasks: Iterable[Task], steps: Steps, *, jobs: int, report: Callable[[Out
             item = None if stopped.is_set() else steps.read(task)
             if stopped.is_set():
                 return None
-            result, seconds = coders.submit(_timed, steps.code, item).result()
+            result, seconds = coders.submit(item).result()
             if stopped.is_set():
                 return None
             return Outcome(task, "done", steps.write(task, item, result, seconds))
@@ -235,10 +337,9 @@ def run(tasks: Iterable[Task], steps: Steps, *, jobs: int, report: Callable[[Out
         finally:
             outcomes.put(None)
 
-    threads_each = max(1, available_cores() // jobs)
     # One reads ahead and one writes behind, and one more of each for every four that code.
     servers = [threading.Thread(target=serve, daemon=True) for _ in range(jobs + 2 + jobs // 2)]
-    coders = ThreadPoolExecutor(jobs, "coder", initializer=_use_threads, initargs=(threads_each,))
+    coders = _Pool(steps, jobs) if together == 1 else _Gatherer(steps, together)
     cause: BaseException | None = None
     try:
         for server in servers:
@@ -260,7 +361,7 @@ def run(tasks: Iterable[Task], steps: Steps, *, jobs: int, report: Callable[[Out
         if cause is not None:
             stopped.set()
             ending.set()
-        coders.shutdown(wait=cause is None, cancel_futures=True)
+        coders.shutdown(wait=cause is None)
     if cause is None and not stopped.is_set():
         return
     # A second interrupt, or a reader of the report who has gone, ends the waiting.
@@ -274,12 +375,6 @@ def run(tasks: Iterable[Task], steps: Steps, *, jobs: int, report: Callable[[Out
             if isinstance(outcome, Outcome):
                 report(outcome)
     raise StoppedError(cause, any(server.is_alive() for server in servers)) from cause
-
-
-def _timed(code: Callable[[Any], Any], item: Any) -> tuple[Any, float]:
-    start = time.perf_counter()
-    result = code(item)
-    return result, time.perf_counter() - start
 
 
 def _use_threads(count: int) -> None:

@@ -113,6 +113,7 @@ class Engine:
             self.transforms = Transforms(model, self.device, dtype)
             # Decoding has streams of its own: so the memory that it keeps is always used in one order.
             self._compute, self._copies = where.new_stream(), where.new_stream()
+        self._threads = threading.local()
         self._lock = threading.Lock()
         self._remembered: OrderedDict[tuple, _Whole] = OrderedDict()
 
@@ -264,10 +265,10 @@ class Engine:
         """Encodes images that `send` has sent.
 
         weight: bits that a unit of squared error in each latent is worth to the rounding, float32 [M]. Returns for each
-        image its tiles' payloads, and its estimated bits. Runs on the current stream. Raises ImageError where the
-        analysis gives no finite latents, SymbolRangeError where a symbol is beyond 16 bits.
+        image its tiles' payloads, and its estimated bits. Threads that encode do so side by side. Raises ImageError
+        where the analysis gives no finite latents, SymbolRangeError where a symbol is beyond 16 bits.
         """
-        with torch.inference_mode(), self.where.use():
+        with torch.inference_mode(), self.where.use(), self.where.on(self._stream_of_thread()):
             self.where.follow(sent.mark)
             self.where.keep(sent.pixels)
             y = self._analyse(sent.pixels, grid, quality)
@@ -286,6 +287,11 @@ class Engine:
                 for job, payload in enumerate(encoded):
                     payloads[job % images].append(payload)
             return payloads, bits.tolist()
+
+    def _stream_of_thread(self) -> object:
+        if not hasattr(self._threads, "stream"):
+            self._threads.stream = self.where.new_stream()
+        return self._threads.stream
 
     def send(self, pictures: Sequence[np.ndarray]) -> Sent:
         """Enqueues the copy of images of equal size to the device, beside whatever it is doing.

@@ -21,6 +21,8 @@ import fastcodec
 from fastcodec import batch
 from fastcodec.cli import main
 from fastcodec.cli.report import explain, size_text
+from fastcodec.kernels.rans import _cuda
+from fastcodec.kernels.triton.common import INTERPRETED
 
 NAMES = ("astronaut", "chelsea", "coffee")
 
@@ -613,6 +615,34 @@ def test_progress_on_a_terminal(folder, tmp_path):
 # ---- the parallel pipeline
 
 
+def test_devices_of_the_command_line(folder, tmp_path, capsys, simulator, monkeypatch):
+    """The GPU's pipeline, in simulation, writes what the CPU reads; a GPU that is not there is one line."""
+    if not INTERPRETED:
+        pytest.skip("Triton's interpreter is off: there is a GPU")
+    monkeypatch.setattr(batch._Gatherer, "THREADS", 1)  # the interpreter takes one at a time
+    small = tmp_path / "small"
+    small.mkdir()
+    for name, box in (("a", (0, 0, 40, 30)), ("b", (40, 0, 80, 30)), ("c", (0, 30, 30, 50))):
+        Image.open(folder / "chelsea.png").crop(box).save(small / f"{name}.png")
+    (small / "d.png").write_bytes(b"no image")
+    with _cuda.simulated(simulator):
+        assert main(["compress", str(small), "-o", str(tmp_path / "fic"), "--device", "sim", "--json"]) == 1
+        records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert sorted(record["status"] for record in records) == ["done"] * 3 + ["failed"]
+        out = tmp_path / "sim"
+        assert main(["decompress", str(tmp_path / "fic"), "-o", str(out), "--device", "sim", "--json"]) == 0
+    assert main(["decompress", str(tmp_path / "fic"), "-o", str(tmp_path / "cpu"), "--device", "cpu"]) == 0
+    for name in "abc":
+        one, other = (np.asarray(Image.open(tmp_path / kind / f"{name}.png")).astype(int) for kind in ("sim", "cpu"))
+        assert np.abs(one - other).max() <= 1
+    capsys.readouterr()
+    if not torch.cuda.is_available():
+        assert main(["compress", str(small), "-o", str(tmp_path / "out"), "--device", "cuda"]) == 1
+        assert "PyTorch finds no CUDA device" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["compress", str(small), "-o", str(tmp_path / "out"), "--device", "gpu"])
+
+
 class FakeSteps:
     """Counts what runs at once; `broken` tasks fail."""
 
@@ -652,12 +682,32 @@ class FakeSteps:
         return {"result": result}
 
 
-def outcomes_of(steps: FakeSteps, names: list[str], jobs: int) -> dict[str, batch.Outcome]:
+class FakeBatches(FakeSteps):
+    """Codes items together whose names begin alike; those that begin with "alone" one by one."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.batches: list[list[str]] = []
+
+    def kind(self, item):
+        return None if item.startswith("alone") else item[0]
+
+    def code_many(self, items):
+        with self.lock:
+            self.batches.append(list(items))
+        time.sleep(0.02)
+        if any(item in self.broken for item in items):
+            raise RuntimeError("one of these")
+        return [item.upper() for item in items]
+
+
+def outcomes_of(steps: FakeSteps, names: list[str], jobs: int, **options) -> dict[str, batch.Outcome]:
     outcomes: dict[str, batch.Outcome] = {}
     tasks = [batch.Task(Path(name)) for name in names]
     threads = torch.get_num_threads()
     try:
-        batch.run(tasks, steps, jobs=jobs, report=lambda outcome: outcomes.update({outcome.task.source.name: outcome}))
+        report = lambda outcome: outcomes.update({outcome.task.source.name: outcome})  # noqa: E731
+        batch.run(tasks, steps, jobs=jobs, report=report, **options)
     finally:
         torch.set_num_threads(threads)
     return outcomes
@@ -685,12 +735,26 @@ def test_memory_bounds_what_is_in_flight(monkeypatch):
     assert huge.most_held == 1
 
 
-def test_what_the_report_raises_ends_the_run():
+def test_what_waits_is_coded_together():
+    names = [f"{kind}{i}" for i in range(30) for kind in ("a", "b")] + ["alone1", "alone2", "old"]
+    steps = FakeBatches(broken=("a7", "b9", "alone2"))
+    outcomes = outcomes_of(steps, names, 12, together=4)
+    assert sorted(outcomes) == sorted(names)
+    assert {name for name, outcome in outcomes.items() if outcome.status == "failed"} == {"a7", "b9", "alone2"}
+    assert outcomes["b5"].record == {"result": "B5"}
+    assert outcomes["alone1"].record == {"result": "ALONE1"}
+    assert max(map(len, steps.batches)) == 4
+    assert all(len({name[0] for name in items}) == 1 for items in steps.batches)
+    assert not any(name.startswith("alone") for items in steps.batches for name in items)
+
+
+@pytest.mark.parametrize("steps, options", [(FakeSteps, {}), (FakeBatches, {"together": 4})])
+def test_what_the_report_raises_ends_the_run(steps, options):
     def report(outcome):
         raise BrokenPipeError
 
     with pytest.raises(batch.StoppedError) as caught:
-        batch.run([batch.Task(Path(f"n{i}")) for i in range(500)], FakeSteps(), jobs=2, report=report)
+        batch.run([batch.Task(Path(f"n{i}")) for i in range(500)], steps(), jobs=2, report=report, **options)
     assert isinstance(caught.value.cause, BrokenPipeError)
     assert not caught.value.running
 

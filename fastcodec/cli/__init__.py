@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -151,9 +152,17 @@ def _add_batch_arguments(parser: argparse.ArgumentParser, what: str, output: boo
         )
         parser.add_argument("--overwrite", action="store_true", help="replace outputs instead of skipping them")
     parser.add_argument("--recursive", action="store_true", help="look into nested folders too")
-    parser.add_argument("--jobs", type=_integer(1), metavar="N", help="files at a time (default: one a core)")
+    parser.add_argument(
+        "--jobs", type=_integer(1), metavar="N", help="files at a time (default: one a core; 32 on a GPU)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object a file, and no progress")
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="where to run (%(default)s)")
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default="auto",
+        metavar="D",
+        help="where to run: cpu, cuda, cuda:N, or auto, which is a GPU if there is one (%(default)s)",
+    )
     _add_limit(parser)
 
 
@@ -201,6 +210,12 @@ def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|sim|cuda(:\d+)?", text):  # sim: codec.py
+        raise argparse.ArgumentTypeError(f"{text!r} is not cpu, cuda, cuda:N or auto")
+    return text
 
 
 def _positive(text: str) -> float:

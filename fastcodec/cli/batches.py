@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ..codec import Codec, Encoded
 
 FIC_SUFFIXES = frozenset({".fic"})
+TOGETHER = 16  # files of equal size that a GPU codes at once, if so many wait
 
 
 def compress(arguments: argparse.Namespace) -> int:
@@ -70,9 +72,12 @@ def _run(arguments: argparse.Namespace, steps: type[_Steps], suffix: str, wanted
         for failure in failures:
             report(failure)
         if tasks:
-            jobs = min(arguments.jobs or batch.available_cores(), len(tasks))
+            alone = codec.device.type == "cpu" and arguments.device != "sim"
+            # A GPU wants files read ahead; what it codes together, and what waits for it, are as many again.
+            jobs = arguments.jobs or (batch.available_cores() if alone else 2 * TOGETHER)
+            together = 1 if alone else TOGETHER
             try:
-                batch.run(tasks, steps(arguments, codec), jobs=jobs, report=report)
+                batch.run(tasks, steps(arguments, codec), jobs=min(jobs, len(tasks)), report=report, together=together)
             except StoppedError as error:
                 stopped = error
     report.summary()
@@ -158,6 +163,9 @@ class _Steps:
     def read(self, task: Task) -> bytes:
         return read_fic(task.source)
 
+    def kind(self, item: Any) -> Hashable | None:
+        return None
+
 
 class _Compress(_Steps):
     def existing(self, task: Task) -> dict[str, Any] | None:
@@ -196,6 +204,13 @@ class _Compress(_Steps):
             return self.codec.encode_to_size(item, target, preset=arguments.preset)
         return self.codec.encode_picture(item, quality=arguments.quality, preset=arguments.preset)
 
+    def kind(self, item: Picture) -> Hashable | None:
+        sized = self.arguments.target_bytes or self.arguments.target_bpp
+        return None if sized else item.pixels.shape
+
+    def code_many(self, items: Sequence[Picture]) -> list[Encoded]:
+        return self.codec.encode_pictures(items, self.arguments.quality, self.arguments.preset)
+
     def write(self, task: Task, item: Picture, result: Encoded, seconds: float) -> dict[str, Any]:
         _make_folder(task.target.parent)
         with replacing(task.target) as stream:
@@ -223,6 +238,13 @@ class _Decompress(_Steps):
     def code(self, item: bytes) -> Picture:
         region, precision = self.arguments.region, self.arguments.precision
         return self.codec.decode_picture(item, region=region, precision=precision)
+
+    def kind(self, item: bytes) -> Hashable | None:
+        facts = info(item, self.limits)
+        return None if self.arguments.region else (facts.width, facts.height, facts.model)
+
+    def code_many(self, items: Sequence[bytes]) -> list[Picture]:
+        return self.codec.decode_pictures(items, precision=self.arguments.precision)
 
     def write(self, task: Task, item: bytes, result: Picture, seconds: float) -> dict[str, Any]:
         _make_folder(task.target.parent)

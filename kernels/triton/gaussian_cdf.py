@@ -12,10 +12,13 @@ and the sentinel one; when a single slot is left, the better of those two gets i
 
 An entry's gains fall with f, so nearly all of the order is known from a threshold: every gain above it is taken. The
 kernel, a program for each table, finds the threshold t by bisection, with f = ceil(1 / (exp(t / p) - 1)), the least f
-whose gain is no more than t, for all entries at once. From S(t), the slots that are so taken, and the sum of p, which
-is 1, follows 1 / t - K - 1 <= S(t) <= 1 / t + 2 K + 2: the search begins between these bounds. It ends a little above
-the least t that fits, at 1 + 1e-9 times t, since rounding (3e-11 at most in terms of t) may have counted a gain for one
-just above t. What is left, seldom more than two slots, is given away in the rule's order.
+whose gain is no more than t, for all entries at once. The slots S(t) that this takes satisfy
+
+    1 / t - K - 1 <= S(t) <= 1 / t + 2 K + 2          (the sum of p is 1)
+
+between which the search begins. It ends a little above the least t that fits, at 1 + 1e-9 times it, since rounding,
+3e-11 of t at most, may have put a gain on the wrong side. What is left, as a rule one slot or none, is given away
+in the rule's order.
 
 A stream decodes only with exactly the tables that it was written with. Tables made in floating point are the same on
 both sides as long as no two gains whose order matters are so close that rounding decides. With masses as differences of
@@ -42,8 +45,9 @@ LEAST_SCALE = 1e-300
 _LEAST_SCALE = tl.constexpr(LEAST_SCALE)
 _ROOT_2 = tl.constexpr(math.sqrt(2))
 
-# The bounds of a threshold are at most 1.4 / total apart unless a table fills most of its total: 30 steps settle it to
-# 1e-9. More would find nothing that the margin above it does not give up again; fewer would leave more slots to give.
+# A threshold's bounds are at most 1.4 / total apart, unless a table fills most of its total, and 30 halvings settle it
+# to 1e-9, as close as the margin above it allows. Any number gives the same tables: what the search leaves is given
+# away after it.
 STEPS = 30
 ABOVE = 1 + 1e-9
 _STEPS, _ABOVE = tl.constexpr(STEPS), tl.constexpr(ABOVE)
@@ -176,7 +180,7 @@ def tie_margins(scales: Tensor, support: float, total: int) -> Tensor:
     """How far apart the gains are whose order decides a table: the relative distance of the nearest two.
 
     Arguments as for `gaussian_frequencies`. Returns float64 [T]. A table with a margin m is the same wherever gains are
-    computed with relative errors below m / 2; those of this file are below 1e-12.
+    computed with relative errors below m / 2; those of this file are below 1e-12 for scales up to 256.
     """
     widest = _check(scales, support, total, None)
     exists, reach, mass, slots = _entries(scales, support, min(total, widest) // 2 - 1)
@@ -228,14 +232,14 @@ def _check(scales: Tensor, support: float, total: int, widest: int | None) -> in
         return widest
     listed = scales.tolist()
     for scale in listed:
-        if not LEAST_SCALE <= scale <= (total // 2 - 1) / support:
+        if not (scale >= LEAST_SCALE and scale * support <= total // 2 - 1):
             raise ValueError(f"no table of total {total} and support {support} has the scale {scale}")
     return 2 * max(1, math.ceil(max(listed, default=0) * support)) + 2
 
 
-def _launch_shape(widest: int) -> tuple[int, int]:
-    """Lanes of a program, and its warps."""
-    block = triton.next_power_of_2(widest // 2 + 1)
+def _launch_shape(entries: int) -> tuple[int, int]:
+    """Lanes of a program for tables of up to so many entries, and its warps."""
+    block = triton.next_power_of_2(entries // 2 + 1)
     return block, min(max(block // 64, 1), 16)
 
 
@@ -246,7 +250,7 @@ def _gaussian_frequencies(scales: Tensor, support: float, total: int, widest: in
     firsts, sizes = (torch.empty(tables, dtype=torch.int32, device=scales.device) for _ in range(2))
     frequencies = torch.zeros(tables, widest, dtype=torch.int32, device=scales.device)
     if tables:
-        block, warps = _launch_shape(widest)
+        block, warps = _launch_shape(min(total, widest))
         _frequencies_kernel[(tables,)](
             scales.contiguous(),
             firsts,
@@ -269,9 +273,7 @@ for _device in ("CPU", "CUDA"):
 
 
 @torch.library.register_fake("fastcodec::gaussian_frequencies", lib=OPERATORS)
-def _gaussian_frequencies_fake(
-    scales: Tensor, support: float, total: int, widest: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _gaussian_frequencies_fake(scales, support, total, widest):
     tables = scales.shape[0]
     return tuple(scales.new_empty(shape, dtype=torch.int32) for shape in ((tables,), (tables,), (tables, widest)))
 

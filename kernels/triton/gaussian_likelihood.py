@@ -4,8 +4,8 @@
     p = Phi((residual + 1/2) / sigma) - Phi((residual - 1/2) / sigma)     N(0, sigma^2) * U(-1/2, 1/2) at residual
     sigma = least_scale * exp(index * log_step)
 
-(Ballé et al. 2018, equations 6 and 29; He et al. 2021, equation 3.) Below the bound the gradient of p passes as if p
-were the bound, so that outliers still learn.
+(He et al. 2021, equation 3.) Below the bound the gradient of p passes as if p were the bound, so that outliers still
+learn.
 
 PyTorch takes a dozen elementwise passes each way and keeps their results. Here each way is one pass: forward reads 8
 bytes and writes 4 for an element in float32, backward reads 12 and writes 8, and nothing is kept but the inputs.
@@ -16,7 +16,8 @@ With m = |residual|, c = 1 / (sigma sqrt 2), a = (m - 1/2) c, b = (m + 1/2) c an
     dp/dm = - exp(-a^2) (1 - q) c / sqrt pi
     dp/dc =   exp(-a^2) ((1 + q) / 2 - m (1 - q)) / sqrt pi
 
-erfcx falls slowly, from 1 to 1 / (x sqrt pi), so p keeps its digits in the tails, where the erfc of both ends are tiny.
+erfcx falls slowly, from 1 towards 1 / (x sqrt pi), so p keeps its digits in the tails, where both erfc are tiny, and
+the error of exp(-a^2) is a factor, not a part of the difference.
 """
 
 from __future__ import annotations
@@ -172,8 +173,8 @@ def gaussian_bits(residual: Tensor, index: Tensor, least_scale: float, log_step:
 
     residual: latent minus mean, in quantisation steps, float32 or float64, any shape; index: the scale index, which may
     be fractional, of the same shape, type and device; least_scale: sigma at index 0; log_step: ln sigma from one index
-    to the next. Returns bits of the same shape and type, contiguous. On any float32 input they are within 2e-4 of the
-    exact value.
+    to the next. Returns bits of the same shape and type, contiguous. In float32, in the interpreter, they are right to
+    6e-5 for the codec's 64 scales: worst around 0 at the greatest, where p = 0.006 is a difference of numbers near 1.
 
     Raises ValueError for tensors that differ in shape, type or device, or are neither float32 nor float64.
     """
@@ -197,7 +198,7 @@ def _gaussian_bits(residual: Tensor, index: Tensor, least_scale: float, log_step
     bits = torch.empty_like(residual)
     if count := residual.numel():
         constants = _scale_constants(least_scale, log_step)
-        _forward_kernel[triton.cdiv(count, _BLOCK),](
+        _forward_kernel[(triton.cdiv(count, _BLOCK),)](
             residual, index, bits, count, **constants, BLOCK=_BLOCK, num_warps=_WARPS
         )
     return bits
@@ -247,12 +248,12 @@ for _device in ("CPU", "CUDA"):
 
 
 @torch.library.register_fake("fastcodec::gaussian_bits", lib=OPERATORS)
-def _(residual: Tensor, index: Tensor, least_scale: float, log_step: float) -> Tensor:
+def _gaussian_bits_fake(residual, index, least_scale, log_step):
     return residual.new_empty(residual.shape)
 
 
 @torch.library.register_fake("fastcodec::gaussian_bits_backward", lib=OPERATORS)
-def _(gradient: Tensor, residual: Tensor, index: Tensor, least_scale: float, log_step: float) -> tuple[Tensor, Tensor]:
+def _gaussian_bits_backward_fake(gradient, residual, index, least_scale, log_step):
     return residual.new_empty(residual.shape), index.new_empty(index.shape)
 
 

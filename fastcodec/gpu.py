@@ -1,6 +1,6 @@
 """The codec on a GPU: from payloads to pixels without a round trip to the host between, and back.
 
-An `Engine` is one released model on one GPU. It does what `codec.py` does on the CPU, in the same order and with the
+An `Engine` is one released model on one GPU. It does what `cpu.py` does on the CPU, in the same order and with the
 same integers: `_Entropy.launch` is the decoder's entropy side, `_Whole.launch` adds the synthesis. What differs is the
 layout: all tiles of all images of a batch go through each kernel together (kernels/triton/tiles.py), the coder's last
 step writes latents where the synthesis reads them, and a batch whose shape came before runs as a CUDA graph. Decoding
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .constants import LATENT_STRIDE, MIN_QUALITY
 from .container import Container
+from .entropy import rounding
 from .entropy.estimate import code_lengths
 from .entropy.fixed_point import MEAN_BITS
 from .entropy.gaussian import gaussian_tables
@@ -55,34 +56,21 @@ REMEMBERED_SHAPES = 16
 REMEMBERED_POSITIONS = 1 << 17
 
 
-class Engines:
-    """The engines of one device, made as models are first used.
+def engines(device: str) -> tuple[torch.device, Callable[[released.Model], Engine]]:
+    """The device of a name, and what makes engines for it.
 
     device: "cuda", "cuda:N", or "sim". Raises UnavailableError, saying what is missing, if it cannot be used.
     """
-
-    batch_positions = GROUP_POSITIONS
-
-    def __init__(self, device: str) -> None:
-        if device != "sim":
-            self._where, self._dtype = target(torch.device(device)), torch.float16
-        elif (where := simulator()) is None or not INTERPRETED:
-            raise UnavailableError(
-                "device 'sim' runs in tests: with TRITON_INTERPRET=1, within fastcodec.kernels.rans._cuda.simulated"
-            )
-        else:
-            # Half precision is slow on a CPU, and its results are the kernels' own tests' business.
-            self._where, self._dtype = where, torch.float32
-        self.device = self._where.device
-        self._engines: dict[bytes, Engine] = {}
-        self._lock = threading.Lock()
-
-    def of(self, model: released.Model) -> Engine:
-        """The engine of a model."""
-        with self._lock:
-            if model.identity not in self._engines:
-                self._engines[model.identity] = Engine(model, self._where, self._dtype)
-            return self._engines[model.identity]
+    if device != "sim":
+        where = target(torch.device(device))
+        return where.device, lambda model: Engine(model, where)
+    where = simulator()
+    if where is None or not INTERPRETED:
+        raise UnavailableError(
+            "device 'sim' runs in tests: with TRITON_INTERPRET=1, within fastcodec.kernels.rans._cuda.simulated"
+        )
+    # Half precision is slow on a CPU, and its results are the transforms' own tests' business.
+    return where.device, lambda model: Engine(model, where, torch.float32)
 
 
 class Engine:
@@ -93,6 +81,11 @@ class Engine:
         where: the GPU, or in tests its simulation.
         dtype: of the transforms: float16, which stays within one level of float32, or float32 to compare with.
     """
+
+    #: Latents, over all images, that are worth coding together.
+    batch_positions = GROUP_POSITIONS
+    #: Whether files that are decoded together may be of several qualities.
+    mixes_qualities = True
 
     def __init__(self, model: released.Model, where: Target, dtype: torch.dtype = torch.float16) -> None:
         self.model, self.where, self.device = model, where, where.device
@@ -119,13 +112,20 @@ class Engine:
 
     # --- decoding ---------------------------------------------------------------------------------------------------
 
-    def decode(self, files: Sequence[Container], area: Rect, out: Tensor | None = None) -> Decoded:
-        """Enqueues the decoding of files of equal size: the pixels of `area`, a rectangle of the images.
+    def decode(self, files: Sequence[Container], area: Rect, precision: str) -> Decoded:
+        """Enqueues the decoding of `area`, a rectangle of pixels, of files of equal size, and its pixels' way home.
 
-        out: where they are put on the device, uint8 [files, height, width, 3] of any strides; None fetches them to the
-        host. Raises CorruptStreamError for a tile whose CRC or structure is wrong; what else may be wrong with a
-        payload shows in `Decoded.wait`.
+        precision: of no meaning here, as nothing is faster than half precision. Raises CorruptStreamError for a tile
+        whose CRC or structure is wrong; what else may be wrong with a payload shows in `Decoded.wait`.
         """
+        return self._decode(files, area, None)
+
+    def decode_into(self, files: Sequence[Container], area: Rect, out: Tensor) -> Decoded:
+        """`decode`, into a tensor on the device, uint8 [files, height, width, 3] of any strides. What is enqueued on
+        the current stream from here on finds the pixels there."""
+        return self._decode(files, area, out)
+
+    def _decode(self, files: Sequence[Container], area: Rect, out: Tensor | None) -> Decoded:
         before = self.where.mark()
         with torch.inference_mode(), self.where.use(), self._lock, self.where.on(self._compute):
             self.where.follow(before)  # `out` may be in use until then
@@ -259,14 +259,11 @@ class Engine:
 
     # --- encoding ---------------------------------------------------------------------------------------------------
 
-    def encode(
-        self, sent: Sent, grid: Grid, quality: int, preset: str, weight: Tensor
-    ) -> tuple[list[list[bytes]], list[float]]:
+    def encode(self, sent: Sent, grid: Grid, quality: int, preset: str) -> tuple[list[list[bytes]], list[float]]:
         """Encodes images that `send` has sent.
 
-        weight: bits that a unit of squared error in each latent is worth to the rounding, float32 [M]. Returns for each
-        image its tiles' payloads, and its estimated bits. Threads that encode do so side by side. Raises ImageError
-        where the analysis gives no finite latents, SymbolRangeError where a symbol is beyond 16 bits.
+        Returns for each image its tiles' payloads, and its estimated bits. Threads that encode do so side by side.
+        Raises ImageError where the analysis gives no finite latents, SymbolRangeError where a symbol is beyond 16 bits.
         """
         with torch.inference_mode(), self.where.use(), self.where.on(self._stream_of_thread()):
             self.where.follow(sent.mark)
@@ -275,7 +272,8 @@ class Engine:
             tiles, images = list(grid.tiles()), len(y)
             payloads: list[list[bytes]] = [[] for _ in range(images)]
             bits = np.zeros(images)
-            weight = weight[None].to(self.device)
+            weight = rounding.distortion_weight(self.model.config, self.model.inverse_gain, quality)[None]
+            weight = weight.to(self.device)
             for group in _groups(range(len(tiles)), tiles, images):
                 passes, error = self._code(y, [tiles[number] for number in group], quality, weight)
                 fetch = self.where.fetch(error, self._estimate(passes))

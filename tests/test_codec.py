@@ -9,12 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcodec import codec as codec_module
-from fastcodec import container
-from fastcodec.codec import SYNTHESIS_HALO, Codec
+from fastcodec import container, cpu
+from fastcodec.codec import Codec
 from fastcodec.container import Container, Limits, TileData
 from fastcodec.errors import CorruptStreamError, FastcodecError, ImageError, LimitError, ModelMismatchError, TargetError
-from fastcodec.geometry import Rect
+from fastcodec.geometry import SYNTHESIS_HALO, Rect
 from fastcodec.images import Picture, read_picture, to_picture
 from fastcodec.kernels import rans
 
@@ -191,7 +190,7 @@ def test_threads_change_no_latent(codec, photographs, seven, threads):
 def test_a_batch_changes_no_latent(codec, seven):
     files = [container.read(data) for data in seven]
     tiles = list(files[0].header.grid.tiles())
-    ((_, together),) = codec._decode_tiles(codec.model, files, [0], tiles)
+    ((_, together),) = codec._engine(codec.model)._decode_tiles(files, [0], tiles)
     for data, latents in zip(seven, together, strict=True):
         assert digest(latents.contiguous()) == digest(codec.latents(data))
 
@@ -232,7 +231,7 @@ def test_the_order_of_tiles_changes_no_latent(codec, large_file):
     assert len(tiles) == 4
     whole = codec.latents(large_file[0])
     for order in ([0, 1, 2, 3], [3, 1, 0, 2], [2], [1]):
-        seen = dict(codec._decode_tiles(codec.model, [file], order, tiles))
+        seen = dict(codec._engine(codec.model)._decode_tiles([file], order, tiles))
         assert sorted(seen) == sorted(order)
         for number, latents in seen.items():
             assert digest(latents[0].contiguous()) == digest(whole[tiles[number].slices].contiguous())
@@ -358,7 +357,7 @@ def test_windows_leave_no_seam(codec, photographs, monkeypatch):
     image = crop(photographs, 450, 400)
     data = codec.encode(image)
     decoded = codec.decode(data, out="numpy")
-    monkeypatch.setattr(codec_module, "WINDOW_POSITIONS", 64)
+    monkeypatch.setattr(cpu, "WINDOW_POSITIONS", 64)
     assert difference(codec.decode(data, out="numpy"), decoded) <= 1
     small = codec.encode(image)
     assert abs(len(small) - len(data)) <= 0.002 * len(data)

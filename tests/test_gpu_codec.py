@@ -74,7 +74,7 @@ def interpreted(request) -> Iterator[Codec]:
 @pytest.fixture
 def engine(codec, monkeypatch) -> gpu.Engine:
     """With nothing remembered from other tests."""
-    engine = codec._engines.of(codec.model)
+    engine = codec._engine(codec.model)
     monkeypatch.setattr(engine, "_remembered", type(engine._remembered)())
     return engine
 
@@ -148,7 +148,7 @@ def test_equal_latents_give_equal_bytes(cpu, codec, engine, photographs, monkeyp
     monkeypatch.setattr(engine, "transforms", Keeping())
     written = container.read(codec.encode(image, quality=60)).tile(0).payload
     y, z = made["analysis"].cpu(), made["hyper_analysis"].cpu()
-    passes = cpu._code_tile(y.permute(0, 3, 1, 2), z, *y.shape[1:3], 60)
+    passes = cpu._engine(cpu.model)._code_tile(y.permute(0, 3, 1, 2), z, *y.shape[1:3], 60)
     with by_cpu():
         [payload] = rans.encode([[rans.Pass(s.flatten(0, -2), i[0], tables) for s, i, tables in passes]])
     assert written == payload

@@ -9,9 +9,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from fastcodec.codec import ANALYSIS_HALO, SYNTHESIS_HALO, Codec
+from fastcodec.codec import Codec
 from fastcodec.constants import LATENT_STRIDE
 from fastcodec.errors import FastcodecError, ModelMismatchError, UnavailableError
+from fastcodec.geometry import ANALYSIS_HALO, SYNTHESIS_HALO
 from fastcodec.kernels.integer import exact_float32
 from fastcodec.models import released
 from fastcodec.models.swift import QualityTable, Swift, SwiftConfig, gaussian_bits

@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcodec import codec as codec_module
-from fastcodec import container
+from fastcodec import container, cpu
 from fastcodec.codec import Codec
 from fastcodec.container import Header, Limits, TileData
+from fastcodec.entropy import rounding
 from fastcodec.errors import CorruptStreamError, FastcodecError, LimitError, NotAFicFileError, UnsupportedVersionError
 from fastcodec.geometry import Grid
 from fastcodec.images import Picture, to_picture
@@ -209,16 +209,23 @@ def test_mutated_files_decode_or_raise_a_typed_error(codec, samples):
 
 @pytest.mark.timeout(120)
 def test_mutated_payloads_never_pass_for_sound(codec, samples):
-    """A payload that differs and decodes anyway would be a wrong image: the end states catch it where the CRC fits."""
+    """The CRC catches every changed bit. Behind it the coder's end states catch nearly all: all but changes near a
+    lane's end that happen to be another symbol's stream, of about one bit in a thousand."""
     generator = random.Random(7)
-    data = samples[2]
+    data, passed = samples[2], 0
     file = container.read(data)
     payload = bytes(file.tile(0).payload)
+    begin = data.index(payload)
     for _ in range(150):
+        at, bit = generator.randrange(len(payload)), 1 << generator.randrange(8)
+        damaged = bytearray(data)
+        damaged[begin + at] ^= bit
+        with pytest.raises(CorruptStreamError, match="CRC"):
+            codec.verify(damaged)
         damaged = bytearray(payload)
-        damaged[generator.randrange(len(damaged))] ^= 1 << generator.randrange(8)
-        with pytest.raises(CorruptStreamError):
-            codec.verify(container.write(file.header, [TileData(bytes(damaged))]))
+        damaged[at] ^= bit
+        passed += result_of(codec.verify, container.write(file.header, [TileData(bytes(damaged))])) is None
+    assert passed <= 3
 
 
 def test_random_bytes_behind_a_sound_header(codec):
@@ -249,18 +256,18 @@ def test_a_sound_stream_of_absurd_latents_decodes(codec, monkeypatch):
     must still equal its reference."""
     generator = torch.Generator().manual_seed(3)
 
-    def extremes(y: torch.Tensor, parameters, *_) -> torch.Tensor:
+    def extremes(y: torch.Tensor, means: torch.Tensor, indexes: torch.Tensor, *_) -> torch.Tensor:
         values = torch.tensor([-(2**15), 2**15 - 1, 0, 1, -130, 4000])
-        chosen = values[torch.randint(0, 6, parameters.indexes.shape, generator=generator)]
-        return chosen.mul(parameters.indexes > 0).to(torch.int16)
+        chosen = values[torch.randint(0, 6, indexes.shape, generator=generator)]
+        return chosen.mul(indexes > 0).to(torch.int16)
 
     def hyper(y: torch.Tensor, *_) -> torch.Tensor:
         shape = (1, -(-y.shape[2] // 4), -(-y.shape[3] // 4), codec.model.config.hyper_latents)
         return torch.randint(-(2**15), 2**15, shape, generator=generator).to(torch.int16)
 
-    monkeypatch.setattr(codec_module, "_symbols", extremes)
-    monkeypatch.setattr(Codec, "_hyper_latents", lambda self, *arguments: hyper(*arguments))
-    monkeypatch.setattr(Codec, "_estimate", lambda *_: 0.0)
+    monkeypatch.setattr(rounding, "symbols", extremes)
+    monkeypatch.setattr(cpu.Engine, "_hyper_latents", lambda self, *arguments: hyper(*arguments))
+    monkeypatch.setattr(cpu.Engine, "_estimate", lambda *_: 0.0)
     data = codec.encode(np.zeros((70, 90, 3), np.uint8), quality=100)
     assert codec.decode(data).size == (90, 70)
     assert codec.decode(data, precision="fast").size == (90, 70)

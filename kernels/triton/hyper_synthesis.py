@@ -1,11 +1,11 @@
 """Hyper-synthesis on a GPU: hyper latents to psi, what the parameter network knows of each latent, in integers.
 
-    z -- head 3x3 -- up1 1x1, shuffle -- middle 3x3 -- up2 1x1, shuffle -- tail 3x3 -- psi     (h_s of Ballé et al. 2018)
+    z -- head 3x3 -- up1 1x1, shuffle -- middle 3x3 -- up2 1x1, shuffle -- tail 3x3 -- psi     (h_s, Ballé et al. 2018)
 
 A convolution is a matrix product over gathered rows (implicit GEMM): for each tap the rows of the neighbours, zero
 outside the grid, times that tap's weights; nothing is rearranged in memory. Each 1x1 layer follows a 3x3 layer of few
 enough outputs to stay on chip, so it runs behind it in the same program, and its pixel shuffle is an address: three
-launches. What passes between them, 4 and 16 rows for each hyper latent, is of the size of psi and stays in the L2 cache.
+launches. What passes between them, 4 and 16 rows for each hyper latent, is smaller than psi and stays in the L2 cache.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ STRIDE = 4  # latents a hyper latent, each way
 class HyperNetwork:
     """The five layers of h_s on a device, for Z hyper latents, N inner channels and F features: powers of two from 32.
 
-    head: [N, 9 * Z]; up1, up2: [4 * N, N], output 4 c + 2 r + s being channel c of row r and column s of the finer grid;
-    middle: [N, 9 * N]; tail: [F, 9 * N]. Taps are row-major, inputs fastest. Raises ValueError if they do not fit.
+    head: [N, 9 * Z]; middle: [N, 9 * N]; tail: [F, 9 * N]; taps are row-major, inputs fastest. up1, up2: [4 * N, N],
+    whose output 4 c + 2 r + s is channel c at (r, s) of a position's 2x2 square. Raises ValueError if they do not fit.
     """
 
     head: PackedLayer
@@ -130,9 +130,9 @@ def _convolve(
     CHUNK: tl.constexpr,
     CHUNKS_AHEAD: tl.constexpr,
 ):
-    """The sums of a 3x3 convolution at these positions of a height x width grid of IN channels: int32 [positions, outputs].
+    """The sums of a 3x3 convolution at these positions of a height x width grid: int32 [positions, outputs].
 
-    x: int8, or int16 to be clamped to int8. CHUNK channels of a tap at a time.
+    x: the grid's IN channels, int8, or int16 to be clamped to int8; CHUNK of them, of one tap, are taken at a time.
     """
     total = tl.zeros((row.shape[0], outputs.shape[0]), tl.int32)
     for step in tl.range(0, TAPS * (IN // CHUNK), num_stages=CHUNKS_AHEAD):
@@ -238,7 +238,9 @@ def _convolve_to_psi(
     rows = (height + 3) // 4 * 4
     columns = (width + 3) // 4 * 4
     features = tl.arange(0, F)
-    total = _convolve(x + first * IN, row, column, rows, columns, valid, weight, features, IN, TAPS, CHUNK, CHUNKS_AHEAD)
+    total = _convolve(
+        x + first * IN, row, column, rows, columns, valid, weight, features, IN, TAPS, CHUNK, CHUNKS_AHEAD
+    )
     total = requantise(total, bias, shift, features, LIMITS[0], LIMITS[1]).to(tl.int8)
     out = psi + tl.load(tile + PSI).to(tl.int64) * F
     tl.store(out + p[:, None] * F + features[None, :], total, mask=valid[:, None])

@@ -80,11 +80,13 @@ def unflatten(tensors: Sequence[Tensor], limits: Sequence[int]) -> list[PackedLa
 
 def check(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int | None) -> None:
     """ValueError unless the tensor is contiguous and of this type and shape; None stands for any size."""
-    fits = len(shape) == tensor.dim() and all(want in (None, size) for want, size in zip(shape, tensor.shape))
+    fits = tensor.dim() == len(shape) and all(
+        want in (None, size) for want, size in zip(shape, tensor.shape, strict=True)
+    )
     if tensor.dtype != dtype or not fits or not tensor.is_contiguous():
         wanted = ", ".join("any" if want is None else str(want) for want in shape)
-        form = "" if tensor.is_contiguous() else ", not contiguous"
-        raise ValueError(f"{name} must be a contiguous {dtype} [{wanted}], not {tensor.dtype} {list(tensor.shape)}{form}")
+        found = f"{tensor.dtype} {list(tensor.shape)}" + ("" if tensor.is_contiguous() else ", not contiguous")
+        raise ValueError(f"{name} must be a contiguous {dtype} [{wanted}], not {found}")
 
 
 def check_tiles(tiles: Tensor, longest: int) -> None:
@@ -95,7 +97,7 @@ def check_tiles(tiles: Tensor, longest: int) -> None:
 
 
 def check_layer(name: str, layer: PackedLayer, outputs: int, inputs: int, low: int, high: int) -> None:
-    """ValueError unless the layer is of this size and what it gives lies in low..high, where its next reader wants it."""
+    """ValueError unless the layer is of this size and gives values in low..high, as who reads them expects."""
     check(f"{name}.weight", layer.weight, torch.int8, outputs, inputs)
     check(f"{name}.bias", layer.bias, torch.int32, None, outputs)
     check(f"{name}.shift", layer.shift, torch.int32, outputs)

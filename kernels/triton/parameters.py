@@ -192,10 +192,10 @@ def encode_parameters(
     A symbol is y - mean, rounded to the nearest integer (ties to even), or to the next one towards zero where that
     saves more bits than its squared error is worth; it is 0 where the index is 0. With P = sum A or sum N: y, float32
     [P, M]; weight: bits that a unit of squared error is worth, float32 [rows, M], one row for all tiles or one for each
-    quality; lengths: bits by scale index and magnitude, float32 [64, K], the last column for all beyond. Writes symbols,
-    int16, indexes, uint8, and values = 16 * symbol + mean, int32, all [P, M]: the values of the first pass are the
-    anchors of the second. error: int32 [1], becomes NOT_FINITE or OUT_OF_RANGE where a y is not finite or a residual
-    rounds to more than 16 bits, whose symbol then is 0; else it stays as it is.
+    quality; lengths: bits by scale index and magnitude, float32 [64, K], the last column for all beyond. Writes
+    symbols, int16, indexes, uint8, and values = 16 * symbol + mean, int32, all [P, M]: the values of the first pass are
+    the anchors of the second. error: int32 [1], becomes NOT_FINITE or OUT_OF_RANGE where a y is not finite or a
+    residual rounds to more than 16 bits, whose symbol then is 0; else it stays as it is.
     """
     positions = symbols.shape[0]
     _check_half(psi, tiles, longest, network, anchors=positions if anchors is None else psi.shape[0] - positions)
@@ -474,7 +474,9 @@ def _parameters(
             r = row + (2 * tap + 1) // 5 - 2
             c = column + (2 * tap + 1) % 5 - 2
             inside = valid & (r >= 0) & (r < height) & (c >= 0) & (c < width)
-            value = tl.load(near + ((r * width + c) // 2 * M)[:, None] + latents[None, :], mask=inside[:, None], other=0)
+            value = tl.load(
+                near + ((r * width + c) // 2 * M)[:, None] + latents[None, :], mask=inside[:, None], other=0
+            )
             shift = tl.load(input_shift + latents)
             value = (value + (1 << (shift - 1))[None, :]) >> shift[None, :]
             value = tl.minimum(tl.maximum(value, -127), 127).to(tl.int8)

@@ -20,14 +20,16 @@ from torch import Tensor
 
 from .common import OPERATORS, Build, on_gpu
 from .layers import check, check_channels
-from .pointwise import PIECE, store_expanded
+from .pointwise import PIECE, runs_kernel, store_expanded
 
 _SIDE = 8  # of the square of pixels that a position stands for
 _COLOURS = 3
 _FEATURES = _COLOURS * _SIDE * _SIDE
-_BYTES = 256  # of a row of pixels that a program of to_pixels writes
-_POSITIONS = 64
-_WARPS = 4
+_BYTES = 256  # of each of its rows of pixels that a program of to_pixels writes
+_POSITIONS = 64  # that a program of from_pixels computes
+_TO_WARPS, _FROM_WARPS = 4, 8
+#: Arguments of both kernels. They change from image to image, so Triton must not compile a kernel for each value.
+_SIZES = ("height", "width", "rows", "columns", "image_stride", "row_stride")
 
 
 def _check_pixels(pixels: Tensor) -> None:
@@ -53,7 +55,7 @@ def to_pixels_reference(x: Tensor, bias: Tensor, pixels: Tensor, top: int = 0, l
     pixels.copy_((image * 255).nan_to_num(0).round().clamp(0, 255))
 
 
-@triton.jit(do_not_specialize=["height", "width", "rows", "columns", "image_stride", "row_stride", "top", "left"])
+@triton.jit(do_not_specialize=["pixels", *_SIZES, "top", "left"])
 def _to_pixels_kernel(
     x,
     bias,
@@ -73,17 +75,17 @@ def _to_pixels_kernel(
     # A row of features with its SIDE rows of pixels: they share the sectors of memory that they are read from.
     image = tl.program_id(2).to(tl.int64)
     line = top // SIDE + tl.program_id(1)
-    across = tl.arange(0, SIDE)[:, None]
-    row = line * SIDE + across - top
+    down = tl.arange(0, SIDE)[:, None]
+    row = line * SIDE + down - top
     byte = tl.program_id(0) * BYTES + tl.arange(0, BYTES)[None, :]
     inside = (row >= 0) & (row < rows) & (byte < columns * COLOURS)
     column = byte // COLOURS + left
     feature = byte % COLOURS * (SIDE * SIDE) + column % SIDE
     start = (image * height + line) * width * (COLOURS * SIDE * SIDE)
-    there = column // SIDE * (COLOURS * SIDE * SIDE) + feature + across * SIDE
+    there = column // SIDE * (COLOURS * SIDE * SIDE) + feature + down * SIDE
     value = tl.load(x + start + there, mask=inside, other=0).to(tl.float32)
-    value += tl.load(bias + feature + across * SIDE, mask=inside, other=0)
-    value = tl.minimum(tl.maximum(value * 255, 0), 255)  # a NaN is the smaller of neither: 0
+    value += tl.load(bias + feature + down * SIDE, mask=inside, other=0)
+    value = tl.minimum(tl.maximum(value * 255, 0), 255)  # the maximum of a NaN and 0 is 0
     # A float32 of 2^23 or more is an integer: adding that rounds, half to even, and leaves the integer in the low bits.
     value = (value + 8388608.0).to(tl.int32, bitcast=True)
     there = row.to(tl.int64) * row_stride + byte
@@ -118,7 +120,7 @@ def _to_pixels(x: Tensor, bias: Tensor, pixels: Tensor, top: int = 0, left: int 
         SIDE=_SIDE,
         COLOURS=colours,
         BYTES=_BYTES,
-        num_warps=_WARPS,
+        num_warps=_TO_WARPS,
     )
 
 
@@ -169,7 +171,7 @@ def from_pixels_reference(
     expanded.copy_(F.silu(F.linear(out.float(), expand_weight.float(), expand_bias)))
 
 
-@triton.jit(do_not_specialize=["height", "width", "tiles", "rows", "columns", "image_stride", "row_stride"])
+@triton.jit(do_not_specialize=["pixels", "quality", *_SIZES, "tiles"])
 def _from_pixels_kernel(
     pixels,
     weight,
@@ -209,7 +211,7 @@ def _from_pixels_kernel(
     for colour in tl.static_range(COLOURS):
         value = tl.load(there + colour % BYTES, mask=inside[:, None], other=0).to(tl.float32) - 127.5
         w = tl.load(weight + (colour * C + channels)[None, :] * TAPS + tap[:, None])
-        x = tl.dot(value.to(dtype), w, x, input_precision="ieee")
+        x = tl.dot(value.to(dtype), w, x)
     x = x * (1 / 255) + tl.load(bias + channels)[None, :]
     x *= tl.load(scale + tl.load(quality + image) * C + channels)[None, :]
 
@@ -244,7 +246,7 @@ def _from_pixels(
     check("expanded", expanded, weight.dtype, *out.shape)
     if min(rows, columns) < 1 or _SIDE * height < rows or _SIDE * width < columns:
         raise ValueError(f"{height} x {width} features do not hold {rows} x {columns} pixels")
-    if not on_gpu(pixels):
+    if not runs_kernel(weight):
         return from_pixels_reference(pixels, weight, bias, scale, quality, expand_weight, expand_bias, out, expanded)
     tiles = triton.cdiv(height * width, _POSITIONS)
     _from_pixels_kernel[(batch * tiles,)](
@@ -270,7 +272,7 @@ def _from_pixels(
         C=channels,
         POSITIONS=_POSITIONS,
         PIECE=PIECE,
-        num_warps=8,
+        num_warps=_FROM_WARPS,
     )
 
 
@@ -292,28 +294,16 @@ from_pixels = torch.ops.fastcodec.from_pixels.default
 
 def builds() -> list[Build]:
     """The released model's features, in fp16, of coloured and of gray images."""
-    sizes = ("height", "width", "tiles", "rows", "columns", "image_stride", "row_stride")
-    constants = {"SIDE": _SIDE, "COLOURS": _COLOURS}
-    signature = {"x": "*fp16", "bias": "*fp32", "pixels": "*u8", "top": "i32", "left": "i32"}
-    signature |= dict.fromkeys((size for size in sizes if size != "tiles"), "i32")
-    out = [
-        Build(
-            "to_pixels",
-            _to_pixels_kernel,
-            signature,
-            constants | {"BYTES": _BYTES},
-            _WARPS,
-            unaligned=frozenset({"pixels"}),
-        )
+    sizes = dict.fromkeys(_SIZES, "i32")
+    shown = {"x": "*fp16", "bias": "*fp32", "pixels": "*u8", "top": "i32", "left": "i32"} | sizes
+    read = dict.fromkeys(("weight", "expand_weight", "out", "expanded"), "*fp16") | {"tiles": "i32"} | sizes
+    read |= dict.fromkeys(("bias", "scale", "expand_bias"), "*fp32") | {"pixels": "*u8", "quality": "*i32"}
+    both = {"SIDE": _SIDE, "COLOURS": _COLOURS}
+    to = both | {"BYTES": _BYTES}
+    of = both | {"C": 128, "POSITIONS": _POSITIONS, "PIECE": PIECE}
+    free = frozenset({"pixels", "quality"})
+    return [
+        Build("to_pixels", _to_pixels_kernel, shown, to, _TO_WARPS, unaligned=free),
+        Build("from_pixels", _from_pixels_kernel, read, of | {"BYTES": 3}, _FROM_WARPS, unaligned=free),
+        Build("from_pixels, gray", _from_pixels_kernel, read, of | {"BYTES": 1}, _FROM_WARPS, unaligned=free),
     ]
-    signature = dict.fromkeys(("weight", "expand_weight", "out", "expanded"), "*fp16")
-    signature |= dict.fromkeys(("bias", "scale", "expand_bias"), "*fp32") | {"pixels": "*u8", "quality": "*i32"}
-    signature |= dict.fromkeys(sizes, "i32")
-    constants |= {"C": 128, "POSITIONS": _POSITIONS, "PIECE": PIECE}
-    for name, colours in (("from_pixels", _COLOURS), ("from_pixels_gray", 1)):
-        out.append(
-            Build(
-                name, _from_pixels_kernel, signature, constants | {"BYTES": colours}, 8, unaligned=frozenset({"pixels"})
-            )
-        )
-    return out

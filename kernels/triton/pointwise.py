@@ -2,9 +2,9 @@
 
     out = SiLU(x W^T + b)            SiLU(v) = v / (1 + exp(-v))
 
-The transforms' kernels (this file, residual.py, upsample.py, pixels.py) hold fp16 or float32 in memory and in the
-factors of products, and float32 in sums, biases and activation functions. Products go out a piece of the outputs at a
-time, so that no program holds a whole layer in registers.
+The transforms' kernels (this file, residual.py, upsample.py, pixels.py) hold fp16 in memory and in the factors of
+products, and float32 in sums, biases and activation functions. Products go out a piece of the outputs at a time, so
+that no program holds a whole layer in registers. All of them take float32 for fp16 too, to be compared with.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import OPERATORS, Build, on_gpu
+from .common import INTERPRETED, OPERATORS, Build, on_gpu
 from .layers import check, check_channels
 
 #: Outputs of a layer that a program has in registers at a time.
 PIECE = 32
 _POSITIONS = 32
 _WARPS = 4
+
+
+def runs_kernel(activations: Tensor) -> bool:
+    """Whether an operation on these activations runs its kernel. On a GPU only fp16 does: tiles of float32 are too
+    large for it, and what fp16 is compared with had better not be the same kernel."""
+    return on_gpu(activations) and (INTERPRETED or activations.dtype != torch.float32)
 
 
 def expand_reference(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
@@ -45,7 +51,7 @@ def store_expanded(x, weight, bias, out, position, inside, K: tl.constexpr, C: t
     for first in range(0, C, PIECE):
         outputs = first + tl.arange(0, PIECE)
         w = tl.load(weight + outputs[None, :] * K + inputs[:, None])
-        y = tl.dot(x, w, input_precision="ieee") + tl.load(bias + outputs)[None, :]
+        y = tl.dot(x, w) + tl.load(bias + outputs)[None, :]
         there = out + position[:, None] * C + outputs[None, :]
         tl.store(there, silu(y).to(out.dtype.element_ty), mask=inside[:, None])
 
@@ -68,7 +74,7 @@ def _expand(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
     check("x", x, weight.dtype, *x.shape[:-1], inputs)
     check("bias", bias, torch.float32, outputs)
     check("out", out, weight.dtype, *x.shape[:-1], outputs)
-    if not on_gpu(x):
+    if not runs_kernel(x):
         return expand_reference(x, weight, bias, out)
     positions = out.numel() // outputs
     _expand_kernel[(triton.cdiv(positions, _POSITIONS),)](

@@ -7,7 +7,7 @@
 
 It is the block of `swift` (a depthwise separable convolution and a gated linear unit, each with a skip). Only e must be
 seen by a position's neighbours, so that is where the kernels are cut: each reads e and x and writes x' and e'. That is
-4 transfers of an activation for a block; with one kernel for each operation it would be 19.
+4 transfers of an activation for a block; with one kernel for each of its eight operations it would be 20.
 
 A program has a small rectangle of positions, so that the taps of one come from the cache as neighbours of another, and
 goes through channels in pieces: the taps of some channels straight into the product that follows them, some outputs of
@@ -24,9 +24,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import OPERATORS, Build, on_gpu
+from .common import OPERATORS, Build
 from .layers import check, check_channels
-from .pointwise import PIECE, silu, store_expanded
+from .pointwise import PIECE, runs_kernel, silu, store_expanded
 
 _WARPS = 8
 
@@ -70,10 +70,10 @@ def residual_block_reference(
     """The rest of a residual block, behind its first layer, and the first layer of the next one.
 
     expanded: [B, H, W, C], what the block's first layer gave, behind its SiLU; trunk: the block's input, of the same
-    shape; weights: `BlockWeights`, of expanded's type. out gets x', in any floating type; it may be the trunk itself.
-    Either expanded_out, which must not be expanded, gets SiLU(x' W^T + b) with expand_weight [C, C] and expand_bias
-    float32 [C]; or x' is multiplied by the row scale[quality[b]] of its image, scale being float32 [rows, C] and
-    quality int32 [B]; or neither. All are contiguous; C is a power of two from 32.
+    shape; weights: `BlockWeights`, of expanded's type. out gets x', in any floating type. Either expanded_out gets
+    SiLU(x' W^T + b) with expand_weight [C, C] and expand_bias float32 [C]; or x' is multiplied by the row
+    scale[quality[b]] of its image, scale being float32 [rows, C] and quality int32 [B]; or neither. All are contiguous,
+    and outputs apart from inputs; C is a power of two from 32.
     """
     w = BlockWeights(*weights)
     dtype = expanded.dtype
@@ -89,7 +89,7 @@ def residual_block_reference(
     out.copy_(x)
 
 
-@triton.jit(do_not_specialize=["height", "width", "across", "tiles"])
+@triton.jit(do_not_specialize=["quality", "height", "width", "across", "tiles"])
 def _residual_kernel(
     expanded,
     trunk,
@@ -141,18 +141,18 @@ def _residual_kernel(
             e = tl.load(there, mask=seen[:, None], other=0).to(tl.float32)
             convolved += e * tl.load(depthwise_weight + tap * C + piece)[None, :]
         w = tl.load(project_weight + channels[None, :] * C + piece[:, None])
-        x = tl.dot(convolved.to(dtype), w, x, input_precision="ieee")
+        x = tl.dot(convolved.to(dtype), w, x)
 
     rounded = x.to(dtype)
     x += tl.load(merge_bias + channels)[None, :]
     for first in range(0, C, PIECE):
         piece = first + tl.arange(0, PIECE)
         w = tl.load(gate_weight + piece[None, :] * C + channels[:, None])
-        value = tl.dot(rounded, w, input_precision="ieee") + tl.load(gate_bias + piece)[None, :]
+        value = tl.dot(rounded, w) + tl.load(gate_bias + piece)[None, :]
         w = tl.load(gate_weight + (C + piece)[None, :] * C + channels[:, None])
-        gate = tl.dot(rounded, w, input_precision="ieee") + tl.load(gate_bias + C + piece)[None, :]
+        gate = tl.dot(rounded, w) + tl.load(gate_bias + C + piece)[None, :]
         w = tl.load(merge_weight + channels[None, :] * C + piece[:, None])
-        x = tl.dot((value * silu(gate)).to(dtype), w, x, input_precision="ieee")
+        x = tl.dot((value * silu(gate)).to(dtype), w, x)
 
     if expanded_out is not None:
         store_expanded(x.to(dtype), expand_weight, expand_bias, expanded_out + start, position, inside, C, C, PIECE)
@@ -197,7 +197,7 @@ def _residual_block(
     if scale is not None:
         check("scale", scale, torch.float32, None, channels)
         check("quality", quality, torch.int32, batch)
-    if not on_gpu(expanded):
+    if not runs_kernel(expanded):
         return residual_block_reference(
             expanded, trunk, weights, out, expand_weight, expand_bias, expanded_out, scale, quality
         )
@@ -256,21 +256,24 @@ residual_block = torch.ops.fastcodec.residual_block.default
 def builds() -> list[Build]:
     """The released model's blocks in fp16: at 1/8 with a block behind them and without, at 1/16 in the synthesis and,
     with the gain and latents in float32, in the analysis."""
-    parameters = {name: "*fp32" if "bias" in name else "*fp16" for name in _residual_kernel.arg_names[:14]}
-    parameters |= {"depthwise_weight": "*fp32", "scale": "*fp32", "quality": "*i32"}
-    sizes = dict.fromkeys(("height", "width", "across", "tiles"), "i32")
-    no_next = dict.fromkeys(("expand_weight", "expand_bias", "expanded_out"))
-    no_scale = dict.fromkeys(("scale", "quality"))
-    versions = (
-        ("residual_128_next", 128, "*fp16", no_scale),
-        ("residual_128", 128, "*fp16", no_scale | no_next),
-        ("residual_256", 256, "*fp16", no_scale | no_next),
-        ("residual_256_scaled", 256, "*fp32", no_next),
-    )
-    builds = []
-    for name, channels, out, absent in versions:
+    types = {"depthwise_weight": "*fp32", "scale": "*fp32", "quality": "*i32"}
+    types |= dict.fromkeys(("height", "width", "across", "tiles"), "i32")
+    following = {"expand_weight", "expand_bias", "expanded_out"}
+    scaling = {"scale", "quality"}
+    found = []
+    for name, channels, absent, out in (
+        ("residual_block 128, expanding", 128, scaling, "*fp16"),
+        ("residual_block 128", 128, scaling | following, "*fp16"),
+        ("residual_block 256", 256, scaling | following, "*fp16"),
+        ("residual_block 256, scaling", 256, following, "*fp32"),
+    ):
         rows, columns = _rectangle(channels)
-        constants = {"C": channels, "ROWS": rows, "COLUMNS": columns, "PIECE": PIECE, **absent}
-        signature = {key: kind for key, kind in (parameters | {"out": out} | sizes).items() if key not in absent}
-        builds.append(Build(name, _residual_kernel, signature, constants, _WARPS))
-    return builds
+        constants = {"C": channels, "ROWS": rows, "COLUMNS": columns, "PIECE": PIECE}
+        signature = {
+            argument: (types | {"out": out}).get(argument, "*fp32" if "bias" in argument else "*fp16")
+            for argument in _residual_kernel.arg_names
+            if argument not in {*constants, *absent}
+        }
+        constants |= dict.fromkeys(sorted(absent))
+        found.append(Build(name, _residual_kernel, signature, constants, _WARPS, unaligned=frozenset({"quality"})))
+    return found

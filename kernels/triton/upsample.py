@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import OPERATORS, Build, on_gpu
+from .common import OPERATORS, Build
 from .layers import check, check_channels
-from .pointwise import PIECE, store_expanded
+from .pointwise import PIECE, runs_kernel, store_expanded
 
 _POSITIONS = 64
 _WARPS = 8
@@ -52,7 +52,7 @@ def upsample_2_reference(
     expanded.copy_(F.silu(F.linear(out.float(), expand_weight.float(), expand_bias)))
 
 
-@triton.jit(do_not_specialize=["height", "width", "tiles"])
+@triton.jit(do_not_specialize=["quality", "height", "width", "tiles"])
 def _upsample_2_kernel(
     y,
     weight,
@@ -84,7 +84,7 @@ def _upsample_2_kernel(
         piece = first + tl.arange(0, INPUTS)
         rows = tl.load(y + start * K + place[:, None] * K + piece[None, :], mask=inside[:, None], other=0)
         w = tl.load(weight + (quarter * C + channels)[None, :] * K + piece[:, None])
-        x = tl.dot(rows, w, x, input_precision="ieee")
+        x = tl.dot(rows, w, x)
     x += tl.load(bias + quarter * C + channels)[None, :]
     x *= tl.load(scale + tl.load(quality + image) * C + channels)[None, :]
 
@@ -120,7 +120,7 @@ def _upsample_2(
     check("expand_bias", expand_bias, torch.float32, channels)
     check("out", out, y.dtype, batch, 2 * height, 2 * width, channels)
     check("expanded", expanded, y.dtype, *out.shape)
-    if not on_gpu(y):
+    if not runs_kernel(y):
         return upsample_2_reference(y, weight, bias, scale, quality, expand_weight, expand_bias, out, expanded)
     tiles = triton.cdiv(height * width, _POSITIONS)
     _upsample_2_kernel[(batch * tiles, 4)](
@@ -163,12 +163,9 @@ upsample_2 = torch.ops.fastcodec.upsample_2.default
 
 def builds() -> list[Build]:
     """256 latents to 128 channels, as the released model has them, in fp16."""
-    half, single = (
-        dict.fromkeys(("y", "weight", "expand_weight", "out", "expanded"), "*fp16"),
-        ("bias", "scale", "expand_bias"),
-    )
-    signature = (
-        half | dict.fromkeys(single, "*fp32") | {"quality": "*i32"} | dict.fromkeys(("height", "width", "tiles"), "i32")
-    )
+    signature = dict.fromkeys(("y", "weight", "expand_weight", "out", "expanded"), "*fp16")
+    signature |= dict.fromkeys(("bias", "scale", "expand_bias"), "*fp32") | {"quality": "*i32"}
+    signature |= dict.fromkeys(("height", "width", "tiles"), "i32")
     constants = {"K": 256, "C": 128, "POSITIONS": _POSITIONS, "INPUTS": _INPUTS, "PIECE": PIECE}
-    return [Build("upsample_2", _upsample_2_kernel, signature, constants, _WARPS)]
+    unaligned = frozenset({"quality"})
+    return [Build("upsample_2", _upsample_2_kernel, signature, constants, _WARPS, unaligned=unaligned)]

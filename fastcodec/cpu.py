@@ -1,0 +1,341 @@
+"""The codec on a CPU: pixels to the tiles' payloads and back, in the order of the paper.
+
+Decoding reads top to bottom in `_decode_tiles` and `decode`: hyper latents, hyper-synthesis, anchors, context,
+non-anchors, synthesis (He et al. 2021, section 4.3.2). Encoding runs the same parameter code, because symbols are
+residuals against the decoder's own means. Images come as groups of equal size (one image is a group of one) and are
+handled by rows of tiles, so that memory follows the width of an image and not its area. `gpu.py` does it on a GPU.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .constants import HYPER_STRIDE, LATENT_STRIDE, MIN_QUALITY, TILE_LATENTS
+from .container import Container
+from .entropy import rounding
+from .entropy.estimate import code_lengths
+from .entropy.gaussian import gaussian_tables
+from .errors import CorruptStreamError, ImageError
+from .geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, hyper_size, windows
+from .kernels import checkerboard, rans
+from .kernels.integer import exact_float32
+from .models import released
+from .models.integer import reconstruct
+from .models.swift import quality_position
+
+# Positions of a batch of windows or tiles: what keeps the working set near 150 MB and every core busy.
+WINDOW_POSITIONS = 8192
+BATCH_POSITIONS = 16384
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels, uint8 [files, height, width, 3]."""
+
+    pixels: np.ndarray
+
+    def wait(self) -> np.ndarray:
+        """They are there."""
+        return self.pixels
+
+
+class Engine:
+    """One released model on the CPU. Immutable, so threads may share it."""
+
+    #: Latents, over all images, that are worth coding together.
+    batch_positions = BATCH_POSITIONS
+    #: Whether files that are decoded together may be of several qualities.
+    mixes_qualities = False
+
+    def __init__(self, model: released.Model):
+        self.model = model
+
+    # --- encoding ---------------------------------------------------------------------------------------------------
+
+    def send(self, pictures: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+        """What `encode` takes: on a CPU the images are where they are needed."""
+        return pictures
+
+    def encode(
+        self, pictures: Sequence[np.ndarray], grid: Grid, quality: int, preset: str
+    ) -> tuple[list[list[bytes]], list[float]]:
+        """Encode images of equal size, uint8 [height, width, 3] or [height, width].
+
+        Returns for each image its tiles' payloads, and its estimated bits. Raises ImageError where the analysis gives
+        no finite latents, SymbolRangeError where a symbol is beyond 16 bits.
+        """
+        tiles = list(grid.tiles())
+        payloads: list[list[bytes]] = [[] for _ in pictures]
+        bits = [0.0] * len(pictures)
+        for top, bottom in pairwise(grid.rows):
+            band = Rect(top, 0, bottom, grid.latent_width)
+            y = self._analyse_band(pictures, grid, band, quality)
+            row = [tile for tile in tiles if tile.top == top]
+            for encoded in self._encode_tiles([y[:, :, *tile.within(band).slices] for tile in row], quality, preset):
+                for i, (payload, estimate) in enumerate(encoded):
+                    payloads[i].append(payload)
+                    bits[i] += estimate
+        return payloads, bits
+
+    def _analyse_band(self, pictures: Sequence[np.ndarray], grid: Grid, band: Rect, quality: int) -> Tensor:
+        """g_a over a row of tiles: scaled latents [B, M, h, w]. Windows carry a halo, so they leave no seam."""
+        model = self.model
+        t = torch.tensor([quality_position(quality)]).float()
+        y = torch.empty(len(pictures), model.config.latents, band.height, band.width, dtype=torch.float32)
+        with _stage("analysis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            for window in windows(band, WINDOW_POSITIONS):
+                seen = window.grown(ANALYSIS_HALO, grid.latent_height, grid.latent_width)
+                x = torch.stack([_pixels_as_input(p, seen.scaled(LATENT_STRIDE)) for p in pictures])
+                latents = model.g_a(x.contiguous(memory_format=torch.channels_last), t)
+                y[:, :, *window.within(band).slices] = latents[:, :, *window.within(seen).slices]
+            y *= model.gain[quality - MIN_QUALITY][None, :, None, None]
+        return y
+
+    def _encode_tiles(self, tiles: list[Tensor], quality: int, preset: str) -> Iterator[list[tuple[bytes, float]]]:
+        """Entropy-code a row of tiles, each scaled latents [B, M, h, w]; yields (payload, estimated bits) an image."""
+        for y in tiles:
+            if not torch.isfinite(y).all():
+                raise ImageError("the analysis did not give finite latents")
+            batch, height, width = y.shape[0], y.shape[2], y.shape[3]
+            z = self._hyper_latents(y, quality)
+            passes = self._code_tile(y, z, height, width, quality)
+            with _stage("rans"):
+                payloads = rans.encode(
+                    [
+                        [
+                            rans.Pass(symbols[i].reshape(-1, symbols.shape[-1]), indexes[i], tables)
+                            for symbols, indexes, tables in passes
+                        ]
+                        for i in range(batch)
+                    ],
+                    preset=preset,
+                )
+            with _stage("other"):
+                yield [(payload, self._estimate(passes, i)) for i, payload in enumerate(payloads)]
+
+    def _hyper_latents(self, y: Tensor, quality: int) -> Tensor:
+        """h_a of a tile alone, rounded: int16 [B, hh, hw, Z]."""
+        t = torch.tensor([quality_position(quality)]).float()
+        height, width = y.shape[2:]
+        with _stage("hyper"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            padded = F.pad(y, (0, -width % HYPER_STRIDE, 0, -height % HYPER_STRIDE), mode="replicate")
+            z = self.model.h_a(padded.contiguous(memory_format=torch.channels_last), t)
+            return z.round().clamp(-127, 127).to(torch.int16).permute(0, 2, 3, 1).contiguous()
+
+    def _code_tile(
+        self, y: Tensor, z: Tensor, height: int, width: int, quality: int
+    ) -> list[tuple[Tensor, Tensor, rans.TableSet]]:
+        """Symbols, table indexes and tables of the three passes: hyper latents, anchors, non-anchors."""
+        model, entropy = self.model, self.model.entropy
+        with exact_float32():
+            with _stage("hyper"):
+                psi_anchors, psi_non_anchors = entropy.hyper_synthesis(z, height, width)
+            with _stage("parameters"):
+                y_anchors, y_non_anchors = checkerboard.split(y.permute(0, 2, 3, 1))
+                weight = rounding.distortion_weight(model.config, model.inverse_gain, quality)
+                first = entropy.anchor_parameters(psi_anchors, quality)
+                anchors = rounding.symbols(y_anchors, first.means, first.indexes, weight)
+                decoded = reconstruct(anchors, first.means)
+                second = entropy.non_anchor_parameters(psi_non_anchors, decoded, height, width, quality)
+                non_anchors = rounding.symbols(y_non_anchors, second.means, second.indexes, weight)
+        hyper = _hyper_indexes(z.shape[0], z.shape[1] * z.shape[2], z.shape[3])
+        gaussian = gaussian_tables()
+        return [
+            (z.flatten(1, 2), hyper, model.hyper_tables),
+            (anchors, first.indexes, gaussian),
+            (non_anchors, second.indexes, gaussian),
+        ]
+
+    def _estimate(self, passes: list[tuple[Tensor, Tensor, rans.TableSet]], i: int) -> float:
+        (z, channels, _), *latents = passes
+        bits = self.model.hyper_code_lengths[channels[i].long(), z[i].long() + 127].sum()
+        lengths = code_lengths()
+        for symbols, indexes, _ in latents:
+            magnitude = symbols[i].long().abs().clamp(max=lengths.shape[1] - 1)
+            bits = bits + lengths.flatten()[indexes[i].long() * lengths.shape[1] + magnitude].sum()
+        return float(bits)
+
+    # --- decoding ---------------------------------------------------------------------------------------------------
+
+    def decode(self, files: Sequence[Container], area: Rect, precision: str) -> Decoded:
+        """Decode `area`, a rectangle of pixels, of files of equal size and quality, by rows of tiles.
+
+        precision: "exact" runs the synthesis in float32, "fast" its residual blocks in bfloat16. Raises
+        CorruptStreamError, naming the tile, for a damaged payload.
+        """
+        header = files[0].header
+        grid = header.grid
+        tiles = list(grid.tiles())
+        wanted = grid.latents_under(area)
+        pixels = np.empty((len(files), area.height, area.width, 3), np.uint8)
+        pending: dict[int, Tensor] = {}  # tile number -> latents int32 [B, h, w, M], until its last band is synthesised
+        for top in range(wanted.top - wanted.top % TILE_LATENTS, wanted.bottom, TILE_LATENTS):
+            band = Rect(max(top, wanted.top), wanted.left, min(top + TILE_LATENTS, wanted.bottom), wanted.right)
+            seen = band.grown(SYNTHESIS_HALO, grid.latent_height, grid.latent_width)
+            needed = [i for i, tile in enumerate(tiles) if tile.meets(seen)]
+            missing = [i for i in needed if i not in pending]
+            for number, latents in self._decode_tiles(files, missing, tiles):
+                pending[number] = latents
+            y = torch.empty(len(files), seen.height, seen.width, self.model.config.latents, dtype=torch.float32)
+            for number in needed:
+                tile = tiles[number]
+                part = tile.common(seen)
+                y[:, *part.within(seen).slices] = pending[number][:, *part.within(tile).slices]
+            self._synthesise_band(y, band, seen, grid, area, header.quality, precision, pixels)
+            pending = {n: latents for n, latents in pending.items() if tiles[n].bottom > band.bottom - SYNTHESIS_HALO}
+        return Decoded(pixels)
+
+    def decode_into(self, files: Sequence[Container], area: Rect, out: Tensor) -> Decoded:
+        """`decode`, into a tensor, uint8 [files, height, width, 3] of any strides; the files may differ in quality."""
+        for row, file in zip(out, files, strict=True):
+            row.copy_(torch.from_numpy(self.decode([file], area, "exact").pixels[0]))
+        return Decoded(out.numpy())
+
+    def verify(self, file: Container) -> None:
+        """Decode every tile's symbols and check every state and cursor. Raises CorruptStreamError."""
+        tiles = list(file.header.grid.tiles())
+        for _ in self._decode_tiles([file], range(len(tiles)), tiles):
+            pass
+
+    def latents(self, file: Container) -> Tensor:
+        """The decoded latents in 1/16, int32 [h, w, M]."""
+        grid = file.header.grid
+        tiles = list(grid.tiles())
+        out = torch.empty(grid.latent_height, grid.latent_width, self.model.config.latents, dtype=torch.int32)
+        for number, latents in self._decode_tiles([file], range(len(tiles)), tiles):
+            out[tiles[number].slices] = latents[0]
+        return out
+
+    def _decode_tiles(
+        self, files: Sequence[Container], numbers: Sequence[int], tiles: list[Rect]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The entropy side of the decoder for some tiles of every file: yields (number, y^ int32 [B, h, w, M])."""
+        model, gaussian = self.model, gaussian_tables()
+        quality, entropy = files[0].header.quality, model.entropy
+        for group in _tile_batches(numbers, tiles, len(files)):
+            height, width = tiles[group[0]].height, tiles[group[0]].width
+            hyper_height, hyper_width = hyper_size(height), hyper_size(width)
+            jobs = [(file, number) for number in group for file in files]
+            try:
+                with exact_float32():
+                    with _stage("rans"):
+                        decoder = rans.Decoder([file.tile(number).payload for file, number in jobs])
+                        channels = _hyper_indexes(len(jobs), hyper_height * hyper_width, model.config.hyper_latents)
+                        z = _decode_pass(decoder, channels, model.hyper_tables)
+                    with _stage("hyper"):
+                        z = z.view(len(jobs), hyper_height, hyper_width, -1)
+                        psi_anchors, psi_non_anchors = entropy.hyper_synthesis(z, height, width)
+                    with _stage("parameters"):
+                        first = entropy.anchor_parameters(psi_anchors, quality)
+                    with _stage("rans"):
+                        anchors = reconstruct(_decode_pass(decoder, first.indexes, gaussian), first.means)
+                    with _stage("parameters"):
+                        second = entropy.non_anchor_parameters(psi_non_anchors, anchors, height, width, quality)
+                    with _stage("rans"):
+                        non_anchors = reconstruct(_decode_pass(decoder, second.indexes, gaussian), second.means)
+                        decoder.finish()
+                    latents = checkerboard.merge(anchors, non_anchors, height, width)
+            except CorruptStreamError as error:
+                if error.tile is None:
+                    raise
+                number = jobs[error.tile][1]
+                cause = str(error).partition(": ")[2]
+                raise CorruptStreamError(f"tile {number} is damaged: {cause}", number) from error
+            for i, number in enumerate(group):
+                yield number, latents[i * len(files) : (i + 1) * len(files)]
+
+    def _synthesise_band(
+        self,
+        y: Tensor,
+        band: Rect,
+        seen: Rect,
+        grid: Grid,
+        area: Rect,
+        quality: int,
+        precision: str,
+        pixels: np.ndarray,
+    ) -> None:
+        """g_s over a band of latents, y^ [B, h, w, M] in 1/16 covering `seen`, into the pixels of `area`."""
+        model = self.model
+        t = torch.tensor([quality_position(quality)]).float()
+        with _stage("synthesis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
+            y = y * (model.inverse_gain[quality - MIN_QUALITY] / 16)
+            for window in windows(band, WINDOW_POSITIONS):
+                around = window.grown(SYNTHESIS_HALO, grid.latent_height, grid.latent_width)
+                latents = y[:, *around.within(seen).slices].permute(0, 3, 1, 2)
+                x = model.g_s(latents, t, fast=precision == "fast")
+                x = x[:, :, *window.within(around).scaled(LATENT_STRIDE).slices]
+                x = (x * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+                target = window.scaled(LATENT_STRIDE)
+                kept = target.common(area)
+                pixels[:, *kept.within(area).slices] = x[:, *kept.within(target).slices]
+
+
+class _Active(threading.local):
+    times: dict[str, float] | None = None
+
+
+_active = _Active()
+
+
+@contextmanager
+def timer() -> Iterator[dict[str, float]]:
+    """Collect this thread's seconds by stage: analysis, hyper, parameters, rans, synthesis, other."""
+    times = dict.fromkeys(("analysis", "hyper", "parameters", "rans", "synthesis"), 0.0)
+    _active.times, start = times, time.perf_counter()
+    try:
+        yield times
+    finally:
+        _active.times = None
+        times["other"] = time.perf_counter() - start - sum(times.values())
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[None]:
+    times = _active.times
+    if times is None:
+        yield
+        return
+    start = time.perf_counter()
+    yield
+    if name in times:
+        times[name] += time.perf_counter() - start
+
+
+def _tile_batches(numbers: Sequence[int], tiles: list[Rect], images: int) -> Iterator[list[int]]:
+    """Tiles of equal shape together, at most BATCH_POSITIONS positions over all images."""
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for number in numbers:
+        by_shape.setdefault((tiles[number].height, tiles[number].width), []).append(number)
+    for (height, width), members in by_shape.items():
+        size = max(1, BATCH_POSITIONS // (height * width * images))
+        for start in range(0, len(members), size):
+            yield members[start : start + size]
+
+
+def _pixels_as_input(pixels: np.ndarray, wanted: Rect) -> Tensor:
+    """A window of an image as the network's input, [3, h, w] in 0..1; past the border the edge is replicated."""
+    inside = wanted.clipped(*pixels.shape[:2])
+    x = torch.from_numpy(pixels[inside.slices].astype(np.float32)).div_(255)  # a copy: the caller's may be read-only
+    x = x.expand(3, -1, -1) if x.ndim == 2 else x.permute(2, 0, 1)
+    beyond = (0, wanted.right - inside.right, 0, wanted.bottom - inside.bottom)
+    return F.pad(x[None], beyond, mode="replicate")[0] if any(beyond) else x
+
+
+def _hyper_indexes(batch: int, positions: int, channels: int) -> Tensor:
+    """Table indexes of the hyper latents: their channels, uint8 [B, positions, Z]."""
+    return torch.arange(channels, dtype=torch.uint8).expand(batch, positions, channels).contiguous()
+
+
+def _decode_pass(decoder: rans.Decoder, indexes: Tensor, tables: rans.TableSet) -> Tensor:
+    return torch.stack(decoder.decode(list(indexes), tables))

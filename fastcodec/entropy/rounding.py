@@ -1,0 +1,54 @@
+"""How the encoder rounds: by rate and distortion. The decoder has no part in it.
+
+A symbol is y - mean rounded to the nearest integer, or to the next one towards zero where that saves more bits than its
+squared error is worth (docs/architecture.md has what that brings). kernels/triton/parameters.py does the same on a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..constants import MAX_QUALITY, MIN_QUALITY
+from ..errors import SymbolRangeError
+from .estimate import code_lengths
+from .fixed_point import MEAN_BITS
+
+if TYPE_CHECKING:
+    from ..models.swift import SwiftConfig
+
+# How dear a squared error in a latent is to the rounding, against the loss that the model was trained with: the
+# synthesis amplifies an error in a latent by more than the inverse gain alone says. Measured on the validation split at
+# seven qualities: 5 costs 0.1 % of BD-rate less than plain rounding, 10 and 20 cost 2.1 % less, 40 costs 1.5 % less.
+_WEIGHT = 14.0
+_SYMBOL_LIMIT = 2**15 - 1
+
+
+def distortion_weight(config: SwiftConfig, inverse_gain: Tensor, quality: int) -> Tensor:
+    """Bits that a unit of squared error in each latent is worth: float32 [M]. inverse_gain: [100, M]."""
+    position = (quality - MIN_QUALITY) / (MAX_QUALITY - MIN_QUALITY)
+    worth = config.lambda_min * (config.lambda_max / config.lambda_min) ** position
+    return _WEIGHT * worth * 255**2 / 3 * inverse_gain[quality - MIN_QUALITY].square()
+
+
+def symbols(y: Tensor, means: Tensor, indexes: Tensor, weight: Tensor) -> Tensor:
+    """The symbols of latents y, float32 [..., M], as int16; zero where the element is not coded.
+
+    means: int32, like y, in 1/16; indexes: uint8, like y; weight: `distortion_weight`. Raises SymbolRangeError where 16
+    bits do not reach.
+    """
+    lengths = code_lengths().float()
+    columns = lengths.shape[1]
+    residual = y - means.float() / 2**MEAN_BITS
+    nearest = residual.round()
+    if nearest.numel() and float(nearest.abs().max()) > _SYMBOL_LIMIT:
+        raise SymbolRangeError("a latent is further from its mean than the 16 bits of a symbol reach")
+    closer = nearest - nearest.sign()
+    row = indexes.long() * columns
+    magnitude = nearest.abs().long().clamp_(max=columns - 1)
+    saved = lengths.flatten()[row + magnitude] - lengths.flatten()[row + (magnitude - 1).clamp_(min=0)]
+    lost = weight * ((residual - closer).square() - (residual - nearest).square())
+    chosen = torch.where(saved > lost, closer, nearest)
+    return chosen.mul_(indexes > 0).to(torch.int16)

@@ -55,7 +55,7 @@ def test_shape_of_the_shipped_tables():
 
 
 @pytest.mark.parametrize("i", [1, 5, 17, 31, 44, 57, 63])
-def test_no_symmetric_table_codes_a_gaussian_shorter(i):
+def test_tables_take_the_largest_gain_per_slot(i):
     """The largest gain per slot, one step at a time from 1 everywhere: without the builder's shortcut."""
     frequencies = gaussian_tables().frequencies(i)
     reach = (len(frequencies) - 2) // 2

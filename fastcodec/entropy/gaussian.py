@@ -55,9 +55,10 @@ def support(scale: float) -> int:
 def build_frequencies(index: int) -> list[int]:
     """The frequencies of the symbols -K .. K and the sentinel of one scale, in 120-bit arithmetic.
 
-    They minimise the expected code length among all symmetric tables of sum 2^14 whose entries are at least 1: start
-    from 1 everywhere and raise, again and again, what gains most per slot. A pair (-k, k) takes two slots, the centre
-    and the sentinel one; when a single slot is left, the better of those two gets it.
+    Symmetric tables of sum 2^14 whose entries are at least 1, for a short expected code: start from 1 everywhere and
+    raise, again and again, what gains most per slot. A pair (-k, k) takes two slots, the centre and the sentinel one;
+    when a single slot is left, the better of those two gets it. That last slot keeps 8 of the 63 tables from the very
+    best: up to 2e-7 nats a symbol. The rule is part of the format all the same (`SHA256`).
     """
     from mpmath import erfc, exp, log, mp, mpf, sqrt
 

@@ -477,6 +477,7 @@ class _Entropy:
         config, layout, plan = engine.model.config, jobs.layout, jobs.plan
         capacity = plan.size - plan.rest_at if capacity is None else capacity
         count = len(layout.shapes)
+        self._table = layout.table([0] * count).numpy()  # but for the qualities
         self._head = -(-4 * COLUMNS * count // 16) * 16
         self._memory = torch.empty(self._head + size_for(plan, 3, capacity), dtype=torch.uint8, device=engine.device)
         self.table = self._memory[: 4 * COLUMNS * count].view(torch.int32).view(count, COLUMNS)
@@ -518,9 +519,9 @@ class _Entropy:
     def send(self, jobs: _Jobs) -> None:
         """Enqueues the copy of what is to be decoded."""
         staging = self._engine.where.staging(len(self._memory))
-        staging[: self.table.numel() * 4].view(torch.int32).view(self.table.shape).copy_(
-            jobs.layout.table(jobs.qualities)
-        )
+        table = staging.numpy()[: 4 * self._table.size].view(np.int32).reshape(self._table.shape)
+        table[:] = self._table
+        table[:, QUALITY] = jobs.qualities
         self._session.write(jobs.plan, staging.data_ptr() + self._head)
         self._memory.copy_(staging, non_blocking=True)
 

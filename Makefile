@@ -67,7 +67,7 @@ gpu-site:
 # The benchmarks run even if a test fails; make fails then.
 gpu-run: gpu-site
 	@status=0; \
-	$(GPU_ENV) timeout --kill-after=10 240 $(PYTHON) -m pytest -m gpu || status=$$?; \
+	$(GPU_ENV) timeout --kill-after=10 240 $(PYTHON) tests/gpu_suite.py || status=$$?; \
 	$(GPU_ENV) timeout --kill-after=10 180 $(PYTHON) -m bench gpu $(ARGS) || status=$$?; \
 	exit $$status
 

@@ -21,6 +21,7 @@ from fastcodec.models.swift import quality_position
 from fastcodec.models.transforms import Transforms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []  # so that `pytest -m gpu` runs them all
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 GUARD = 4096  # elements around a tensor
 

@@ -11,9 +11,9 @@ stays on chip. For that, layers take turns: one is summed whole in registers (g_
 outputs at a time, each piece used at once (first: as a part of second's sums; means and indexes: stored) and forgotten.
 A layer's 256 x 256 weights as one operand would not fit into registers.
 
-The encoder runs the same kernel with the choice of symbols behind it (`encode_anchors`, `encode_non_anchors`): what it
-sends are residuals against the means that the decoder computes. Where y^ = round(y) does not depend on means, both
-halves are computed at once (`one_pass_parameters`, equation 11).
+The encoder runs the same kernel with the choice of symbols behind it (`encode_parameters`): what it sends are residuals
+against the means that the decoder computes. Where y^ = round(y) does not depend on means, both halves are computed at
+once (`one_pass_parameters`, equation 11).
 """
 
 from __future__ import annotations
@@ -349,9 +349,8 @@ def _g_ep(network: ParameterNetwork, psi: Tensor, phi: Tensor | None, quality: i
     row = quality if network.first.bias_stride else 0
     hidden = linear_reference(torch.cat([psi.long(), phi], 1), network.first.unpacked(), row)
     hidden = linear_reference(hidden, network.second.unpacked(), 0)
-    return linear_reference(hidden, network.means.unpacked(), 0), linear_reference(
-        hidden, network.indexes.unpacked(), 0
-    )
+    means, indexes = (linear_reference(hidden, layer.unpacked(), 0) for layer in (network.means, network.indexes))
+    return means, indexes
 
 
 def _write(where: slice, found: tuple[Tensor, Tensor], means: Tensor, indexes: Tensor) -> None:
@@ -368,6 +367,54 @@ _OUT_OF_RANGE = tl.constexpr(OUT_OF_RANGE)
 _GREATEST = tl.constexpr(torch.finfo(torch.float32).max)
 # 1.5 * 2^23: added to a float32 below 2^22 and taken away again it leaves the nearest integer, ties to even.
 _ROUNDER = tl.constexpr(12582912.0)
+
+
+@triton.jit
+def _context_features(
+    anchors,
+    p,
+    valid,
+    height,
+    width,
+    input_shift,
+    weight,
+    bias,
+    shift,
+    LOW: tl.constexpr,
+    HIGH: tl.constexpr,
+    M: tl.constexpr,
+    C: tl.constexpr,
+    TAPS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CHUNKS_AHEAD: tl.constexpr,
+):
+    """phi of the p-th non-anchors of a tile, int8 [positions, C]: g_cm of its anchors, by CHUNK latents of a tap.
+
+    input_shift: of each latent, the context_shift of `ParameterNetwork`.
+    """
+    # A pair of columns has one non-anchor, its second column in even rows and its first in odd ones; where the width is
+    # odd, the pairs go on from row to row, and it is always the second (tiles.py).
+    flat = 2 * p + 1 - ((2 * p // width) & 1 & (width + 1))
+    row = flat // width
+    column = flat - row * width
+    outputs = tl.arange(0, C)
+    total = tl.zeros((BLOCK, C), tl.int32)
+    for step in tl.range(0, TAPS * (M // CHUNK), num_stages=CHUNKS_AHEAD):
+        tap = step // (M // CHUNK)
+        latents = step % (M // CHUNK) * CHUNK + tl.arange(0, CHUNK)
+        # The live taps are the odd ones of a row-major 5x5 kernel.
+        r = row + (2 * tap + 1) // 5 - 2
+        c = column + (2 * tap + 1) % 5 - 2
+        inside = valid & (r >= 0) & (r < height) & (c >= 0) & (c < width)
+        place = ((r * width + c) // 2 * M)[:, None] + latents[None, :]
+        value = tl.load(anchors + place, mask=inside[:, None], other=0)
+        down = tl.load(input_shift + latents)
+        value = (value + (1 << (down - 1))[None, :]) >> down[None, :]
+        value = tl.minimum(tl.maximum(value, -127), 127).to(tl.int8)
+        part = transposed_weights(weight, outputs, tap * M + latents, TAPS * M)
+        total = tl.dot(value, part, total, out_dtype=tl.int32)
+    return requantise(total, bias, shift, outputs, LOW, HIGH).to(tl.int8)
 
 
 @triton.jit
@@ -440,7 +487,7 @@ def _parameters(
 
     Without anchors, the i-th block of the tile's anchors; with them, of its non-anchors; with anchor_blocks, so many
     blocks of anchors and then the non-anchors. With lengths (K magnitudes), it chooses symbols, else it writes means.
-    input_shift is the context_shift of `ParameterNetwork`.
+    Layers are those of `ParameterNetwork`, input_shift is its context_shift.
     """
     tile = tiles + tl.program_id(1) * COLUMNS
     height = tl.load(tile + HEIGHT)
@@ -458,38 +505,27 @@ def _parameters(
     valid = p < count
 
     if anchors is not None:
-        # In rows of even width a pair of columns has a non-anchor, its second one in even rows and its first one in odd
-        # rows; if the width is odd, the pairs go on from row to row (tiles.py).
-        flat = 2 * p + 1 - ((2 * p // width) & 1 & (width + 1))
-        row = flat // width
-        column = flat - row * width
-        near = anchors + tl.load(tile + ANCHORS).to(tl.int64) * M
-        outputs = tl.arange(0, C)
-        total = tl.zeros((BLOCK, C), tl.int32)
-        # Latents outside, taps inside: an anchor's latents are read by most of the taps within a few steps.
-        for step in tl.range(0, tl.where(second, M // CHUNK * TAPS, 0), num_stages=CHUNKS_AHEAD):
-            tap = step % TAPS
-            latents = step // TAPS * CHUNK + tl.arange(0, CHUNK)
-            # The live taps are the odd ones of a row-major 5x5 kernel.
-            r = row + (2 * tap + 1) // 5 - 2
-            c = column + (2 * tap + 1) % 5 - 2
-            inside = valid & (r >= 0) & (r < height) & (c >= 0) & (c < width)
-            value = tl.load(
-                near + ((r * width + c) // 2 * M)[:, None] + latents[None, :], mask=inside[:, None], other=0
+        phi = tl.zeros((BLOCK, C), tl.int8)
+        if second:
+            phi = _context_features(
+                anchors + tl.load(tile + ANCHORS).to(tl.int64) * M,
+                p,
+                valid,
+                height,
+                width,
+                input_shift,
+                context_weight,
+                context_bias,
+                context_shift,
+                LIMITS[0],
+                LIMITS[1],
+                M,
+                C,
+                TAPS,
+                BLOCK,
+                CHUNK,
+                CHUNKS_AHEAD,
             )
-            shift = tl.load(input_shift + latents)
-            value = (value + (1 << (shift - 1))[None, :]) >> shift[None, :]
-            value = tl.minimum(tl.maximum(value, -127), 127).to(tl.int8)
-            total = tl.dot(
-                value,
-                transposed_weights(context_weight, outputs, tap * M + latents, TAPS * M),
-                total,
-                out_dtype=tl.int32,
-            )
-        phi = requantise(total, context_bias, context_shift, outputs, LIMITS[0], LIMITS[1])
-        if anchor_blocks is not None:
-            phi = tl.where(second, phi, 0)
-        phi = phi.to(tl.int8)
 
     features = tl.arange(0, F)
     row_of_psi = tl.load(tile + PSI).to(tl.int64) + tl.where(second, anchor_count, 0)
@@ -541,8 +577,8 @@ _FEW_POSITIONS = 16 * 132
 class _Shape:
     """How a launch divides its work.
 
-    block: positions a program; chunk: latents of a tap at a time, chunks_ahead of which are on their way from memory;
-    registers of a thread at most: given, because ptxas otherwise aims lower and spills a few.
+    block: positions a program; chunk: latents of a tap at a time, fetched by a pipeline of chunks_ahead stages; piece:
+    outputs of a layer at a time; registers: of a thread at most, given because ptxas otherwise aims lower and spills.
     """
 
     block: int
@@ -559,7 +595,7 @@ class _Shape:
 
 
 def _shape(positions: int, encoding: bool) -> _Shape:
-    """Sixty-four positions fill the tensor cores' registers; choosing symbols takes as many, so it has half of them."""
+    """The sums of 64 positions take most registers. Choosing symbols needs many too, so it has half as many."""
     if positions <= _FEW_POSITIONS:
         return _Shape(block=16, chunk=128, registers=128)
     return _Shape(block=32 if encoding else 64, chunk=64, registers=255)

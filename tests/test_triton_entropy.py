@@ -1,0 +1,620 @@
+"""The entropy network's kernels equal their references, and the references equal the model, bit for bit.
+
+Without a GPU the kernels run in Triton's interpreter.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+from fastcodec.entropy import rounding
+from fastcodec.entropy.estimate import code_lengths
+from fastcodec.kernels import checkerboard
+from fastcodec.kernels.integer import IntegerLayer, linear_reference
+from fastcodec.kernels.triton import hyper_synthesis as hyper
+from fastcodec.kernels.triton import parameters
+from fastcodec.kernels.triton.common import on_gpu
+from fastcodec.kernels.triton.hyper_synthesis import HyperNetwork, hyper_synthesis, hyper_synthesis_reference
+from fastcodec.kernels.triton.layers import MOST_TILES, flatten, pack
+from fastcodec.kernels.triton.parameters import ParameterNetwork
+from fastcodec.kernels.triton.tiles import COLUMNS, Layout
+from fastcodec.models import released
+from fastcodec.models.integer import EntropyModel, reconstruct
+
+# A single position (no non-anchors), one row, one column, odd and even widths, two blocks of 16 anchors.
+SHAPES = ((1, 1), (1, 6), (5, 1), (2, 2), (5, 7), (6, 6))
+QUALITIES = (0, 99, 17, 50, 3, 98)
+HYPER_LAYERS = ("h_s.head", "h_s.up1", "h_s.middle", "h_s.up2", "h_s.tail")
+PARAMETER_LAYERS = ("g_cm", "g_ep.first", "g_ep.second", "g_ep.means", "g_ep.indexes")
+LARGEST = 16 * (2**15 - 1) + 2**15  # magnitude of a decoded latent: the largest symbol on the largest mean
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request) -> str:
+    """Where the kernels run; on the CPU in Triton's interpreter."""
+    return request.param
+
+
+@pytest.fixture
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(4)
+
+
+@pytest.fixture(params=["few", "many"])
+def size(request, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which of the two divisions of work a launch chooses, whatever the number of positions."""
+    for module in (hyper, parameters):
+        monkeypatch.setattr(module, "_FEW_POSITIONS", 0 if request.param == "many" else 2**30)
+    return request.param
+
+
+# ---- models
+
+
+def random_model(generator: torch.Generator, m: int = 32, f: int = 32, c: int = 32, h: int = 32) -> EntropyModel:
+    """Layers of random weights whose outputs fill their ranges; m latents, f features of psi, c of phi, h hidden."""
+    z, n = 32, 32
+    tensors = {}
+    for name, outputs, inputs, size in (
+        ("h_s.head", n, 9 * z, 127),
+        ("h_s.up1", 4 * n, n, 127),
+        ("h_s.middle", n, 9 * n, 127),
+        ("h_s.up2", 4 * n, n, 127),
+        ("h_s.tail", f, 9 * n, 127),
+        ("g_cm", c, 12 * m, 127),
+        ("g_ep.first", h, f + c, 127),
+        ("g_ep.second", h, h, 127),
+        ("g_ep.means", m, h, 2**10),
+        ("g_ep.indexes", m, h, 63),
+    ):
+        # Weights and inputs are of some 2^6 each; the outputs' standard deviation shall be about `size`.
+        shift = round(12 + math.log2(inputs) / 2 - math.log2(size))
+        rows = (100, outputs) if name == "g_ep.first" else (outputs,)
+        half_range = size << (shift - 1)
+        tensors |= {
+            f"{name}.weight": torch.randint(-127, 128, (outputs, inputs), generator=generator).to(torch.int8),
+            f"{name}.bias": torch.randint(-half_range, half_range, rows, generator=generator, dtype=torch.int32),
+            f"{name}.shift": torch.randint(max(1, shift - 1), shift + 2, (outputs,), generator=generator).int(),
+        }
+    return EntropyModel(
+        tensors | {"context_shift": torch.randint(1, 9, (m,), generator=generator, dtype=torch.int32)}, "reference"
+    )
+
+
+def hyper_network(model: EntropyModel, device: str) -> HyperNetwork:
+    return HyperNetwork.pack([model.layers[name] for name in HYPER_LAYERS], device)
+
+
+def parameter_network(model: EntropyModel, device: str) -> ParameterNetwork:
+    return ParameterNetwork.pack([model.layers[name] for name in PARAMETER_LAYERS], model.context_shift, device)
+
+
+@pytest.fixture(scope="module")
+def swift() -> EntropyModel:
+    return released.load("swift", None, "reference").entropy
+
+
+# ---- batches
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of a batch of tiles, on the CPU. layers: those of the parameter network."""
+
+    layout: Layout
+    qualities: tuple[int, ...]
+    z: Tensor
+    psi: Tensor
+    anchors: Tensor
+
+    @property
+    def table(self) -> Tensor:
+        return self.layout.table(self.qualities)
+
+    @property
+    def where(self) -> tuple[Tensor, int]:
+        """Table and longest: what every operation takes."""
+        return self.table, self.layout.longest
+
+    def rows(self, half: str) -> int:
+        return sum(getattr(self.layout, half))
+
+
+def random_batch(
+    generator: torch.Generator,
+    model: EntropyModel,
+    shapes: tuple[tuple[int, int], ...] = SHAPES,
+    qualities: tuple[int, ...] = QUALITIES,
+) -> Batch:
+    layout = Layout(shapes)
+    z = model.layers["h_s.head"].weight.shape[1] // 9
+    features, latents = model.layers["h_s.tail"].weight.shape[0], model.layers["g_ep.means"].weight.shape[0]
+    scale = 2.0 ** torch.randint(4, 12, (sum(layout.anchors), 1), generator=generator)
+    anchors = scale * torch.randn(sum(layout.anchors), latents, generator=generator)
+    return Batch(
+        layout,
+        qualities,
+        z=torch.randint(-140, 141, (sum(layout.hyper_positions), z), generator=generator, dtype=torch.int16),
+        psi=torch.randint(-127, 128, (sum(layout.positions), features), generator=generator, dtype=torch.int8),
+        anchors=anchors.round().clamp(-LARGEST, LARGEST).int(),
+    )
+
+
+UNTOUCHED = 85
+
+
+def assert_equals_reference(
+    operation: Callable, reference: Callable, arguments: Sequence, forms: Sequence[tuple], device: str
+) -> list[Tensor]:
+    """Runs both, each writing to tensors [rows, channels] of these forms between two rows that must stay as they are.
+
+    arguments: tensors, or functions of the device that give what is no tensor. Returns what the reference wrote.
+    """
+    results = []
+    for function, place in ((operation, device), (reference, "cpu")):
+        memory = [torch.full((r + 2, c), UNTOUCHED, dtype=dtype, device=place) for r, c, dtype in forms]
+        inputs = [argument(place) if callable(argument) else argument for argument in arguments]
+        inputs = [argument.to(place) if isinstance(argument, Tensor) else argument for argument in inputs]
+        function(*inputs, *(tensor[1:-1] for tensor in memory))
+        results.append([tensor.cpu() for tensor in memory])
+    for found, expected in zip(*results, strict=True):
+        assert (found[[0, -1]] == UNTOUCHED).all(), "written beyond its end"
+        assert torch.equal(found, expected)
+    return [tensor[1:-1] for tensor in results[1]]
+
+
+def parameter_forms(batch: Batch, *halves: str) -> list[tuple[int, int, torch.dtype]]:
+    latents = batch.anchors.shape[1]
+    return [(batch.rows(half), latents, dtype) for half in halves for dtype in (torch.int16, torch.uint8)]
+
+
+def assert_parameters_equal(model: EntropyModel, batch: Batch, device: str) -> list[Tensor]:
+    """Every operation that gives means and indexes; returns those of anchors and of non-anchors."""
+
+    def network(place: str) -> ParameterNetwork:
+        return parameter_network(model, place)
+
+    table, longest = batch.where
+    first = assert_equals_reference(
+        parameters.anchor_parameters,
+        parameters.anchor_parameters_reference,
+        (batch.psi, table, longest, network),
+        parameter_forms(batch, "anchors"),
+        device,
+    )
+    inputs = (batch.psi, batch.anchors, table, longest, network)
+    second = assert_equals_reference(
+        parameters.context_parameters,
+        parameters.context_parameters_reference,
+        inputs,
+        parameter_forms(batch, "non_anchors"),
+        device,
+    )
+    both = assert_equals_reference(
+        parameters.one_pass_parameters,
+        parameters.one_pass_parameters_reference,
+        inputs,
+        parameter_forms(batch, "anchors", "non_anchors"),
+        device,
+    )
+    assert all(torch.equal(one, other) for one, other in zip(both, [*first, *second], strict=True))
+    return both
+
+
+def assert_psi_equal(model: EntropyModel, batch: Batch, device: str) -> Tensor:
+    (psi,) = assert_equals_reference(
+        hyper_synthesis,
+        hyper_synthesis_reference,
+        (batch.z, *batch.where, lambda place: hyper_network(model, place)),
+        [(*batch.psi.shape, torch.int8)],
+        device,
+    )
+    return psi
+
+
+def varied(tensor: Tensor, low: int, high: int) -> bool:
+    """Whether values are spread over the range, so that equality says something."""
+    inside = (tensor > low) & (tensor < high)
+    return bool(tensor.unique().numel() > (high - low) / 8 and inside.float().mean() > 0.2)
+
+
+# ---- kernels equal references
+
+
+def test_hyper_synthesis(generator, device, size):
+    model = random_model(generator)
+    assert varied(assert_psi_equal(model, random_batch(generator, model), device), -127, 127)
+
+
+@pytest.mark.parametrize("channels", [(128, 32, 64, 32), (32, 64, 32, 128)])
+def test_parameters(generator, device, size, channels):
+    model = random_model(generator, *channels)
+    first_means, first_indexes, means, indexes = assert_parameters_equal(model, random_batch(generator, model), device)
+    for tensor in (first_means, means):
+        assert varied(tensor.clamp(-1000, 1000), -1000, 1000)
+    for tensor in (first_indexes, indexes):
+        assert varied(tensor, 0, 63)
+
+
+def test_every_layer_alone(generator, device):
+    """A batch of one tile, of several equal tiles and of none."""
+    model = random_model(generator)
+    for shapes in (((6, 5),), ((2, 3),) * 3, ((1, 1),), ()):
+        batch = random_batch(generator, model, shapes, QUALITIES[: len(shapes)])
+        assert_psi_equal(model, batch, device)
+        assert_parameters_equal(model, batch, device)
+
+
+def extreme(layer: IntegerLayer, shift: int, generator: torch.Generator) -> IntegerLayer:
+    """Weights of +-127, biases that put the outputs near their range's middle, and one shift."""
+    sign = torch.randint(0, 2, layer.weight.shape, generator=generator) * 2 - 1
+    return replace(
+        layer,
+        weight=(127 * sign).to(torch.int8),
+        bias=torch.randint(-(2**20), 2**20, layer.bias.shape, generator=generator, dtype=torch.int32),
+        shift=torch.full_like(layer.shift, shift),
+    )
+
+
+@pytest.mark.parametrize("shift", [1, 24])
+def test_extreme_values(generator, device, shift):
+    """Activations at their clamps, weights of +-127, the smallest and the largest shift, and latents to match."""
+    model = random_model(generator)
+    batch = random_batch(generator, model, ((5, 6), (3, 3)), (99, 0))
+    sign = torch.randint(0, 2, batch.psi.shape, generator=generator) * 2 - 1
+    batch = replace(
+        batch,
+        z=torch.where(batch.z > 0, 2**15 - 1, -(2**15)).to(torch.int16),
+        psi=(127 * sign).to(torch.int8),
+        anchors=torch.where(batch.anchors > 0, LARGEST, -LARGEST).int(),
+    )
+    model.layers = {name: extreme(layer, shift, generator) for name, layer in model.layers.items()}
+    model.context_shift = torch.full_like(model.context_shift, shift)
+    assert_psi_equal(model, batch, device)
+    assert_parameters_equal(model, batch, device)
+
+
+def test_the_released_model(swift, generator, device, size):
+    batch = random_batch(generator, swift, ((5, 6), (1, 3)), (0, 73))
+    psi = assert_psi_equal(swift, replace(batch, z=batch.z // 16), device)
+    assert_parameters_equal(swift, replace(batch, psi=psi), device)
+
+
+# ---- references equal the model
+
+
+def test_references_are_the_model(generator):
+    model = random_model(generator)
+    batch = random_batch(generator, model)
+    table, longest = batch.where
+    psi = torch.empty_like(batch.psi)
+    hyper_synthesis_reference(batch.z, table, longest, hyper_network(model, "cpu"), psi)
+    network = parameter_network(model, "cpu")
+    first, second = (
+        [torch.empty(batch.rows(half), network.latents, dtype=dtype) for dtype in (torch.int16, torch.uint8)]
+        for half in ("anchors", "non_anchors")
+    )
+    parameters.anchor_parameters_reference(psi, table, longest, network, *first)
+    parameters.context_parameters_reference(psi, batch.anchors, table, longest, network, *second)
+    layout = batch.layout
+    parts = zip(
+        layout.shapes,
+        layout.hyper_shapes,
+        QUALITIES,
+        batch.z.split(layout.hyper_positions),
+        psi.split(layout.positions),
+        batch.anchors.split(layout.anchors),
+        *(tensor.split(layout.anchors) for tensor in first),
+        *(tensor.split(layout.non_anchors) for tensor in second),
+        strict=True,
+    )
+    for (height, width), hyper_shape, quality, z, found, anchors, *halves in parts:
+        expected = model.hyper_synthesis(z.view(1, *hyper_shape, -1), height, width)
+        assert torch.equal(found.long(), torch.cat(expected, 1)[0])
+        for (means, indexes), wanted in (
+            (halves[:2], model.anchor_parameters(expected[0], quality + 1)),
+            (halves[2:], model.non_anchor_parameters(expected[1], anchors[None], height, width, quality + 1)),
+        ):
+            assert torch.equal(means.int(), wanted.means[0])
+            assert torch.equal(indexes, wanted.indexes[0])
+
+
+def test_packing_keeps_the_layer(generator):
+    layers = random_model(generator).layers
+    x = torch.randint(-127, 128, (5, layers["g_ep.first"].weight.shape[1]), generator=generator)
+    packed = pack(layers["g_ep.first"], "cpu")
+    assert packed.bias_stride == packed.outputs
+    assert torch.equal(linear_reference(x, packed.unpacked(), 41), linear_reference(x, layers["g_ep.first"], 41))
+    single = pack(layers["g_ep.second"], "cpu")
+    assert single.bias_stride == 0
+    x = x[:, : single.inputs]
+    assert torch.equal(linear_reference(x, single.unpacked(), 0), linear_reference(x, layers["g_ep.second"]))
+
+
+def test_live_taps_are_the_odd_ones():
+    """What the kernel computes the taps' places from."""
+    assert [(odd // 5 - 2, odd % 5 - 2) for odd in range(1, 25, 2)] == list(checkerboard.LIVE_TAPS)
+
+
+# ---- encoding
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A pass to encode: the half's name, the anchors' values if it is the second, and what the encoder wants."""
+
+    half: str
+    anchors: Tensor | None
+    y: Tensor
+    weight: Tensor
+
+
+def encodings(generator: torch.Generator, model: EntropyModel, batch: Batch, rows: int) -> list[Encoding]:
+    """Both passes, with residuals of every size, ties included. rows: of the weights."""
+    network = parameter_network(model, "cpu")
+    found = []
+    for half, anchors in (("anchors", None), ("non_anchors", batch.anchors)):
+        means = torch.empty(batch.rows(half), network.latents, dtype=torch.int16)
+        if anchors is None:
+            parameters.anchor_parameters_reference(batch.psi, *batch.where, network, means, means.byte())
+        else:
+            parameters.context_parameters_reference(batch.psi, anchors, *batch.where, network, means, means.byte())
+        scale = 10.0 ** torch.randint(-1, 5, means.shape, generator=generator)
+        residual = (scale * torch.randn(means.shape, generator=generator)).clamp(-32000, 32000)
+        tied = torch.rand(means.shape, generator=generator) < 0.2
+        residual = torch.where(tied, residual.floor() + 0.5, residual)
+        residual[0] = torch.tensor([32767.25, -32767.25, 32766.5, -32766.5]).repeat(network.latents // 4)
+        weight = 10 ** torch.empty(rows, network.latents).uniform_(-4, 0, generator=generator)
+        found.append(Encoding(half, anchors, means / 16 + residual, weight))
+    return found
+
+
+def encode_forms(batch: Batch, half: str) -> list[tuple[int, int, torch.dtype]]:
+    return [(batch.rows(half), batch.anchors.shape[1], dtype) for dtype in (torch.int16, torch.uint8, torch.int32)]
+
+
+def assert_encodings_equal(
+    model: EntropyModel, batch: Batch, encoding: Encoding, lengths: Tensor, device: str
+) -> list[Tensor]:
+    """The operation against its reference; returns symbols, indexes and values, which must be without error."""
+    errors = {place: torch.zeros(1, dtype=torch.int32, device=place) for place in {"cpu", device}}
+
+    def with_error(function: Callable) -> Callable:
+        return lambda *arguments: function(*arguments, errors[arguments[0].device.type])
+
+    found = assert_equals_reference(
+        with_error(parameters.encode_parameters),
+        with_error(parameters.encode_parameters_reference),
+        (
+            *(batch.psi, encoding.anchors, *batch.where, lambda place: parameter_network(model, place)),
+            *(encoding.y, encoding.weight, lengths),
+        ),
+        encode_forms(batch, encoding.half),
+        device,
+    )
+    assert all(int(error) == 0 for error in errors.values())
+    return found
+
+
+@pytest.mark.parametrize("rows, columns", [(1, None), (100, 20)])
+def test_encoding(generator, device, size, rows, columns, monkeypatch):
+    """rows: of the weights; columns: of a made-up table of lengths instead of the model's."""
+    model = random_model(generator)
+    batch = random_batch(generator, model)
+    lengths = code_lengths().float()
+    if columns:
+        lengths = torch.rand(64, columns, generator=generator).cumsum(1)
+        monkeypatch.setattr(rounding, "code_lengths", lambda: lengths)
+    for encoding in encodings(generator, model, batch, rows):
+        symbols, indexes, values = assert_encodings_equal(model, batch, encoding, lengths, device)
+        assert symbols.abs().max() >= 2**15 - 2
+        means = values - (symbols.int() << 4)
+        counts = getattr(batch.layout, encoding.half)
+        tensors = (tensor.split(counts) for tensor in (symbols, indexes, values, means, encoding.y))
+        for quality, tile_symbols, tile_indexes, tile_values, tile_means, y in zip(QUALITIES, *tensors, strict=True):
+            weight = encoding.weight[quality if rows > 1 else 0]
+            assert torch.equal(tile_symbols, rounding.symbols(y, tile_means, tile_indexes, weight))
+            assert torch.equal(tile_values, reconstruct(tile_symbols, tile_means))
+            assert not tile_symbols[tile_indexes == 0].any()
+        rounded = (encoding.y - means / 16).round() * (indexes > 0)
+        assert 0.02 < (symbols != rounded).float().mean() < 0.9, "the choice is not put to the test"
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of NumPy, in the interpreter
+@pytest.mark.parametrize(
+    "residual, expected",
+    [
+        (float("nan"), parameters.NOT_FINITE),
+        (-float("inf"), parameters.NOT_FINITE),
+        (32767.5, parameters.OUT_OF_RANGE),
+        (-3e38, parameters.OUT_OF_RANGE),
+        (32767.25, 0),
+    ],
+)
+def test_error_word(generator, device, residual, expected):
+    model = random_model(generator)
+    batch = random_batch(generator, model, ((1, 3), (1, 2)), (1, 2))
+    lengths = code_lengths().float().to(device)
+    for encoding in encodings(generator, model, batch, 1):
+        network = parameter_network(model, device)
+        written = [torch.empty(form[:2], dtype=form[2], device=device) for form in encode_forms(batch, encoding.half)]
+        anchors = None if encoding.anchors is None else encoding.anchors.to(device)
+        error = torch.zeros(1, dtype=torch.int32, device=device)
+        table, longest = batch.where
+        inputs = (batch.psi.to(device), anchors, table.to(device), longest, network)
+
+        def encode(y: Tensor) -> list[Tensor]:
+            arguments = (y.to(device), encoding.weight.to(device), lengths)  # noqa: B023
+            parameters.encode_parameters(*inputs, *arguments, *written, error)  # noqa: B023
+            return [tensor.cpu().clone() for tensor in written]  # noqa: B023
+
+        symbols, _, values = encode(encoding.y)
+        assert int(error) == 0
+        y = encoding.y.clone()
+        y[-1, -1] = (values[-1, -1] - 16 * symbols[-1, -1].int()) / 16 + residual
+        spoilt, _, _ = encode(y)
+        assert int(error) == expected
+        if expected:
+            assert int(spoilt[-1, -1]) == 0
+        encode(encoding.y)
+        assert int(error) == expected, "a later launch must not clear it"
+
+
+# ---- launches
+
+
+TYPES = {torch.int8: "*i8", torch.uint8: "*u8", torch.int16: "*i16", torch.int32: "*i32", torch.float32: "*fp32"}
+
+
+class Recorder:
+    """Stands for a kernel, and notes its launches in the terms of a `Build`: signature, constants, options."""
+
+    def __init__(self, kernel, seen: list):
+        self._names, self._seen = kernel.arg_names, seen
+
+    def __getitem__(self, grid):
+        return self._launch
+
+    def _launch(self, *values, **named):
+        given = dict(zip(self._names, values, strict=False))
+        types = {k: TYPES[v.dtype] if isinstance(v, Tensor) else "i32" for k, v in given.items() if v is not None}
+        constants = {k: v for k, v in given.items() if v is None} | {k: v for k, v in named.items() if k in self._names}
+        self._seen.append((types, constants, {k: v for k, v in named.items() if k not in self._names}))
+
+
+def test_launches_are_what_is_compiled_ahead_of_time(swift, generator, monkeypatch):
+    """The released model's launches are those of `builds()`, whose cost docs/kernels.md tells: these and no others."""
+    expected = [
+        (dict(b.signature), dict(b.constants), {"num_warps": b.warps, "num_stages": b.stages, **b.options})
+        for b in (*hyper.builds(), *parameters.builds())
+    ]
+    seen = []
+    for module, name in ((hyper, "_convolve_and_double"), (hyper, "_convolve_to_psi"), (parameters, "_parameters")):
+        monkeypatch.setattr(module, name, Recorder(getattr(module, name), seen))
+        monkeypatch.setattr(module, "on_gpu", lambda tensor: True)
+    batch, network = random_batch(generator, swift, ((4, 4),), (1,)), parameter_network(swift, "cpu")
+    table, longest = batch.where
+    means, indexes, values = (torch.empty(8, 256, dtype=dtype) for dtype in (torch.int16, torch.uint8, torch.int32))
+    coding = (torch.empty(8, 256), torch.empty(100, 256), code_lengths().float())
+    for few in (True, False):
+        for module in (hyper, parameters):
+            monkeypatch.setattr(module, "_FEW_POSITIONS", 2**30 if few else 0)
+        hyper_synthesis(batch.z, table, longest, hyper_network(swift, "cpu"), batch.psi)
+        parameters.anchor_parameters(batch.psi, table, longest, network, means, indexes)
+        parameters.context_parameters(batch.psi, batch.anchors, table, longest, network, means, indexes)
+        parameters.one_pass_parameters(
+            batch.psi, batch.anchors, table, longest, network, means, indexes, means, indexes
+        )
+        for anchors in (None, batch.anchors):
+            outputs = (means, indexes, values, torch.zeros(1, dtype=torch.int32))
+            parameters.encode_parameters(batch.psi, anchors, table, longest, network, *coding, *outputs)
+    assert len(seen) == len(expected)
+    for build in expected:
+        assert build in seen
+
+
+# ---- operators
+
+
+def test_operators(generator, device):
+    model = random_model(generator)
+    batch = random_batch(generator, model, ((1, 2),), (5,))
+    network, hyper_layers = parameter_network(model, device), hyper_network(model, device)
+    where = (batch.table.to(device), batch.layout.longest)
+    psi, anchors, latents = batch.psi.to(device), batch.anchors.to(device), network.latents
+
+    def empty(half: str, *dtypes: torch.dtype) -> list[Tensor]:
+        return [torch.empty(batch.rows(half), latents, dtype=dtype, device=device) for dtype in dtypes]
+
+    pair, triple = (torch.int16, torch.uint8), (torch.int16, torch.uint8, torch.int32)
+    coding = (torch.ones(1, latents, device=device), code_lengths().float().to(device))
+    error = torch.zeros(1, dtype=torch.int32, device=device)
+    cases = {
+        "hyper_synthesis": (batch.z.to(device), *where, *flatten(hyper_layers.layers), torch.empty_like(psi)),
+        "anchor_parameters": (psi, *where, *network._flat(), *empty("anchors", *pair)),
+        "context_parameters": (psi, anchors, *where, *network._flat(), *empty("non_anchors", *pair)),
+        "one_pass_parameters": (
+            *(psi, anchors, *where, *network._flat()),
+            *(*empty("anchors", *pair), *empty("non_anchors", *pair)),
+        ),
+        "encode_parameters": (
+            *(psi, None, *where, *network._flat(), *empty("anchors", torch.float32), *coding),
+            *(*empty("anchors", *triple), error),
+        ),
+    }
+    for name, arguments in cases.items():
+        operator = getattr(torch.ops.fastcodec, name).default
+        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_without_a_gpu_kernels_are_interpreted():
+    assert on_gpu(torch.empty(0)) == (not torch.cuda.is_available())
+
+
+def test_without_the_interpreter_references_run(generator, monkeypatch):
+    """The same comparisons, with references behind the operators: arguments go where they belong."""
+    for module in (hyper, parameters):
+        monkeypatch.setattr(module, "on_gpu", lambda tensor: False)
+    model = random_model(generator)
+    batch = random_batch(generator, model)
+    assert_psi_equal(model, batch, "cpu")
+    assert_parameters_equal(model, batch, "cpu")
+    for encoding in encodings(generator, model, batch, 1):
+        assert_encodings_equal(model, batch, encoding, code_lengths().float(), "cpu")
+
+
+# ---- errors
+
+
+def test_tensors_of_another_form_are_refused(generator):
+    model = random_model(generator)
+    batch = random_batch(generator, model)
+    table, longest = batch.where
+    network, hyper_layers = parameter_network(model, "cpu"), hyper_network(model, "cpu")
+    means, indexes = (
+        torch.empty(batch.rows("anchors"), network.latents, dtype=dtype) for dtype in (torch.int16, torch.uint8)
+    )
+
+    def refused(match: str, psi=batch.psi, tiles=table, longest=longest, means=means, indexes=indexes) -> None:
+        with pytest.raises(ValueError, match=match):
+            parameters.anchor_parameters(psi, tiles, longest, network, means, indexes)
+
+    refused("psi", psi=batch.psi.short())
+    refused("psi", psi=batch.psi[:, :16])
+    refused("not contiguous", psi=batch.psi.T.contiguous().T)
+    refused("tiles", tiles=table.long())
+    refused("tiles", longest=-1)
+    refused("tiles", tiles=torch.zeros(MOST_TILES + 1, COLUMNS, dtype=torch.int32))
+    refused("means", means=means.int())
+    refused("indexes", indexes=indexes[1:])
+    refused("anchors", psi=batch.psi[len(SHAPES) :])
+    refused("anchors", psi=torch.cat([batch.psi, batch.psi]))
+    half = [torch.empty(batch.rows("non_anchors"), network.latents, dtype=t) for t in (torch.int16, torch.uint8)]
+    with pytest.raises(ValueError, match="anchors"):
+        parameters.context_parameters(batch.psi, batch.anchors[1:], table, longest, network, *half)
+    with pytest.raises(ValueError, match="z must"):
+        hyper_synthesis(batch.z.int(), table, longest, hyper_layers, batch.psi.clone())
+    with pytest.raises(ValueError, match="do not belong"):
+        hyper_synthesis(batch.z[:4], table, longest, hyper_layers, batch.psi.clone())
+
+
+def test_layers_that_do_not_fit_are_refused(generator):
+    model = random_model(generator)
+    layers = [model.layers[name] for name in PARAMETER_LAYERS]
+    with pytest.raises(ValueError, match="second"):
+        ParameterNetwork.pack([*layers[:2], layers[0], *layers[3:]], model.context_shift, "cpu")
+    with pytest.raises(ValueError, match=r"second gives 0\.\.200"):
+        ParameterNetwork.pack([*layers[:2], replace(layers[2], high=200), *layers[3:]], model.context_shift, "cpu")
+    with pytest.raises(ValueError, match="context_shift"):
+        ParameterNetwork.pack(layers, model.context_shift[1:], "cpu")
+    with pytest.raises(ValueError, match="48 latents"):
+        parameter_network(random_model(generator, m=48), "cpu")
+    hyper_layers = [model.layers[name] for name in HYPER_LAYERS]
+    with pytest.raises(ValueError, match="up1"):
+        HyperNetwork.pack([hyper_layers[0], hyper_layers[0], *hyper_layers[2:]], "cpu")

@@ -36,7 +36,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import OPERATORS, Build, on_gpu
+from .common import Build, on_gpu, operator
 from .gaussian_likelihood import erfcx, interval
 
 #: No scale below it has a table: 1 / sigma must stay finite.
@@ -265,17 +265,16 @@ def _gaussian_frequencies(scales: Tensor, support: float, total: int, widest: in
     return firsts, sizes, frequencies
 
 
-OPERATORS.define(
-    "gaussian_frequencies(Tensor scales, float support, int total, SymInt widest) -> (Tensor, Tensor, Tensor)"
-)
-for _device in ("CPU", "CUDA"):
-    OPERATORS.impl("gaussian_frequencies", _gaussian_frequencies, _device)
-
-
-@torch.library.register_fake("fastcodec::gaussian_frequencies", lib=OPERATORS)
 def _gaussian_frequencies_fake(scales, support, total, widest):
     tables = scales.shape[0]
     return tuple(scales.new_empty(shape, dtype=torch.int32) for shape in ((tables,), (tables,), (tables, widest)))
+
+
+operator(
+    "gaussian_frequencies(Tensor scales, float support, int total, SymInt widest) -> (Tensor, Tensor, Tensor)",
+    _gaussian_frequencies,
+    _gaussian_frequencies_fake,
+)
 
 
 def builds() -> list[Build]:

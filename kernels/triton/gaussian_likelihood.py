@@ -29,7 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import OPERATORS, Build, on_gpu
+from .common import Build, differentiate, on_gpu, operator
 
 #: The least probability: 29.9 bits are the most that a latent is charged with.
 BOUND = 1e-9
@@ -233,31 +233,30 @@ def _save_inputs(ctx, inputs: tuple[Tensor, Tensor, float, float], output: Tenso
 
 
 def _differentiate(ctx, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:
-    operator = torch.ops.fastcodec.gaussian_bits_backward
-    return *operator(gradient, *ctx.saved_tensors, ctx.least_scale, ctx.log_step), None, None
+    backward = torch.ops.fastcodec.gaussian_bits_backward
+    return *backward(gradient, *ctx.saved_tensors, ctx.least_scale, ctx.log_step), None, None
 
 
-OPERATORS.define("gaussian_bits(Tensor residual, Tensor index, float least_scale, float log_step) -> Tensor")
-OPERATORS.define(
-    "gaussian_bits_backward(Tensor gradient, Tensor residual, Tensor index, float least_scale, float log_step)"
-    " -> (Tensor, Tensor)"
-)
-for _device in ("CPU", "CUDA"):
-    OPERATORS.impl("gaussian_bits", _gaussian_bits, _device)
-    OPERATORS.impl("gaussian_bits_backward", _gaussian_bits_backward, _device)
-
-
-@torch.library.register_fake("fastcodec::gaussian_bits", lib=OPERATORS)
 def _gaussian_bits_fake(residual, index, least_scale, log_step):
     return residual.new_empty(residual.shape)
 
 
-@torch.library.register_fake("fastcodec::gaussian_bits_backward", lib=OPERATORS)
 def _gaussian_bits_backward_fake(gradient, residual, index, least_scale, log_step):
     return residual.new_empty(residual.shape), index.new_empty(index.shape)
 
 
-torch.library.register_autograd("fastcodec::gaussian_bits", _differentiate, setup_context=_save_inputs, lib=OPERATORS)
+operator(
+    "gaussian_bits(Tensor residual, Tensor index, float least_scale, float log_step) -> Tensor",
+    _gaussian_bits,
+    _gaussian_bits_fake,
+)
+operator(
+    "gaussian_bits_backward(Tensor gradient, Tensor residual, Tensor index, float least_scale, float log_step)"
+    " -> (Tensor, Tensor)",
+    _gaussian_bits_backward,
+    _gaussian_bits_backward_fake,
+)
+differentiate("gaussian_bits", _differentiate, _save_inputs)
 
 
 def builds() -> list[Build]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from .. import checkerboard
 from ..integer import IntegerLayer, linear_reference, pixel_shuffle_2, rows_3x3
 from . import tiles as layout
-from .common import OPERATORS, Build, on_gpu
+from .common import Build, on_gpu, operator
 from .layers import (
     COLUMNS,
     HEIGHT,
@@ -299,16 +299,10 @@ def _hyper_synthesis(z, tiles, longest, tensors, limits, psi):
         _launch(_convolve_to_psi, longest, count, (fine, tiles, *tensors[12:], psi), constants)
 
 
-OPERATORS.define(
-    "hyper_synthesis(Tensor z, Tensor tiles, SymInt longest, Tensor[] network, int[] limits, Tensor(a!) psi) -> ()"
+operator(
+    "hyper_synthesis(Tensor z, Tensor tiles, SymInt longest, Tensor[] network, int[] limits, Tensor(a!) psi) -> ()",
+    _hyper_synthesis,
 )
-for _device in ("CPU", "CUDA"):
-    OPERATORS.impl("hyper_synthesis", _hyper_synthesis, _device)
-
-
-@torch.library.register_fake("fastcodec::hyper_synthesis")
-def _hyper_synthesis_fake(z, tiles, longest, network, limits, psi):
-    return None
 
 
 def builds() -> list[Build]:

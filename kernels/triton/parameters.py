@@ -29,7 +29,7 @@ from torch import Tensor
 from .. import checkerboard
 from ..integer import IntegerLayer, linear_reference, shift_right_reference
 from . import tiles as layout
-from .common import OPERATORS, Build, on_gpu
+from .common import Build, on_gpu, operator
 from .layers import (
     ANCHORS,
     COLUMNS,
@@ -739,10 +739,7 @@ for _name, _arguments, _operator in (
         _encode_parameters,
     ),
 ):
-    OPERATORS.define(f"{_name}({_arguments}) -> ()")
-    for _device in ("CPU", "CUDA"):
-        OPERATORS.impl(_name, _operator, _device)
-    torch.library.register_fake(f"fastcodec::{_name}", lambda *arguments: None)
+    operator(f"{_name}({_arguments}) -> ()", _operator)
 
 
 def builds() -> list[Build]:

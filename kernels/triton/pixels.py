@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import OPERATORS, Build, on_gpu
+from .common import Build, on_gpu, operator
 from .layers import check, check_channels
 from .pointwise import PIECE, runs_kernel, store_expanded
 
@@ -124,14 +124,7 @@ def _to_pixels(x: Tensor, bias: Tensor, pixels: Tensor, top: int = 0, left: int 
     )
 
 
-OPERATORS.define("to_pixels(Tensor x, Tensor bias, Tensor(a!) pixels, int top=0, int left=0) -> ()")
-for _device in ("CPU", "CUDA"):
-    OPERATORS.impl("to_pixels", _to_pixels, _device)
-
-
-@torch.library.register_fake("fastcodec::to_pixels", lib=OPERATORS)
-def _to_pixels_fake(x, bias, pixels, top=0, left=0):
-    return None
+operator("to_pixels(Tensor x, Tensor bias, Tensor(a!) pixels, int top=0, int left=0) -> ()", _to_pixels)
 
 
 to_pixels = torch.ops.fastcodec.to_pixels.default
@@ -276,17 +269,11 @@ def _from_pixels(
     )
 
 
-OPERATORS.define(
+operator(
     "from_pixels(Tensor pixels, Tensor weight, Tensor bias, Tensor scale, Tensor quality, Tensor expand_weight, "
-    "Tensor expand_bias, Tensor(a!) out, Tensor(b!) expanded) -> ()"
+    "Tensor expand_bias, Tensor(a!) out, Tensor(b!) expanded) -> ()",
+    _from_pixels,
 )
-for _device in ("CPU", "CUDA"):
-    OPERATORS.impl("from_pixels", _from_pixels, _device)
-
-
-@torch.library.register_fake("fastcodec::from_pixels", lib=OPERATORS)
-def _from_pixels_fake(pixels, weight, bias, scale, quality, expand_weight, expand_bias, out, expanded):
-    return None
 
 
 from_pixels = torch.ops.fastcodec.from_pixels.default

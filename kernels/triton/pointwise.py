@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import INTERPRETED, OPERATORS, Build, on_gpu
+from .common import INTERPRETED, Build, on_gpu, operator
 from .layers import check, check_channels
 
 #: Outputs of a layer that a program has in registers at a time.
@@ -82,14 +82,10 @@ def _expand(x: Tensor, weight: Tensor, bias: Tensor, out: Tensor) -> None:
     )
 
 
-OPERATORS.define("expand(Tensor x, Tensor weight, Tensor bias, Tensor(a!) out) -> ()")
-for _device in ("CPU", "CUDA"):
-    OPERATORS.impl("expand", _expand, _device)
-
-
-@torch.library.register_fake("fastcodec::expand", lib=OPERATORS)
-def _expand_fake(x, weight, bias, out):
-    return None
+operator(
+    "expand(Tensor x, Tensor weight, Tensor bias, Tensor(a!) out) -> ()",
+    _expand,
+)
 
 
 expand = torch.ops.fastcodec.expand.default

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import OPERATORS, Build
+from .common import Build, operator
 from .layers import check, check_channels
 from .pointwise import PIECE, runs_kernel, silu, store_expanded
 
@@ -227,27 +227,11 @@ def _residual_block(
     )
 
 
-OPERATORS.define(
+operator(
     "residual_block(Tensor expanded, Tensor trunk, Tensor[] weights, Tensor(a!) out, Tensor? expand_weight=None, "
-    "Tensor? expand_bias=None, Tensor(b!)? expanded_out=None, Tensor? scale=None, Tensor? quality=None) -> ()"
+    "Tensor? expand_bias=None, Tensor(b!)? expanded_out=None, Tensor? scale=None, Tensor? quality=None) -> ()",
+    _residual_block,
 )
-for _device in ("CPU", "CUDA"):
-    OPERATORS.impl("residual_block", _residual_block, _device)
-
-
-@torch.library.register_fake("fastcodec::residual_block", lib=OPERATORS)
-def _residual_block_fake(
-    expanded,
-    trunk,
-    weights,
-    out,
-    expand_weight=None,
-    expand_bias=None,
-    expanded_out=None,
-    scale=None,
-    quality=None,
-):
-    return None
 
 
 residual_block = torch.ops.fastcodec.residual_block.default

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import OPERATORS, Build
+from .common import Build, operator
 from .layers import check, check_channels
 from .pointwise import PIECE, runs_kernel, store_expanded
 
@@ -145,17 +145,11 @@ def _upsample_2(
     )
 
 
-OPERATORS.define(
+operator(
     "upsample_2(Tensor y, Tensor weight, Tensor bias, Tensor scale, Tensor quality, Tensor expand_weight, "
-    "Tensor expand_bias, Tensor(a!) out, Tensor(b!) expanded) -> ()"
+    "Tensor expand_bias, Tensor(a!) out, Tensor(b!) expanded) -> ()",
+    _upsample_2,
 )
-for _device in ("CPU", "CUDA"):
-    OPERATORS.impl("upsample_2", _upsample_2, _device)
-
-
-@torch.library.register_fake("fastcodec::upsample_2", lib=OPERATORS)
-def _upsample_2_fake(y, weight, bias, scale, quality, expand_weight, expand_bias, out, expanded):
-    return None
 
 
 upsample_2 = torch.ops.fastcodec.upsample_2.default

@@ -104,8 +104,9 @@ class Engine:
             self._hyper_code_lengths = model.hyper_code_lengths.to(self.device)
             self._positions: dict[tuple[int, int], tuple[Tensor, ...]] = {}
             self.transforms = Transforms(model, self.device, dtype)
+            self._made = where.mark()
             # Decoding has streams of its own: so the memory that it keeps is always used in one order.
-            self._compute, self._copies = where.new_stream(), where.new_stream()
+            self._compute, self._copies = self._new_stream(), self._new_stream()
         self._threads = threading.local()
         self._lock = threading.Lock()
         self._remembered: OrderedDict[tuple, _Whole] = OrderedDict()
@@ -235,7 +236,7 @@ class Engine:
     def verify(self, file: Container) -> None:
         """Decodes every tile's symbols and checks every state and cursor. Raises what `Decoded.wait` raises."""
         tiles = list(file.header.grid.tiles())
-        with torch.inference_mode(), self.where.use():
+        with torch.inference_mode(), self.where.use(), self.where.on(self._stream_of_thread()):
             groups = self._entropy_by_groups([file], range(len(tiles)), tiles, None, None)
             for jobs, records in [(jobs, self.where.fetch(entropy.records)) for jobs, entropy in groups]:
                 jobs.check(records.wait()[0])
@@ -245,7 +246,7 @@ class Engine:
         grid = file.header.grid
         tiles = list(grid.tiles())
         out = torch.empty(grid.latent_height, grid.latent_width, self.model.config.latents, dtype=torch.int32)
-        with torch.inference_mode(), self.where.use():
+        with torch.inference_mode(), self.where.use(), self.where.on(self._stream_of_thread()):
             for jobs, entropy in self._entropy_by_groups([file], range(len(tiles)), tiles, None, None, values=True):
                 records, *halves = self.where.fetch(entropy.records, *entropy.values).wait()
                 jobs.check(records)
@@ -286,9 +287,16 @@ class Engine:
                     payloads[job % images].append(payload)
             return payloads, bits.tolist()
 
+    def _new_stream(self) -> object:
+        """A stream in which the weights are ready."""
+        stream = self.where.new_stream()
+        with self.where.on(stream):
+            self.where.follow(self._made)
+        return stream
+
     def _stream_of_thread(self) -> object:
         if not hasattr(self._threads, "stream"):
-            self._threads.stream = self.where.new_stream()
+            self._threads.stream = self._new_stream()
         return self._threads.stream
 
     def send(self, pictures: Sequence[np.ndarray]) -> Sent:

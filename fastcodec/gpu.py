@@ -485,7 +485,7 @@ class _Entropy:
         config, layout, plan = engine.model.config, jobs.layout, jobs.plan
         capacity = plan.size - plan.rest_at if capacity is None else capacity
         count = len(layout.shapes)
-        self._table = layout.table([0] * count).numpy()  # but for the qualities
+        self._table = layout.rows([0] * count)  # but for the qualities
         self._head = -(-4 * COLUMNS * count // 16) * 16
         self._memory = torch.empty(self._head + size_for(plan, 3, capacity), dtype=torch.uint8, device=engine.device)
         self.table = self._memory[: 4 * COLUMNS * count].view(torch.int32).view(count, COLUMNS)

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,13 +59,16 @@ class Layout:
         """Positions of the largest tile: what a launch's grid must cover."""
         return max(self.positions, default=0)
 
+    def rows(self, qualities: Sequence[int]) -> np.ndarray:
+        """The table, int32 [tiles, COLUMNS]. qualities: for each tile the row of the first layer's bias, from 0."""
+        table = np.zeros((len(self.shapes), COLUMNS), dtype=np.int32)
+        table[:, [HEIGHT, WIDTH]] = np.reshape(self.shapes, (-1, 2))
+        table[:, QUALITY] = qualities
+        counts = (self.hyper_positions, self.positions, self.anchors, self.non_anchors)
+        for column, count in zip((HYPER, PSI, ANCHORS, NON_ANCHORS), counts, strict=True):
+            table[1:, column] = np.cumsum(count)[:-1]
+        return table
+
     def table(self, qualities: Sequence[int]) -> Tensor:
-        """int32 [tiles, COLUMNS] on the CPU. qualities: for each tile the row of the first layer's bias, from 0."""
-        rows, hyper, psi, anchors, non_anchors = [], 0, 0, 0, 0
-        for i, ((height, width), quality) in enumerate(zip(self.shapes, qualities, strict=True)):
-            rows.append([height, width, quality, hyper, psi, anchors, non_anchors, 0])
-            hyper += self.hyper_positions[i]
-            psi += self.positions[i]
-            anchors += self.anchors[i]
-            non_anchors += self.non_anchors[i]
-        return torch.tensor(rows, dtype=torch.int32).reshape(-1, COLUMNS)
+        """`rows` as a tensor on the CPU."""
+        return torch.from_numpy(self.rows(qualities))

@@ -1,15 +1,18 @@
 """The entropy coder on a GPU: what its kernels reach when the GPU is full, one image's latency, energy, and peers.
 
-`run()` returns the figures that bench/results/gpu.json holds. Times of kernels are CUDA events right before and after a
-launch, medians over launches; a wait on the GPU before the first event keeps the host's own time out of them. Decoding
-changes a decoder's state: its pristine copy is put back before each launch, outside of the events.
+`run()` returns the figures that bench/results/gpu.json holds; those of the whole codec, "codec", are gpu_codec.py's.
+Times of kernels are CUDA events right before and after a launch, medians over launches; a wait on the GPU before the
+first event keeps the host's own time out of them. Decoding changes a decoder's state: its pristine copy is put back
+before each launch, outside of the events.
 
 What is timed is checked in the same run: payloads against the CPU coder's bytes, symbols and values against the input.
 """
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +37,9 @@ from fastcodec.rans import Decoder, Pass, TableSet, available_isas, encode
 
 from . import _common, coder
 
-SECONDS = 150.0  # after that, what is left of the grids is left out
+SECONDS = 65.0  # after that, what is left of the grids is left out
+CODEC = ("-m", "bench.gpu_codec")  # what Python runs to measure the codec
+CODEC_SECONDS = 88.0  # after that it is stopped: it ends by itself before, unless the GPU hangs
 WAVES = 2  # full loads of all multiprocessors that a launch consists of
 WARP = 32
 SCHEDULERS = 4  # of a multiprocessor, each issuing an instruction of a warp a cycle: since Volta
@@ -344,6 +349,51 @@ class Budget:
         if not fits:
             self.skipped.append(what)
         return fits
+
+
+class Parts:
+    """The parts of a benchmark: one that fails leaves the failure's text in its place, and the others run."""
+
+    def __init__(self) -> None:
+        self.failures: list[str] = []
+
+    def attempt(self, name: str, body: Callable[[], Any], **labels: Any) -> Any:
+        """What `body` returns; else the labels, and the failure as "failed"."""
+        try:
+            return body()
+        except Exception as error:
+            self.failures.append(name)
+            _common.console.print(f"{name} failed: {error}", markup=False, highlight=False, soft_wrap=True)
+            return {**labels, "failed": traceback.format_exc()}
+
+
+class Meter:
+    """Energy and clocks from its making to `stop`: the energy counter's, else power times time."""
+
+    def __init__(self, nvml: Nvml):
+        self._nvml = nvml
+        self._samples: dict[str, list[float]] = {"watts": [], "sm_mhz": [], "memory_mhz": []}
+        self._before, self._start = nvml.joules(), time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since it was made."""
+        return time.perf_counter() - self._start
+
+    def sample(self) -> None:
+        """To be called while the GPU is busy."""
+        for name, values in self._samples.items():
+            if (value := getattr(self._nvml, name)()) is not None:
+                values.append(value)
+
+    def stop(self) -> tuple[float, float | None, dict[str, Any]]:
+        """Seconds, joules, and the means of what was sampled. The GPU must be done."""
+        seconds, after = self.seconds, self._nvml.joules()
+        means = {name: float(np.mean(values)) if values else None for name, values in self._samples.items()}
+        counted = self._before is not None and after is not None and after > self._before
+        joules = after - self._before if counted else means["watts"] * seconds if means["watts"] else None
+        by = "energy counter" if counted else "power times time" if joules else None
+        return seconds, joules, {"measured_by": by, **means, "nvml": self._nvml.missing or "available"}
 
 
 # --- what is coded ----------------------------------------------------------------------------------------------------
@@ -673,7 +723,6 @@ def energy(machine: Machine, sizes: Sizes) -> dict[str, Any]:
     batch = draw(machine, (tiles, positions, coder.CHANNELS), REFERENCE)
     indexes = list(batch.indexes)
     outputs = list(torch.empty_like(batch.symbols))
-    samples: dict[str, list[float]] = {"watts": [], "sm_mhz": [], "memory_mhz": []}
     with machine.kernels():
         decoder = Decoder(encode(batch.tiles(), lanes=WARP, streams=streams), device=machine.device)
         restore = _pristine(decoder)
@@ -684,32 +733,24 @@ def energy(machine: Machine, sizes: Sizes) -> dict[str, Any]:
 
         decode()
         machine.synchronize()
-        rounds = 0
-        before, start = machine.nvml.joules(), time.perf_counter()
-        while time.perf_counter() - start < sizes.energy_seconds:
+        rounds, meter = 0, Meter(machine.nvml)
+        while meter.seconds < sizes.energy_seconds:
             for _ in range(8):
                 decode()
             rounds += 8
-            for name, values in samples.items():
-                if (value := getattr(machine.nvml, name)()) is not None:
-                    values.append(value)
+            meter.sample()
             machine.synchronize()
-        seconds, after = time.perf_counter() - start, machine.nvml.joules()
+        seconds, joules, measured = meter.stop()
         decoder.finish()
     _match(torch.stack(outputs), batch.symbols, "decoded symbols")
     symbols = rounds * batch.symbols.numel()
-    means = {name: float(np.mean(values)) if values else None for name, values in samples.items()}
-    counted = before is not None and after is not None and after > before
-    joules = after - before if counted else means["watts"] * seconds if means["watts"] else None
     return {
         "indexes": REFERENCE,
         "tables": "skip",
         "seconds": seconds,
         "gsymbols": symbols / seconds / 1e9,
         "joules_per_gsymbol": joules / symbols * 1e9 if joules else None,
-        "measured_by": "energy counter" if counted else "power times time" if joules else None,
-        **means,
-        "nvml": machine.nvml.missing or "available",
+        **measured,
     }
 
 
@@ -852,7 +893,7 @@ def _peers(machine: Machine, sizes: Sizes) -> list[dict[str, Any]]:
 # --- tables and the whole ---------------------------------------------------------------------------------------------
 
 
-def _print(table: Any) -> None:
+def print_table(table: Any) -> None:
     """In one piece: without a terminal, as under make, rich would fold it to 80 columns."""
     width = _common.console.width
     _common.console.width = width if _common.console.is_terminal else max(width, 136)
@@ -862,7 +903,7 @@ def _print(table: Any) -> None:
         _common.console.width = width
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f} %"
 
 
@@ -884,14 +925,14 @@ def _print_full(rows: list[dict[str, Any]]) -> None:
             table.add_row(label, "failed")
             continue
         cells = [
-            f"{row[way]['gsymbols']:.1f}  {_percent(row[way]['of_copy_bandwidth'])} / "
-            f"{_percent(row[way]['of_issue_rate'])}"
+            f"{row[way]['gsymbols']:.1f}  {percent(row[way]['of_copy_bandwidth'])} / "
+            f"{percent(row[way]['of_issue_rate'])}"
             for way in ("encode", "decode", "reconstruct")
         ]
         calls = [f"{row['calls'][f'{way}_gsymbols']:.2f}" for way in ("encode", "decode")]
         ratio = f"{row['decode']['times_a_cpu_core']:.0f}"
         table.add_row(label, f"{row['bits_per_symbol']:.2f}", *cells, *calls, ratio)
-    _print(table)
+    print_table(table)
 
 
 def _print_latency(found: dict[str, Any], sizes: Sizes) -> None:
@@ -911,7 +952,7 @@ def _print_latency(found: dict[str, Any], sizes: Sizes) -> None:
 
     for lanes in sizes.lanes:
         table.add_row(str(lanes), *(cell(shapes.get((lanes, streams))) for streams in sizes.streams))
-    _print(table)
+    print_table(table)
     for row in found["shapes"]:
         if row["preset"]:
             _common.console.print(
@@ -939,21 +980,33 @@ def _print_rest(found: dict[str, Any]) -> None:
         console.print(f"{row['coder']}: {text}", highlight=False, markup=False)
 
 
+def codec() -> dict[str, Any]:
+    """The codec's figures. A process of its own measures them: after a fault on the GPU a process measures no more, and
+    this way the coder's does not cost the codec's figures. What was written before a fault or a hang is kept."""
+    sys.stdout.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "codec.json"
+        try:
+            ended = subprocess.run([sys.executable, *CODEC, str(path)], cwd=_common.ROOT, timeout=CODEC_SECONDS)
+            fault = f"it ended with status {ended.returncode}" if ended.returncode else None
+        except subprocess.TimeoutExpired:
+            fault = f"it was stopped after {CODEC_SECONDS:.0f} s"
+        found = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    found.setdefault("failures", [])
+    if fault:
+        found["failures"].append(fault)
+    return found
+
+
 def run(machine: Machine | None = None, sizes: Sizes | None = None, seconds: float = SECONDS) -> dict[str, Any]:
     """Every part is tried; one that fails leaves the failure's text in its place, and its name in `failures`.
 
-    machine, sizes: for the tests.
+    machine, sizes: for the tests, which measure the coder alone.
     """
+    whole = machine is None
     machine, sizes, budget = machine or Machine(), sizes or Sizes(), Budget(seconds)
-    failures: list[str] = []
-
-    def attempt(name: str, body: Callable[[], Any], **labels: Any) -> Any:
-        try:
-            return body()
-        except Exception as error:
-            failures.append(name)
-            _common.console.print(f"{name} failed: {error}", markup=False, highlight=False, soft_wrap=True)
-            return {**labels, "failed": traceback.format_exc()}
+    parts = Parts()
+    attempt = parts.attempt
 
     found: dict[str, Any] = {"gpu": attempt("the machine", lambda: describe(machine))}
     try:
@@ -987,11 +1040,14 @@ def run(machine: Machine | None = None, sizes: Sizes | None = None, seconds: flo
             found["peers"] = (
                 attempt("peers", lambda: peers(machine, sizes)) if budget.allows("peers", "peers") else skipped
             )
-    found["skipped"], found["failures"] = budget.skipped, failures
+    found["skipped"], found["failures"] = budget.skipped, parts.failures
     _print_full(found["full_gpu"])
     for image_found in found["latency"]:
         _print_latency(image_found, sizes)
     _print_rest(found)
     if budget.skipped:
         _common.console.print(f"left out after {seconds:.0f} s: {'; '.join(budget.skipped)}", markup=False)
+    if whole:
+        found["codec"] = attempt("codec", codec)
+        found["failures"] += [f"codec: {name}" for name in found["codec"].get("failures", [])]
     return found

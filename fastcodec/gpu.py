@@ -136,7 +136,7 @@ class Engine:
             seen = wanted.grown(SYNTHESIS_HALO, grid.latent_height, grid.latent_width)
             numbers = [number for number, tile in enumerate(tiles) if tile.meets(seen)]
             positions = len(files) * grid.latent_height * grid.latent_width
-            if len(numbers) == len(tiles) and positions <= GRAPH_POSITIONS:
+            if len(numbers) == len(tiles) and positions <= GROUP_POSITIONS:
                 decoded = self._decode_whole(files, numbers, tiles, area, out)
             else:
                 decoded = self._decode_in_parts(files, numbers, tiles, area, out)
@@ -553,7 +553,8 @@ class _Entropy:
 class _Whole:
     """The decoder for batches of whole images of one shape: everything from payloads to pixels, in memory that stays.
 
-    The first batch runs launch by launch, which also prepares what a capture must find ready; the second is captured.
+    The first batch runs launch by launch, which also prepares what a capture must find ready. The second is captured,
+    if the batch is small enough to gain by it.
     """
 
     def __init__(self, engine: Engine, grid: Grid, jobs: _Jobs, capacity: int):
@@ -573,7 +574,7 @@ class _Whole:
         """Enqueues the decoding of a batch."""
         self._engine.where.follow(self.free)
         self.entropy.send(jobs)
-        if self._runs == 1:
+        if self._runs == 1 and self.positions <= GRAPH_POSITIONS:
             self._start = self._engine.where.graph(self._launch)
         self._runs += 1
         self._start()

@@ -200,7 +200,6 @@ def test_large_images_in_parts(cpu, codec, engine, photographs, monkeypatch):
     data = cpu.encode(image, quality=40)
     whole = cpu.decode(data, out="numpy")
     assert difference(codec.decode(data, out="numpy"), whole) <= 1
-    monkeypatch.setattr(gpu, "GRAPH_POSITIONS", 0)
     monkeypatch.setattr(gpu, "GROUP_POSITIONS", 64)
     assert difference(codec.decode(data, out="numpy"), whole) <= 1
     assert torch.equal(codec.latents(data), cpu.latents(data))
@@ -227,6 +226,10 @@ def test_shapes_are_remembered(cpu, codec, engine, photographs, monkeypatch):
     for data in files:
         assert difference(codec.decode(data), cpu.decode(data)) <= 1
     assert len(engine._remembered) == len(captured) == 1
+    monkeypatch.setattr(gpu, "GRAPH_POSITIONS", 8)
+    for data in files[:3]:
+        assert difference(codec.decode_batch([data, data])[1], cpu.decode(data)) <= 1
+    assert (len(engine._remembered), len(captured)) == (2, 1), "too large for a graph"
     monkeypatch.setattr(gpu, "REMEMBERED_SHAPES", 2)
     for width in (16, 32, 48):
         data = cpu.encode(photo(photographs, width, 16))
@@ -301,7 +304,7 @@ def watched(monkeypatch) -> Iterator[tuple[list[str], list[int]]]:
 def test_decoding_waits_once(parts, cpu, codec, engine, photographs, monkeypatch):
     files = [cpu.encode(photo(photographs, 40, 30, left), quality=50) for left in (0, 9)]
     if parts:
-        monkeypatch.setattr(gpu, "GRAPH_POSITIONS", 0)
+        monkeypatch.setattr(gpu, "GROUP_POSITIONS", 2)
     with watched(monkeypatch) as (reads, waits):
         decoded = codec.decode_tensor(files)
         assert (reads, waits) == ([], [])

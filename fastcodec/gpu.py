@@ -101,8 +101,8 @@ class Engine:
             )
             self.inverse_gain = (model.inverse_gain / 2**MEAN_BITS).to(self.device)
             self._code_lengths = code_lengths().to(self.device)
+            self._choice_lengths = self._code_lengths.float()
             self._hyper_code_lengths = model.hyper_code_lengths.to(self.device)
-            self._positions: dict[tuple[int, int], tuple[Tensor, ...]] = {}
             self.transforms = Transforms(model, self.device, dtype)
             self._made = where.mark()
             # Decoding has streams of its own: so the memory that it keeps is always used in one order.
@@ -327,7 +327,7 @@ class Engine:
 
     def _code(self, y: Tensor, tiles: Sequence[Rect], quality: int, weight: Tensor) -> tuple[list[_FlatPass], Tensor]:
         """The three passes of some tiles of every image, the images' tiles of one number after each other; and the
-        error word of `parameters.encode_anchors`."""
+        error word of `parameters.encode_parameters`."""
         count, channels = y.shape[0], y.shape[3]
         layout = Layout(tuple((tile.height, tile.width) for tile in tiles for _ in range(count)))
         table = layout.table([quality - MIN_QUALITY] * len(layout.shapes)).to(self.device)
@@ -353,7 +353,7 @@ class Engine:
                 self.network,
                 half,
                 weight,
-                self._code_lengths.float(),
+                self._choice_lengths,
                 symbols,
                 indexes,
                 decoded,
@@ -369,12 +369,8 @@ class Engine:
 
     def _split(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Anchors and non-anchors of tiles [B, h, w, M]: `checkerboard.split`, with positions on the device."""
-        height, width = y.shape[1:3]
-        key = (height, width)
-        if key not in self._positions:
-            halves = checkerboard.anchor_positions(height, width), checkerboard.non_anchor_positions(height, width)
-            self._positions[key] = tuple(half.to(self.device) for half in halves)
-        return tuple(y.flatten(1, 2).index_select(1, half) for half in self._positions[key])
+        halves = checkerboard.anchor_positions(*y.shape[1:3]), checkerboard.non_anchor_positions(*y.shape[1:3])
+        return tuple(y.flatten(1, 2).index_select(1, half.to(self.device)) for half in halves)
 
     def _hyper_latents(self, y: Tensor, quality: Tensor) -> Tensor:
         """h_a of one tile of every image, rounded: int16 [images * hh * hw, Z]."""

@@ -330,9 +330,9 @@ Result decode_by_gpu(Gpu& device, Random& random, const std::vector<std::vector<
     }
     void* handle = nullptr;
     const int padded = static_cast<int>(random.below(2));
-    check(fastcodec_rans_cuda_plan_decode(count, data.data(), sizes.data(), padded, &result.start, &result.tile,
-                                          &handle),
-          "plan");
+    check(
+        fastcodec_rans_cuda_plan_decode(count, data.data(), sizes.data(), padded, &result.start, &result.tile, &handle),
+        "plan");
     if (result.start != 0) {
         return result;
     }

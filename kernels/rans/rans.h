@@ -140,8 +140,8 @@ struct Found {
 
 FASTCODEC_INLINE uint32_t slot_of(uint32_t state) { return state & (kProbabilityTotal - 1); }
 
-// The position in `cumulative` of a slot's entry, from that of an entry of the same table which is not behind it. Bounded:
-// no slot reaches 2^14, with which each table ends.
+// The position in `cumulative` of a slot's entry, from that of an entry of the same table which is not behind it.
+// Bounded: no slot reaches 2^14, with which each table ends.
 FASTCODEC_INLINE uint32_t walk(const uint16_t* cumulative, uint32_t position, uint32_t slot) {
     while (slot >= cumulative[position + 1]) {
         ++position;

@@ -36,7 +36,7 @@ RIVAL_STAGES = {"g_a": "analysis", "h_a": "hyper", "h_s": "hyper", "g_s": "synth
 def run() -> dict[str, Any]:
     """Times in milliseconds, medians over images and rounds; the ratios; what "fast" costs in PSNR."""
     pictures = [picture for _, picture in kodak()]
-    codec = Codec.load("swift")
+    codec = Codec.load("swift", "cpu")
     some = pictures[::3][:IMAGES]
     quality = _matching_quality(codec, some)
     try:

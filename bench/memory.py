@@ -136,7 +136,7 @@ def _main(step: str, source: str, target: str, *place: str) -> None:
     from fastcodec import Codec
     from fastcodec.images import Picture, read_picture
 
-    codec = Codec.load("swift")
+    codec = Codec.load("swift", "cpu")
     noise = np.random.default_rng(1).integers(0, 256, (REGION, REGION, 3), dtype=np.uint8)
     codec.decode_picture(codec.encode_picture(Picture(noise), quality=QUALITY).data)  # warms allocators and threads
     before = _peak_bytes()

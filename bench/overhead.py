@@ -25,7 +25,7 @@ THUMBNAIL, THUMBNAIL_BYTES = 64, 48
 
 def run() -> dict[str, Any]:
     """For each quality: the sizes, the worst image against the bound, and what lanes and directory take."""
-    codec = Codec.load("swift")
+    codec = Codec.load("swift", "cpu")
     images = kodak()
     shown = table(
         f"Real files against estimates, {len(images)} Kodak images",

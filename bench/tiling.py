@@ -35,7 +35,7 @@ GOAL_PERCENT = 0.5
 
 def run() -> dict[str, Any]:
     """Each image's two curves and their BD-rate, and the mean."""
-    codec = Codec.load("swift")
+    codec = Codec.load("swift", "cpu")
     shown = table(
         "Tiles against one: bytes at four qualities", "image", "tiles", *(f"q{q}" for q in QUALITIES), "BD-rate"
     )

@@ -83,7 +83,8 @@ def _limits() -> Limits:
 def _codec(limits: Limits) -> Codec:
     from .codec import Codec  # imports PyTorch: when pixels are wanted, not when a header is
 
-    return Codec.load("swift", limits=limits)
+    # On the CPU: images are opened in the forked workers of data loaders, where CUDA cannot be used.
+    return Codec.load("swift", "cpu", limits)
 
 
 def _save(image: Image.Image, stream: IO[bytes], filename: str | bytes) -> None:

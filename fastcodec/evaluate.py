@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--precision", choices=("exact", "fast"), default="exact", help="of decoding (default: exact)")
     parser.add_argument("--preset", choices=("size", "latency"), default="size", help="of encoding (default: size)")
     parser.add_argument("--model", default="swift", metavar="NAME", help="(default: swift)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to run (default: auto)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default: auto)")
     parser.add_argument(
         "--jobs", type=_positive, default=1, metavar="N", help="images at a time; 1, the default, gives fair times"
     )

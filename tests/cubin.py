@@ -170,6 +170,7 @@ def _sections_of(image: Path, changed: int) -> dict[tuple[str, int], str]:
 
 _LINE = re.compile(r"^(?P<label>[.\w$]+):$|^\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<code>[^;]+);", re.MULTILINE)
 _CODE = re.compile(r"(?:(?P<guard>@!?U?P\w+)\s+)?(?P<opcode>[A-Z][\w.]*)\s*(?P<operands>.*)")
+_HINTS = re.compile(r"\s+[?&]\w.*$")  # for the scheduler, which some versions of nvdisasm append
 _TARGET = re.compile(r"`\(([.\w$]+)\)$")
 
 
@@ -186,7 +187,7 @@ def blocks_of(listing: str) -> list[Block]:
             place[line["label"]] = len(bodies) - 1
             labels[-1] = line["label"]
             continue
-        code = _CODE.match(line["code"].strip())
+        code = _CODE.match(_HINTS.sub("", line["code"]).strip())
         bodies[-1].append(Instruction(int(line["address"], 16), code["guard"] or "", code["opcode"], code["operands"]))
         if code["opcode"].split(".")[0] in ("BRA", "EXIT", "RET", "BRX"):
             labels.append("")

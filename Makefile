@@ -67,8 +67,9 @@ gpu-site:
 # The benchmarks run even if a test fails; make fails then.
 gpu-run: gpu-site
 	@status=0; \
-	$(GPU_ENV) timeout --kill-after=10 240 $(PYTHON) tests/gpu_suite.py || status=$$?; \
+	$(GPU_ENV) timeout --kill-after=10 210 $(PYTHON) tests/gpu_suite.py || status=$$?; \
 	$(GPU_ENV) timeout --kill-after=10 180 $(PYTHON) -m bench gpu $(ARGS) || status=$$?; \
+	$(GPU_ENV) timeout --kill-after=10 60 $(PYTHON) -m bench papers || status=$$?; \
 	exit $$status
 
 clean:  ## remove what was built and cached

@@ -1,0 +1,87 @@
+"""The systems that the checkerboard paper builds on and compares with, on real files.
+
+    model = zoo.create("mbt2018-checkerboard", quality=3)      # N and M of that quality, untrained
+    model = zoo.load("mbt2018-mean", torch.load("mbt2018-mean-3.pth"))   # CompressAI's checkpoints, as they are
+    codec = zoo.Codec(model)
+    blob = codec.encode(image)
+    image = codec.decode(blob)
+
+docs/zoo.md lists them, and says what is the same as in CompressAI and what is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .balle2017 import Balle2017
+from .balle2018 import FactorizedPrior, ScaleHyperprior
+from .base import Compressed, CompressionModel
+from .cheng2020 import Cheng2020, Cheng2020Attention, Cheng2020Checkerboard, Cheng2020CheckerboardAttention
+from .codec import Codec
+from .he2021 import Checkerboard, RandomMask
+from .minnen2018 import JointAutoregressive, MeanScaleHyperprior
+
+__all__ = ["SYSTEMS", "Codec", "Compressed", "CompressionModel", "System", "create", "load"]
+
+
+class System(NamedTuple):
+    """A class and its channels: (N, M), or (N,) where M is N, for the qualities from 1 on."""
+
+    model: type[CompressionModel]
+    channels: tuple[tuple[int, ...], ...]
+
+
+# N and M by quality, as CompressAI's zoo has them: more channels from where the rate needs them.
+_SMALL, _EQUAL, _LARGE = (128, 192), (192, 192), (192, 320)
+_CHENG = (*[(128,)] * 3, *[(192,)] * 3)
+
+SYSTEMS = {
+    "bls2017": System(Balle2017, (*[(128,)] * 5, *[(192,)] * 3)),
+    "bmshj2018-factorized": System(FactorizedPrior, (*[_SMALL] * 5, *[_LARGE] * 3)),
+    "bmshj2018-hyperprior": System(ScaleHyperprior, (*[_SMALL] * 5, *[_LARGE] * 3)),
+    "mbt2018-mean": System(MeanScaleHyperprior, (*[_SMALL] * 4, *[_LARGE] * 4)),
+    "mbt2018": System(JointAutoregressive, (*[_EQUAL] * 4, *[_LARGE] * 4)),
+    "mbt2018-checkerboard": System(Checkerboard, (*[_EQUAL] * 4, *[_LARGE] * 4)),
+    "random-mask": System(RandomMask, (*[_EQUAL] * 4, *[_LARGE] * 4)),
+    "cheng2020-serial": System(Cheng2020, _CHENG),
+    "cheng2020-serial-attention": System(Cheng2020Attention, _CHENG),
+    "cheng2020-checkerboard": System(Cheng2020Checkerboard, _CHENG),
+    "cheng2020-checkerboard-attention": System(Cheng2020CheckerboardAttention, _CHENG),
+}
+
+
+def _system(name: str) -> System:
+    if name not in SYSTEMS:
+        raise ValueError(f"no system named {name!r}; the zoo has {', '.join(SYSTEMS)}")
+    return SYSTEMS[name]
+
+
+def create(name: str, quality: int, **options) -> CompressionModel:
+    """An untrained system with the channels of a quality, from 1 on. ValueError for a name or a quality not there.
+
+    options: rounding="latents" for y^ = round(y), as in He et al. 2021, in the systems that predict means.
+    """
+    system = _system(name)
+    if not 1 <= quality <= len(system.channels):
+        raise ValueError(f"{name} has the qualities 1 to {len(system.channels)}, not {quality}")
+    return system.model(*system.channels[quality - 1], **options)
+
+
+def load(name: str, state: Mapping[str, Tensor], **options) -> CompressionModel:
+    """A system with the weights of a state dict, this package's or CompressAI's, in evaluation mode, with its tables.
+
+    options: as of `create`. Raises ValueError for a name that is not there, RuntimeError for another system's weights.
+    """
+    model_class = _system(name).model
+    try:
+        model = model_class.from_shapes(
+            {name.removeprefix("module."): tensor for name, tensor in state.items()}, **options
+        )
+    except KeyError as error:
+        raise RuntimeError(f"not a state dict of {name}: it has no {error}") from None
+    model.load_state_dict(state)
+    model.update()
+    return model.requires_grad_(False).eval()

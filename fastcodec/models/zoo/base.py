@@ -1,0 +1,192 @@
+"""What every system of the zoo is: a network that compresses one image to one payload and back.
+
+A system defines its layers, `encode_latents` and `decode_latents`, the coding in the order of its paper, and `forward`
+for training. Everything is floating point: a payload decodes where the same library runs on the same kind of machine
+with the same number of threads, as with any other codec of this kind, and nowhere else for sure.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from fastcodec.errors import ImageError
+from fastcodec.kernels import rans
+
+from .entropy_bottleneck import CodedEntropyModel, EntropyBottleneck
+
+# Constants that CompressAI keeps as buffers; checkpoints from before it did lack some of them.
+_CONSTANTS = re.compile(r"(^|\.)(bound|pedestal|target|scale_bound|mask)$")
+
+
+@dataclass
+class Coded:
+    """An image's latents, coded: the passes in order, the latents as the decoder will have them, the code length."""
+
+    passes: list[rans.Pass]
+    bits: float
+    y_hat: Tensor | None = None  # [1, M, h, w]
+    # Of the coder; None lets it choose. Passes of one position each cannot use more than one.
+    streams: int | None = field(default=None)
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A payload of the coder, the latents' rows and columns, and what the model expected it to take."""
+
+    payload: bytes
+    shape: tuple[int, int]
+    estimated_bits: float
+
+
+class CompressionModel(nn.Module):
+    """One system at one rate.
+
+    Attributes:
+        stride: pixels a latent of the deepest layer: images must be multiples of it.
+        latent_stride: pixels a latent y.
+    """
+
+    stride = 64
+    latent_stride = 16
+    #: (ours, CompressAI's) prefixes of parameter names, where its class of a model nests them otherwise.
+    layout: tuple[tuple[str, str], ...] = ()
+
+    g_a: nn.Module
+    g_s: nn.Module
+
+    def __init__(self) -> None:
+        super().__init__()
+        if self.layout:
+            self.register_state_dict_post_hook(_to_compressai_names)
+
+    # --- to be defined by a system ----------------------------------------------------------------------------------
+
+    @classmethod
+    def from_shapes(cls, state: Mapping[str, Tensor], **options) -> CompressionModel:
+        """A system with the channels N and M of a state dict, whose weights are not loaded. KeyError for a foreign one.
+
+        options: what the class takes beside N and M.
+        """
+        return cls(state["g_a.0.weight"].shape[0], state["g_a.6.weight"].shape[0], **options)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """One training pass. x: RGB [B, 3, H, W] in 0..1, multiples of `stride`.
+
+        Rounding is replaced by uniform noise (Ballé 2017, section 3.1). Returns x_hat like x, and y_bits and z_bits
+        [B], the bits of each image's latents and hyper latents.
+        """
+        raise NotImplementedError
+
+    def encode_latents(self, y: Tensor) -> Coded:
+        """Code y [1, M, h, w]."""
+        raise NotImplementedError
+
+    def decode_latents(self, decoder: rans.Decoder, height: int, width: int) -> Tensor:
+        """The inverse: y^ [1, M, height, width], by the passes of `encode_latents`."""
+        raise NotImplementedError
+
+    # --- the same for all -------------------------------------------------------------------------------------------
+
+    def compress(self, x: Tensor) -> Compressed:
+        """x: RGB float32 [1, 3, H, W] in 0..1, multiples of `stride`, on the model's device.
+
+        Raises ImageError where the analysis gives no finite latents, SymbolRangeError for symbols beyond 16 bits,
+        ValueError for another size.
+        """
+        if x.shape[0] != 1 or x.shape[2] % self.stride or x.shape[3] % self.stride:
+            raise ValueError(f"one image of multiples of {self.stride} pixels is needed, not {list(x.shape)}")
+        with _coding():
+            y = self.g_a(channels_last(x))
+            if not torch.isfinite(y).all():
+                raise ImageError("the analysis did not give finite latents")
+            coded = self.encode_latents(y)
+        (payload,) = rans.encode([coded.passes], streams=coded.streams)
+        return Compressed(payload, (y.shape[2], y.shape[3]), coded.bits)
+
+    def decompress(self, payload: bytes | memoryview, shape: tuple[int, int]) -> Tensor:
+        """The image of a payload, float32 [1, 3, H, W] in 0..1; shape: that of `Compressed`.
+
+        Raises CorruptStreamError for what `compress` did not write, as far as the coder can tell.
+        """
+        device = next(self.parameters()).device
+        with _coding():
+            decoder = rans.Decoder([payload], device=device)
+            y_hat = self.decode_latents(decoder, *shape)
+            decoder.finish()
+            return self.g_s(channels_last(y_hat)).clamp(0, 1)
+
+    def update(self, *, fit_quantiles: bool = False, force: bool = False) -> None:
+        """Make the coder's tables, where a checkpoint did not bring them. Part of the state dict from then on.
+
+        fit_quantiles: first find the factorised priors' medians and bounds (after training); implies force.
+        """
+        for module in self.modules():
+            if fit_quantiles and isinstance(module, EntropyBottleneck):
+                module.fit_quantiles()
+            if isinstance(module, CodedEntropyModel) and (force or fit_quantiles or not module.updated):
+                module.update()
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
+        """Load a state dict of this class, or of CompressAI's in any of its layouts. RuntimeError for foreign keys."""
+        state = {self._our_name(name): tensor for name, tensor in state_dict.items()}
+        for name, tensor in _constants(self):
+            state.setdefault(name, tensor)
+        return super().load_state_dict(state, strict, assign)
+
+    def _our_name(self, name: str) -> str:
+        name = name.removeprefix("module.")  # saved from DataParallel
+        name = name.replace(".downsample.", ".skip.")  # CompressAI before 1.0
+        for ours, theirs in self.layout:
+            if name.startswith(theirs):
+                return ours + name.removeprefix(theirs)
+        return name
+
+
+def _constants(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, buffer) for name, buffer in model.named_buffers() if _CONSTANTS.search(name))
+
+
+def _to_compressai_names(model: CompressionModel, state: dict[str, Tensor], prefix: str, _metadata: object) -> None:
+    for name in [name for name in state if name.startswith(prefix)]:
+        for ours, theirs in model.layout:
+            if name.startswith(prefix + ours):
+                state[prefix + theirs + name.removeprefix(prefix + ours)] = state.pop(name)
+                break
+
+
+@contextmanager
+def _coding() -> Iterator[None]:
+    """No gradients, no half precision, and on a GPU no algorithm that may round differently from call to call."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        with torch.inference_mode(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x [1, C, h, w], its channels fastest in memory: the layout in which convolutions and GDN are fastest.
+
+    Copied even if it lies so already. The strides of an axis of length 1 may be anything, and `contiguous` leaves them,
+    but PyTorch chooses a convolution's algorithm by them, and another algorithm rounds otherwise: without the copy, the
+    decoder's h_s would not give what the encoder's gave for the same hyper latents.
+    """
+    return x.clone(memory_format=torch.channels_last)
+
+
+def positions(grid: Tensor) -> Tensor:
+    """[1, C, h, w] to [h * w, C], row-major, contiguous: what the coder and the pointwise networks take."""
+    return grid[0].permute(1, 2, 0).reshape(-1, grid.shape[1]).contiguous()
+
+
+def on_grid(rows: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `positions`."""
+    return rows.view(1, height, width, -1).permute(0, 3, 1, 2)

@@ -1,0 +1,81 @@
+"""What context models are made of: masked convolutions, on the grid for training and on gathered rows for coding.
+
+Coding never runs a convolution over the grid for the context. The encoder, who has all latents, and the decoder, who
+has some, would give it different work, and floating-point sums come out differently; both gather the same neighbours
+of the same positions into rows and multiply the same matrices of the same shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+KERNEL = 5
+RADIUS = KERNEL // 2
+
+#: (dy, dx) of what comes before a position in raster order within 5x5: the mask of PixelCNN's type A.
+RASTER_TAPS = tuple(
+    (dy, dx) for dy in range(-RADIUS, 1) for dx in range(-RADIUS, RADIUS + 1) if dy < 0 or (dy == 0 and dx < 0)
+)
+
+
+#: All but the centre.
+NEIGHBOURS = tuple(
+    (dy, dx) for dy in range(-RADIUS, RADIUS + 1) for dx in range(-RADIUS, RADIUS + 1) if (dy, dx) != (0, 0)
+)
+
+
+def mask_of(taps: Sequence[tuple[int, int]]) -> Tensor:
+    """The 5x5 mask that is 1 at (dy, dx) from its centre, float32."""
+    mask = torch.zeros(KERNEL, KERNEL)
+    for dy, dx in taps:
+        mask[dy + RADIUS, dx + RADIUS] = 1
+    return mask
+
+
+class MaskedConvolution(nn.Conv2d):
+    """g_cm: (M . W) * y + b (He et al. 2021, equation 5), M channels to 2M, 5x5."""
+
+    def __init__(self, latents: int, taps: Sequence[tuple[int, int]]):
+        super().__init__(latents, 2 * latents, KERNEL, padding=RADIUS)
+        self.register_buffer("mask", mask_of(taps).expand_as(self.weight).clone())
+
+    def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
+        """y: [B, M, h, w]; returns [B, 2M, h, w]. mask: another one than the layer's own, 5x5."""
+        weight = self.weight * (self.mask if mask is None else mask)
+        return F.conv2d(y, weight, self.bias, padding=RADIUS)
+
+    def matrix(self, taps: Sequence[tuple[int, int]]) -> Tensor:
+        """The weights for gathered rows: [2M, taps * M], the channels of a tap together."""
+        weight = self.weight * self.mask
+        columns = [weight[:, :, dy + RADIUS, dx + RADIUS] for dy, dx in taps]
+        return torch.cat(columns, 1)
+
+
+def parameter_network(latents: int) -> nn.Sequential:
+    """g_ep: 1x1 layers from 4M features, the hyper-synthesis's and the context's, to 2M parameters."""
+    first, second = latents * 10 // 3, latents * 8 // 3
+    return nn.Sequential(
+        nn.Conv2d(4 * latents, first, 1),
+        nn.LeakyReLU(),
+        nn.Conv2d(first, second, 1),
+        nn.LeakyReLU(),
+        nn.Conv2d(second, 2 * latents, 1),
+    )
+
+
+class Rows:
+    """A network of 1x1 convolutions as matrix products: rows [P, inputs] to [P, outputs]."""
+
+    def __init__(self, network: nn.Sequential):
+        self._layers = [
+            (layer.weight.flatten(1), layer.bias) if isinstance(layer, nn.Conv2d) else layer for layer in network
+        ]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        for layer in self._layers:
+            rows = F.linear(rows, *layer) if isinstance(layer, tuple) else layer(rows)
+        return rows

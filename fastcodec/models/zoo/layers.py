@@ -1,0 +1,88 @@
+"""Layers that the papers' systems share: GDN, strided and transposed convolutions, and bounds that still learn.
+
+Parameter and buffer names are CompressAI's, so that its checkpoints load as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def conv(inputs: int, outputs: int, kernel: int = 5, stride: int = 2) -> nn.Conv2d:
+    """A convolution with zero padding that gives ceil(size / stride) positions an axis."""
+    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+
+
+def deconv(inputs: int, outputs: int, kernel: int = 5, stride: int = 2) -> nn.ConvTranspose2d:
+    """The transposed convolution that gives size * stride positions an axis."""
+    return nn.ConvTranspose2d(inputs, outputs, kernel, stride, kernel // 2, output_padding=stride - 1)
+
+
+class _BoundedBelow(torch.autograd.Function):
+    """max(x, bound), whose gradient also passes below the bound where a descent step would raise x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, bound: Tensor) -> Tensor:
+        ctx.save_for_backward(x, bound)
+        return torch.maximum(x, bound)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        x, bound = ctx.saved_tensors
+        return gradient * ((x >= bound) | (gradient < 0)), None
+
+
+class LowerBound(nn.Module):
+    """max(x, bound) for training: a plain clamp would leave what fell below the bound there for good."""
+
+    def __init__(self, bound: float):
+        super().__init__()
+        self.register_buffer("bound", torch.tensor([float(bound)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _BoundedBelow.apply(x, self.bound)
+
+
+class NonNegative(nn.Module):
+    """The reparametrisation of GDN's parameters (Ballé 2018, "Efficient nonlinear transforms", section 2).
+
+    A value v >= minimum is stored as sqrt(v + pedestal): learning is slow near 0, where GDN is touchy, and never stuck.
+    """
+
+    def __init__(self, minimum: float = 0.0):
+        super().__init__()
+        pedestal = 2.0**-36
+        self.register_buffer("pedestal", torch.tensor([pedestal]))
+        self.lower_bound = LowerBound((minimum + pedestal) ** 0.5)
+
+    def store(self, value: Tensor) -> Tensor:
+        """The stored form of a value."""
+        return torch.sqrt(value.clamp(min=0) + self.pedestal)
+
+    def forward(self, stored: Tensor) -> Tensor:
+        return self.lower_bound(stored) ** 2 - self.pedestal
+
+
+class GDN(nn.Module):
+    """Generalised divisive normalisation and its inverse (Ballé et al. 2016; Ballé et al. 2017, equations 3 and 6).
+
+        GDN:   y_i = x_i / sqrt(beta_i + sum_j gamma_ij x_j^2)
+        IGDN:  y_i = x_i * sqrt(beta_i + sum_j gamma_ij x_j^2)
+
+    x: float [B, C, H, W]. The sum is a 1x1 convolution; in channels-last memory it is one matrix product.
+    """
+
+    def __init__(self, channels: int, inverse: bool = False):
+        super().__init__()
+        self.inverse = inverse
+        self.beta_reparam = NonNegative(minimum=1e-6)
+        self.beta = nn.Parameter(self.beta_reparam.store(torch.ones(channels)))
+        self.gamma_reparam = NonNegative()
+        self.gamma = nn.Parameter(self.gamma_reparam.store(0.1 * torch.eye(channels)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        beta, gamma = self.beta_reparam(self.beta), self.gamma_reparam(self.gamma)
+        energy = F.conv2d(x * x, gamma[:, :, None, None], beta)
+        return x * (torch.sqrt(energy) if self.inverse else torch.rsqrt(energy))

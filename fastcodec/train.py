@@ -1,12 +1,12 @@
-"""The trainer: `fastcodec train DIR`. Rate-distortion loss with lambda drawn anew for every image, EMA weights, resume.
+"""The trainer: `fastcodec train DIR`. Rate-distortion loss, EMA weights, resume; for swift and the systems of the zoo.
 
     loss = bits / pixel + lambda(t) * 255^2 * MSE                    (He et al. 2021, equation 1)
 
-A run is a cycle of fixed wall-clock length: warm-up, constant rate, then decay, over the last part of which the entropy
-side trains in the integer arithmetic that it will run in. A killed run resumes from its last checkpoint, at its place
-in the cycle; a finished one starts another cycle from its weights. Every interval it writes one JSON line to
-`log.jsonl` in the run's folder: the step, the loss, the rates, and the loss on a validation split that training never
-sees.
+With swift lambda is drawn anew for every image; models/tasks.py says what differs between models. A run is a cycle of
+fixed wall-clock length: warm-up, constant rate, then decay, over the last part of which swift's entropy side trains in
+the integer arithmetic that it will run in. A killed run resumes from its last checkpoint, at its place in the cycle; a
+finished one starts another cycle from its weights. Every interval it writes one JSON line to `log.jsonl` in the run's
+folder: the step, the loss, the rates, and the loss on a validation split that training never sees.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +27,12 @@ from torch import Tensor
 
 from . import metrics
 from .codec import Codec
-from .errors import FastcodecError, ImageError
+from .errors import FastcodecError, ImageError, ModelMismatchError
 from .images import read_picture
-from .models import released
-from .models.swift import Swift, SwiftConfig
-from .models.warm_start import warm_start
+from .models import released, tasks, zoo
 
 VALIDATION_EVERY = 40  # one image in so many is held out of training
 EVALUATION_QUALITIES = (10, 40, 70, 100)
-VALIDATION_POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 
 
@@ -57,7 +54,9 @@ class TrainingConfig:
     log_steps: int = 100
     device: str = "cpu"
     seed: int = 1
-    start: Path | None = None  # a released model's file to go on from, instead of the warm start
+    model: str = "swift"
+    quality: int | None = None  # of a system of the zoo
+    start: Path | None = None  # a released model's file, or a state dict of the zoo, to go on from
     evaluate: Path | None = None  # a folder measured at every checkpoint, for the log only
 
 
@@ -117,6 +116,7 @@ class Trainer:
 
     def __init__(self, config: TrainingConfig):
         self.config = config
+        self.task = tasks.task(config.model, config.quality)
         self.device = torch.device(config.device)
         config.run.mkdir(parents=True, exist_ok=True)
         self.source = CropSource(config.data, config.crop, config.seed)
@@ -125,16 +125,16 @@ class Trainer:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else None
         if state is None:
             torch.manual_seed(config.seed)
-            if config.start is not None:
-                self.model = released.restore(config.start)
-            else:
-                self.model = warm_start(SwiftConfig(), self.source.batch(64))
+            self.model = self.task.create(self.source.batch, config.start)
         else:
-            self.model = Swift(SwiftConfig(**state["config"]))
+            trained = state.get("name", "swift")
+            if trained != self.task.name:
+                raise ModelMismatchError(f"{checkpoint}: a run of {trained}, not of {self.task.name}")
+            self.model = self.task.blank(state["config"])
             self.model.load_state_dict(state["model"])
         self.model.to(self.device)
         # A copy built from scratch: deepcopy of a module would share nothing either, but would copy gradients too.
-        self.average = Swift(self.model.config).to(self.device)
+        self.average = self.task.blank(self.task.describe(self.model)).to(self.device)
         self.average.load_state_dict(state["average"] if state else self.model.state_dict())
         self.average.requires_grad_(False)
         self.optimiser = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=(0.9, 0.98))
@@ -148,13 +148,13 @@ class Trainer:
         torch.manual_seed(config.seed + self.step)
 
     def _groups(self) -> list[dict]:
-        slow = ("log_gain", "log_inverse_gain", "prior")
-        groups: dict[str, list] = {"slow": [], "rest": []}
+        groups: dict[str, list] = {"rest": [], "quick": []}
         for name, parameter in self.model.named_parameters():
-            groups["slow" if name.startswith(slow) else "rest"].append(parameter)
+            groups["quick" if name.startswith(self.task.quick) else "rest"].append(parameter)
         return [
-            {"params": groups["rest"], "weight_decay": 0.0, "factor": 1.0},
-            {"params": groups["slow"], "weight_decay": 0.0, "factor": 4.0},
+            {"params": groups[name], "weight_decay": 0.0, "factor": factor}
+            for name, factor in (("rest", 1.0), ("quick", 4.0))
+            if groups[name]
         ]
 
     def progress(self) -> float:
@@ -177,11 +177,11 @@ class Trainer:
         t = (torch.arange(config.batch) + torch.rand(config.batch)) / config.batch
         t = t[torch.randperm(config.batch)].to(self.device)
         quantise = progress >= config.quantise_from
-        self.model.set_quantise(quantise)
+        self.task.quantise(self.model, quantise)
         for group in self.optimiser.param_groups:
             group["lr"] = config.learning_rate * group["factor"] * self.rate_factor(progress)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
-            out = self.model(x, t)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.autocast):
+            out = self.task.run(self.model, x, t)
         loss, parts = self._loss(out, x, t)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -201,9 +201,8 @@ class Trainer:
         pixels = x.shape[2] * x.shape[3]
         mse = (out["x_hat"] - x).square().flatten(1).mean(1)
         bpp = (out["y_bits"] + out["z_bits"]) / pixels
-        per_image = bpp + self.model.lagrangian(t) * 255.0**2 * mse
-        # Losses span a factor of ten over the quality range; dividing by the expected size weighs qualities alike.
-        loss = (per_image * torch.exp(-1.2 * t)).mean()
+        per_image = bpp + self.task.lagrangian(self.model, t) * 255.0**2 * mse
+        loss = (per_image * self.task.importance(t)).mean()
         return loss, {
             "loss": loss.item(),
             "bpp": bpp.mean().item(),
@@ -213,17 +212,20 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict:
-        """Loss, bpp and PSNR of the averaged weights on the held-out images at five qualities."""
+        """Loss, bpp and PSNR of the averaged weights on the held-out images at the task's qualities."""
         model = self.average
-        model.set_quantise(True)
+        self.task.quantise(model, True)
         x = self.source.validation_batch(self.config.crop).to(self.device).float() / 255
         state = torch.random.get_rng_state()
         torch.manual_seed(0)
         rows = []
-        for point in VALIDATION_POINTS:
+        for point in self.task.points:
             t = torch.full((len(x),), point, device=self.device)
-            with torch.autocast(self.device.type, dtype=torch.bfloat16):
-                parts = [self._loss(model(xs, ts), xs, ts)[1] for xs, ts in zip(x.split(12), t.split(12), strict=True)]
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.autocast):
+                parts = [
+                    self._loss(self.task.run(model, xs, ts), xs, ts)[1]
+                    for xs, ts in zip(x.split(12), t.split(12), strict=True)
+                ]
             rows.append({k: float(np.mean([p[k] for p in parts])) for k in ("loss", "bpp", "z_bpp", "psnr")})
         torch.random.set_rng_state(state)
         return {
@@ -236,7 +238,8 @@ class Trainer:
     def save(self, finished: bool = False) -> None:
         """Write the checkpoint atomically."""
         state = {
-            "config": asdict(self.model.config),
+            "name": self.task.name,
+            "config": self.task.describe(self.model),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -285,11 +288,15 @@ class Trainer:
         self.save(finished=not stop)
         self.log(event="stopped" if stop else "finished", **self.validate())
         if not stop:
+            self.task.export(self.average, config.run)
             self._evaluate()
 
     def _evaluate(self) -> None:
         """Real files of the images in `config.evaluate` with the averaged weights, for the log only."""
         if self.config.evaluate is None:
+            return
+        if self.task.name != "swift":
+            self._evaluate_system()
             return
         release = self.config.run / "evaluated.safetensors"
         released.export(self.average, release)
@@ -302,6 +309,18 @@ class Trainer:
                 bpp.append(8 * len(data) / (picture.width * picture.height))
                 psnr.append(metrics.psnr(picture.pixels, codec.decode_picture(data).pixels))
             self.log(event="evaluation", quality=quality, bpp=float(np.mean(bpp)), psnr=float(np.mean(psnr)))
+
+    def _evaluate_system(self) -> None:
+        """`_evaluate` for a system of the zoo."""
+        model = self.task.blank(self.task.describe(self.average))
+        model.load_state_dict(self.average.state_dict())
+        model.update(fit_quantiles=True)
+        codec, bpp, psnr = zoo.Codec(model), [], []
+        for picture in map(read_picture, _image_files(self.config.evaluate)):
+            data = codec.encode_picture(picture).data
+            bpp.append(8 * len(data) / (picture.width * picture.height))
+            psnr.append(metrics.psnr(picture.pixels, codec.decode_picture(data).pixels))
+        self.log(event="evaluation", bpp=float(np.mean(bpp)), psnr=float(np.mean(psnr)))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -318,7 +337,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--learning-rate", type=float, default=default.learning_rate, help="(%(default)s)")
     parser.add_argument("--quantise-from", type=float, default=default.quantise_from, help="fraction (%(default)s)")
-    parser.add_argument("--start", type=Path, help="a released model (.safetensors) to go on from")
+    parser.add_argument("--model", choices=("swift", *zoo.SYSTEMS), default=default.model, help="(%(default)s)")
+    parser.add_argument("--quality", type=int, help="1 to 8, of a system of the papers: its channels and lambda (3)")
+    parser.add_argument("--start", type=Path, help="a release (.safetensors), or a system's weights, to go on from")
     parser.add_argument("--evaluate", type=Path, metavar="DIR", help="images to code at every checkpoint, for the log")
     parser.add_argument("--device", default=default.device, help="cpu or cuda (%(default)s)")
     parser.add_argument("--seed", type=int, default=default.seed)

@@ -13,7 +13,7 @@ from PIL import Image
 from fastcodec.codec import Codec
 from fastcodec.errors import ImageError, ModelMismatchError
 from fastcodec.models import publish as publishing
-from fastcodec.models import released
+from fastcodec.models import released, zoo
 from fastcodec.train import VALIDATION_EVERY, CropSource, Trainer, TrainingConfig
 
 IMAGES = 48
@@ -236,3 +236,37 @@ def test_a_checkpoint_becomes_a_release_that_the_codec_runs(config, tmp_path, mo
     assert publishing.publish(config.run / "last.pt", shelf) == identities[2]  # again: nothing moves
     assert released.available("swift") == [identities[2], identities[1]]
     released.load.cache_clear()
+
+
+# ---- the systems of the papers
+
+
+@pytest.mark.parametrize("name", ["bmshj2018-factorized", "mbt2018-checkerboard", "random-mask"])
+def test_a_system_of_the_zoo_is_trained_and_codes(name, config, photographs, signals, monkeypatch):
+    monkeypatch.setitem(zoo.SYSTEMS, name, zoo.SYSTEMS[name]._replace(channels=((32, 32),) * 8))
+    config.model, config.quality, config.minutes = name, 2, 60
+    trainer = Trainer(config)
+    losses = [trainer.train_step(0.0)["loss"] for _ in range(12)]
+    assert min(losses[6:]) < losses[0]
+    trainer.save()
+    resumed = Trainer(config)
+    assert same(resumed.model.state_dict(), trainer.model.state_dict())
+    assert same(resumed.average.state_dict(), trainer.average.state_dict())
+    assert len(resumed.validate()["bpp"]) == 1
+    resumed.task.export(resumed.average, config.run)
+    model = zoo.load(name, torch.load(config.run / f"{name}-2.pth", weights_only=True))
+    image = photographs["astronaut"][:70, :90]
+    codec = zoo.Codec(model)
+    assert codec.decode(codec.encode(image), out="numpy").shape == image.shape
+    config.model = "swift"
+    with pytest.raises(ValueError, match="all qualities"):
+        Trainer(config)
+    config.quality = None
+    with pytest.raises(ModelMismatchError, match=f"a run of {name}, not of swift"):
+        Trainer(config)
+
+
+def test_a_system_that_is_not_there(config):
+    config.model, config.quality = "mbt2018", 9
+    with pytest.raises(ValueError, match="qualities 1 to 8"):
+        Trainer(config)

@@ -1,0 +1,150 @@
+"""What the trainer needs to know of a model: how it is made, run and weighed, and what becomes of it.
+
+`SwiftTask` is the project's own model, one network for all qualities; `ZooTask` one system of the papers at one rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from . import released, zoo
+from .swift import Swift, SwiftConfig
+from .warm_start import warm_start
+
+#: lambda of CompressAI's zoo by quality, for R + lambda * 255^2 * MSE.
+LAMBDAS = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483, 0.0932, 0.1800)
+
+
+class Task(Protocol):
+    """One model to be trained. t, float [B] in 0..1, is each image's place on the range of qualities."""
+
+    name: str
+    #: Parameters whose names begin so learn at four times the rate.
+    quick: tuple[str, ...]
+    #: Values of t at which the validation split is measured.
+    points: tuple[float, ...]
+    #: Whether images are computed in bfloat16 where PyTorch thinks fit. The entropy side never is.
+    autocast: bool
+
+    def create(self, crops: Callable[[int], Tensor], start: Path | None) -> nn.Module:
+        """A model to begin with. crops: n -> uint8 [n, 3, H, W] of the training images; start: a file to go on from."""
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """What `blank` needs, for a checkpoint."""
+
+    def blank(self, description: Mapping[str, Any]) -> nn.Module:
+        """A model of that shape, whose weights will be loaded."""
+
+    def run(self, model: nn.Module, x: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """A training pass. x: RGB [B, 3, H, W] in 0..1. Returns x_hat like x; y_bits and z_bits, [B]."""
+
+    def lagrangian(self, model: nn.Module, t: Tensor) -> Tensor:
+        """lambda of R + lambda * 255^2 * MSE for each image."""
+
+    def importance(self, t: Tensor) -> Tensor:
+        """The weight of each image's loss."""
+
+    def quantise(self, model: nn.Module, on: bool) -> None:
+        """Switches to the arithmetic of inference, where it differs."""
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Writes what a finished run is for beside its checkpoint."""
+
+
+class SwiftTask:
+    """`swift`: lambda over the whole range of qualities, the entropy side in integers at the end."""
+
+    name = "swift"
+    quick = ("log_gain", "log_inverse_gain", "prior")
+    points = (0.0, 0.25, 0.5, 0.75, 1.0)
+    autocast = True
+
+    def create(self, crops: Callable[[int], Tensor], start: Path | None) -> Swift:
+        return warm_start(SwiftConfig(), crops(64)) if start is None else released.restore(start)
+
+    def describe(self, model: Swift) -> dict[str, Any]:
+        return asdict(model.config)
+
+    def blank(self, description: Mapping[str, Any]) -> Swift:
+        return Swift(SwiftConfig(**description))
+
+    def run(self, model: Swift, x: Tensor, t: Tensor) -> dict[str, Tensor]:
+        return model(x, t)
+
+    def lagrangian(self, model: Swift, t: Tensor) -> Tensor:
+        return model.lagrangian(t)
+
+    def importance(self, t: Tensor) -> Tensor:
+        # Losses span a factor of ten over the quality range; dividing by the expected size weighs qualities alike.
+        return torch.exp(-1.2 * t)
+
+    def quantise(self, model: Swift, on: bool) -> None:
+        model.set_quantise(on)
+
+    def export(self, model: Swift, folder: Path) -> None:
+        """Nothing: `python -m fastcodec.models.publish` releases a checkpoint."""
+
+
+class ZooTask:
+    """A system of `fastcodec.models.zoo` with the channels and the lambda of one quality of CompressAI's.
+
+    A finished run writes NAME-QUALITY.pth, a state dict for `zoo.load` and for CompressAI. Raises ValueError for a
+    name or a quality that is not there.
+    """
+
+    quick = ()
+    points = (0.0,)
+    autocast = False
+
+    def __init__(self, name: str, quality: int):
+        zoo.create(name, quality)
+        self.name, self.quality = name, quality
+        self.lambda_ = LAMBDAS[quality - 1]
+
+    def create(self, crops: Callable[[int], Tensor], start: Path | None) -> zoo.CompressionModel:
+        if start is None:
+            return zoo.create(self.name, self.quality)
+        model = zoo.create(self.name, self.quality)
+        model.load_state_dict(torch.load(start, map_location="cpu", weights_only=True))
+        return model
+
+    def describe(self, model: zoo.CompressionModel) -> dict[str, Any]:
+        return {"quality": self.quality}
+
+    def blank(self, description: Mapping[str, Any]) -> zoo.CompressionModel:
+        return zoo.create(self.name, description["quality"])
+
+    def run(self, model: zoo.CompressionModel, x: Tensor, t: Tensor) -> dict[str, Tensor]:
+        return model(x)
+
+    def lagrangian(self, model: zoo.CompressionModel, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.lambda_)
+
+    def importance(self, t: Tensor) -> Tensor:
+        # The loss of a quality of about one, as the rates of learning expect it.
+        return torch.full_like(t, 1 / math.sqrt(self.lambda_ / LAMBDAS[0]))
+
+    def quantise(self, model: zoo.CompressionModel, on: bool) -> None:
+        pass
+
+    def export(self, model: zoo.CompressionModel, folder: Path) -> None:
+        trained = zoo.create(self.name, self.quality)
+        trained.load_state_dict(model.state_dict())
+        trained.update(fit_quantiles=True)
+        torch.save(trained.state_dict(), folder / f"{self.name}-{self.quality}.pth")
+
+
+def task(name: str = "swift", quality: int | None = None) -> Task:
+    """The task of a model's name; quality, 1 to 8, is for the systems of the zoo alone. ValueError for others."""
+    if name != "swift":
+        return ZooTask(name, 3 if quality is None else quality)
+    if quality is not None:
+        raise ValueError("swift is one network for all qualities")
+    return SwiftTask()

@@ -27,14 +27,18 @@ CXX_FLAGS = "-std=c++20 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-psabi -pthr
 # The new library replaces the old one in one step: a process that has it loaded keeps its own.
 LINK = "$cxx $ldflags -o $out.new $in $libs && mv -f $out.new $out"
 
-# The coder's sources, each with the flags of its instruction set.
-RANS_SOURCES = {"rans/cpu.cpp": "", "rans/cpu_scalar.cpp": ""}
+AVX2_FLAGS = "-mavx2 -mfma -mbmi -mbmi2 -mpopcnt -mlzcnt"
+AVX512_FLAGS = (
+    f"{AVX2_FLAGS} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi2 "
+    "-Wno-uninitialized -Wno-maybe-uninitialized"  # g++ 12 warns inside its own intrinsics
+)
+# The coder's sources, each with the flags of its instruction set. cpu_mixture.cpp includes cpu.cpp.
+RANS_SOURCES = {"rans/cpu_mixture.cpp": "", "rans/cpu_scalar.cpp": "", "rans/cpu_mixture_scalar.cpp": ""}
 RANS_SOURCES_X86 = {
-    "rans/cpu_avx2.cpp": "-mavx2 -mfma -mbmi -mbmi2 -mpopcnt -mlzcnt",
-    "rans/cpu_avx512.cpp": (
-        "-mavx2 -mfma -mbmi -mbmi2 -mpopcnt -mlzcnt -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi2 "
-        "-Wno-maybe-uninitialized"  # g++ 12 warns inside its own intrinsics
-    ),
+    "rans/cpu_avx2.cpp": AVX2_FLAGS,
+    "rans/cpu_avx512.cpp": AVX512_FLAGS,
+    "rans/cpu_mixture_avx2.cpp": AVX2_FLAGS,
+    "rans/cpu_mixture_avx512.cpp": AVX512_FLAGS,
 }
 
 CUDA_SOURCE = "rans/cuda.cu"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fastcodec import container
 from fastcodec.errors import CorruptStreamError, ImageError, ModelMismatchError
-from fastcodec.images import to_picture
+from fastcodec.images import Picture, to_picture
 from fastcodec.kernels import checkerboard, rans
 from fastcodec.models import zoo
 from fastcodec.models.zoo.base import CompressionModel, channels_last
@@ -23,7 +23,7 @@ from fastcodec.models.zoo.context import RASTER_TAPS, mask_of
 from fastcodec.models.zoo.entropy_bottleneck import EntropyBottleneck
 from fastcodec.models.zoo.gaussian_conditional import GaussianConditional, gaussian_likelihood
 from fastcodec.models.zoo.he2021 import RandomMask, anchor_mask
-from fastcodec.models.zoo.layers import GDN
+from fastcodec.models.zoo.layers import GDN, deconv
 from fastcodec.models.zoo.rounded_gaussian import RoundedGaussianConditional
 
 WITH_CONTEXT = [name for name in zoo.SYSTEMS if name.startswith(("mbt2018-c", "cheng", "random")) or name == "mbt2018"]
@@ -35,12 +35,11 @@ def as_input(pixels: np.ndarray) -> Tensor:
     return torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255
 
 
-def lively(name: str, pixels: np.ndarray, seed: int = 0, **options) -> CompressionModel:
-    """A small system with random weights whose latents of an image are spread over some levels, as a trained one's are,
+def lively(name: str, pixels: np.ndarray, seed: int = 0, channels=(16, 24), **options) -> CompressionModel:
+    """A system with random weights whose latents of an image are spread over some levels, as a trained one's are,
     and whose parameters are roughly those of its latents."""
     torch.manual_seed(seed)
-    channels = zoo.SYSTEMS[name].channels[0]
-    model = zoo.SYSTEMS[name].model(*(16, 24)[: len(channels)], **options)
+    model = zoo.SYSTEMS[name].model(*channels[: len(zoo.SYSTEMS[name].channels[0])], **options)
     with torch.no_grad():
         x = as_input(pixels)
         last = [layer for layer in model.g_a if isinstance(layer, nn.Conv2d)][-1]
@@ -246,6 +245,16 @@ def test_gdn_is_its_formula(inverse):
     torch.testing.assert_close(layer(x.float()).double(), x * norm if inverse else x / norm, rtol=1e-5, atol=1e-6)
 
 
+def test_transposed_convolution_to_pixels_is_its_formula():
+    """The two forms, that of training and that of coding."""
+    torch.manual_seed(8)
+    layer, x = deconv(7, 3), torch.randn(2, 7, 5, 6)
+    expected = F.conv_transpose2d(x, layer.weight, layer.bias, stride=2, padding=2, output_padding=1)
+    assert torch.equal(layer(x), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_bounds_let_values_come_back():
     layer = GDN(2)
     layer.beta.data.fill_(-1.0)
@@ -347,6 +356,8 @@ def test_foreign_weights(photograph):
         zoo.load("mbt2018-mean", state)
     with pytest.raises(RuntimeError, match="Missing key"):
         zoo.load("mbt2018", {name: tensor for name, tensor in state.items() if name != "h_a.2.weight"})
+    with pytest.raises(RuntimeError, match="mask is that of another context"):
+        zoo.load("mbt2018-checkerboard", state)
     with pytest.raises(ValueError, match="no system named"):
         zoo.load("mbt2019", state)
 
@@ -376,11 +387,17 @@ def test_an_image_of_several_tiles_is_one_payload(factorised):
     assert container.info(data).tiles == 2
     assert [bool(length) for length, _ in container.read(data).lengths] == [True, False]
     assert factorised.decode(data, out="numpy").shape == (17, 1300, 3)
+    parsed = container.read(data)
+    forged = container.write(parsed.header, [parsed.tile(0), container.TileData(b"more")])
+    with pytest.raises(CorruptStreamError, match="one payload"):
+        factorised.decode(forged)
 
 
 def test_gray_and_metadata(factorised, photograph):
-    image = factorised.decode(factorised.encode(photograph[:20, :30, 0].copy()), out="numpy")
-    assert image.shape == (20, 30)
+    picture = Picture(photograph[:20, :30, 0].copy(), icc=b"a profile", exif=b"II*\0")
+    decoded = factorised.decode_picture(factorised.encode_picture(picture).data)
+    assert decoded.pixels.shape == (20, 30)
+    assert (decoded.icc, decoded.exif) == (picture.icc, picture.exif)
     with pytest.raises(ImageError, match="alpha"):
         factorised.encode(np.zeros((8, 8, 4), np.uint8))
 

@@ -110,8 +110,15 @@ class ScaleHyperprior(Hyperprior):
     def __init__(self, n: int, m: int):
         super().__init__(n, GaussianConditional(with_means=False))
         self.g_a, self.g_s = analysis(n, m), synthesis(n, m)
-        self.h_a = nn.Sequential(conv(m, n, 3, 1), nn.ReLU(), conv(n, n), nn.ReLU(), conv(n, n))
-        self.h_s = nn.Sequential(deconv(n, n), nn.ReLU(), deconv(n, n), nn.ReLU(), conv(n, m, 3, 1), nn.ReLU())
+        self.h_a = nn.Sequential(conv(m, n, 3, 1), nn.ReLU(inplace=True), conv(n, n), nn.ReLU(inplace=True), conv(n, n))
+        self.h_s = nn.Sequential(
+            deconv(n, n),
+            nn.ReLU(inplace=True),
+            deconv(n, n),
+            nn.ReLU(inplace=True),
+            conv(n, m, 3, 1),
+            nn.ReLU(inplace=True),
+        )
 
     def hyper_analysis(self, y: Tensor) -> Tensor:
         return self.h_a(y.abs())

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +20,18 @@ from fastcodec.kernels import rans
 
 from .entropy_bottleneck import CodedEntropyModel, EntropyBottleneck
 
-# Constants that CompressAI keeps as buffers; checkpoints from before it did lack some of them.
+# Constants that CompressAI keeps as buffers; older checkpoints lack some of them.
 _CONSTANTS = re.compile(r"(^|\.)(bound|pedestal|target|scale_bound|mask)$")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Coded:
     """An image's latents, coded: the passes in order, the latents as the decoder will have them, the code length."""
 
     passes: list[rans.Pass]
     bits: float
-    y_hat: Tensor | None = None  # [1, M, h, w]
-    # Of the coder; None lets it choose. Passes of one position each cannot use more than one.
-    streams: int | None = field(default=None)
+    y_hat: Tensor  # [1, M, h, w]
+    streams: int | None = None  # of the coder, which chooses for None; passes of one position can use but one
 
 
 @dataclass(frozen=True)

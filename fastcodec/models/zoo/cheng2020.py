@@ -29,7 +29,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, n: int):
         super().__init__()
         self.conv1, self.conv2 = conv(n, n, 3, 1), conv(n, n, 3, 1)
-        self.leaky_relu = nn.LeakyReLU()
+        self.leaky_relu = nn.LeakyReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.leaky_relu(self.conv2(self.leaky_relu(self.conv1(x))))
@@ -41,7 +41,7 @@ class ResidualBlockWithStride(nn.Module):
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.conv1, self.conv2 = conv(inputs, outputs, 3, 2), conv(outputs, outputs, 3, 1)
-        self.leaky_relu, self.gdn = nn.LeakyReLU(), GDN(outputs)
+        self.leaky_relu, self.gdn = nn.LeakyReLU(inplace=True), GDN(outputs)
         self.skip = conv(inputs, outputs, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class ResidualBlockUpsample(nn.Module):
     def __init__(self, n: int):
         super().__init__()
         self.subpel_conv, self.conv = subpixel(n, n), conv(n, n, 3, 1)
-        self.leaky_relu, self.igdn = nn.LeakyReLU(), GDN(n, inverse=True)
+        self.leaky_relu, self.igdn = nn.LeakyReLU(inplace=True), GDN(n, inverse=True)
         self.upsample = subpixel(n, n)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,8 +67,8 @@ class ResidualUnit(nn.Module):
     def __init__(self, n: int):
         super().__init__()
         first, middle, last = conv(n, n // 2, 1, 1), conv(n // 2, n // 2, 3, 1), conv(n // 2, n, 1, 1)
-        self.conv = nn.Sequential(first, nn.ReLU(), middle, nn.ReLU(), last)
-        self.relu = nn.ReLU()
+        self.conv = nn.Sequential(first, nn.ReLU(inplace=True), middle, nn.ReLU(inplace=True), last)
+        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.relu(x + self.conv(x))
@@ -127,25 +127,25 @@ class _Transforms(ContextModel):
         self.g_a, self.g_s = analysis(n, self.attention), synthesis(n, self.attention)
         self.h_a = nn.Sequential(
             conv(n, n, 3, 1),
-            nn.LeakyReLU(),
+            nn.LeakyReLU(inplace=True),
             conv(n, n, 3, 1),
-            nn.LeakyReLU(),
+            nn.LeakyReLU(inplace=True),
             conv(n, n, 3, 2),
-            nn.LeakyReLU(),
+            nn.LeakyReLU(inplace=True),
             conv(n, n, 3, 1),
-            nn.LeakyReLU(),
+            nn.LeakyReLU(inplace=True),
             conv(n, n, 3, 2),
         )
         middle = n * 3 // 2
         self.h_s = nn.Sequential(
             conv(n, n, 3, 1),
-            nn.LeakyReLU(),
+            nn.LeakyReLU(inplace=True),
             subpixel(n, n),
-            nn.LeakyReLU(),
+            nn.LeakyReLU(inplace=True),
             conv(n, middle, 3, 1),
-            nn.LeakyReLU(),
+            nn.LeakyReLU(inplace=True),
             subpixel(middle, middle),
-            nn.LeakyReLU(),
+            nn.LeakyReLU(inplace=True),
             conv(middle, 2 * n, 3, 1),
         )
 

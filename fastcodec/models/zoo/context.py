@@ -42,6 +42,7 @@ class MaskedConvolution(nn.Conv2d):
     def __init__(self, latents: int, taps: Sequence[tuple[int, int]]):
         super().__init__(latents, 2 * latents, KERNEL, padding=RADIUS)
         self.register_buffer("mask", mask_of(taps).expand_as(self.weight).clone())
+        self.any_mask = False  # whether a state dict may bring another one
 
     def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
         """y: [B, M, h, w]; returns [B, 2M, h, w]. mask: another one than the layer's own, 5x5."""
@@ -54,16 +55,22 @@ class MaskedConvolution(nn.Conv2d):
         columns = [weight[:, :, dy + RADIUS, dx + RADIUS] for dy, dx in taps]
         return torch.cat(columns, 1)
 
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
+        mask = state_dict.get(prefix + "mask")
+        if not self.any_mask and mask is not None and not torch.equal(mask.to(self.mask), self.mask):
+            errors.append(f"{prefix}mask is that of another context model: what it was trained to see is not seen here")
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 
-def parameter_network(latents: int) -> nn.Sequential:
-    """g_ep: 1x1 layers from 4M features, the hyper-synthesis's and the context's, to 2M parameters."""
+
+def parameter_network(latents: int, parameters: int) -> nn.Sequential:
+    """g_ep: 1x1 layers from 4M features, the hyper-synthesis's and the context's, to `parameters` a latent."""
     first, second = latents * 10 // 3, latents * 8 // 3
     return nn.Sequential(
         nn.Conv2d(4 * latents, first, 1),
-        nn.LeakyReLU(),
+        nn.LeakyReLU(inplace=True),
         nn.Conv2d(first, second, 1),
-        nn.LeakyReLU(),
-        nn.Conv2d(second, 2 * latents, 1),
+        nn.LeakyReLU(inplace=True),
+        nn.Conv2d(second, parameters * latents, 1),
     )
 
 

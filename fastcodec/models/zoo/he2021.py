@@ -89,6 +89,7 @@ class RandomMask(Checkerboard, JointAutoregressive):
 
     def __init__(self, n: int, m: int, rounding: Rounding = "residuals"):
         super().__init__(n, m, rounding)
+        self.context_prediction.any_mask = True
         self.set_mask(mask_of(checkerboard.LIVE_TAPS))
 
     def set_mask(self, mask: Tensor) -> None:

@@ -15,9 +15,29 @@ def conv(inputs: int, outputs: int, kernel: int = 5, stride: int = 2) -> nn.Conv
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
 
 
+class _DeconvToPixels(nn.ConvTranspose2d):
+    """A 5x5 transposed convolution of stride 2 to few channels.
+
+    For coding on a CPU it runs as a 3x3 convolution to four times the channels and a pixel shuffle, which is twice as
+    fast as PyTorch's own with 3 channels.
+    """
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        if torch.is_grad_enabled() or x.device.type != "cpu" or output_size is not None:
+            return super().forward(x, output_size)
+        # Output 2i + a takes input i + d times weight a + 2 - 2d, d from -1 to 1. For a = 1 there is no weight at
+        # d = -1: the sixth row and column are zeros.
+        flipped = F.pad(self.weight.transpose(0, 1).flip(2, 3), (1, 0, 1, 0))
+        phases = flipped.unfold(2, 2, 2).unfold(3, 2, 2)  # [outputs, inputs, d, d, 1 - a, 1 - a]
+        kernel = phases.flip(4, 5).permute(0, 4, 5, 1, 2, 3).reshape(-1, self.in_channels, 3, 3)
+        kernel = kernel.contiguous(memory_format=torch.channels_last)
+        return F.pixel_shuffle(F.conv2d(x, kernel, self.bias.repeat_interleave(4), padding=1), 2)
+
+
 def deconv(inputs: int, outputs: int, kernel: int = 5, stride: int = 2) -> nn.ConvTranspose2d:
     """The transposed convolution that gives size * stride positions an axis."""
-    return nn.ConvTranspose2d(inputs, outputs, kernel, stride, kernel // 2, output_padding=stride - 1)
+    kind = _DeconvToPixels if (kernel, stride) == (5, 2) and outputs < 16 else nn.ConvTranspose2d
+    return kind(inputs, outputs, kernel, stride, kernel // 2, output_padding=stride - 1)
 
 
 class _BoundedBelow(torch.autograd.Function):

@@ -38,10 +38,16 @@ class MeanScaleHyperprior(Hyperprior):
     def __init__(self, n: int, m: int, rounding: Rounding = "residuals"):
         super().__init__(n, GaussianConditional() if rounding == "residuals" else RoundedGaussianConditional())
         self.g_a, self.g_s = analysis(n, m), synthesis(n, m)
-        self.h_a = nn.Sequential(conv(m, n, 3, 1), nn.LeakyReLU(), conv(n, n), nn.LeakyReLU(), conv(n, n))
+        self.h_a = nn.Sequential(
+            conv(m, n, 3, 1), nn.LeakyReLU(inplace=True), conv(n, n), nn.LeakyReLU(inplace=True), conv(n, n)
+        )
         middle = m * 3 // 2
         self.h_s = nn.Sequential(
-            deconv(n, m), nn.LeakyReLU(), deconv(m, middle), nn.LeakyReLU(), conv(middle, 2 * m, 3, 1)
+            deconv(n, m),
+            nn.LeakyReLU(inplace=True),
+            deconv(m, middle),
+            nn.LeakyReLU(inplace=True),
+            conv(middle, 2 * m, 3, 1),
         )
 
 
@@ -54,7 +60,7 @@ class ContextModel(MeanScaleHyperprior):
     def __init__(self, n: int, m: int, rounding: Rounding = "residuals"):
         super().__init__(n, m, rounding)
         self.context_prediction = MaskedConvolution(m, self.taps)
-        self.entropy_parameters = parameter_network(m)
+        self.entropy_parameters = parameter_network(m, self.gaussian_conditional.parameters_per_latent)
 
     def merged(self, psi: Tensor, phi: Tensor) -> Tensor:
         """g_ep's input, channels in dimension 1."""

@@ -57,7 +57,7 @@ class RoundedGaussianConditional(GaussianConditional):
             if len(cdfs) > MAX_TABLES:
                 raise ValueError(f"these scales need {len(cdfs)} tables, the coder takes {MAX_TABLES}")
             (tables,) = table_sets(*stack_cdfs(cdfs), torch.tensor(offsets))
-            counts = torch.tensor(parts, device=self.scale_table.device)
+            counts = torch.tensor(parts)
             self._fraction_tables = tables, counts, counts.cumsum(0) - counts
         return self._fraction_tables
 
@@ -77,7 +77,8 @@ class RoundedGaussianConditional(GaussianConditional):
 
     def _placed(self, scales: Tensor, means: Tensor) -> tuple[rans.TableSet, Tensor, Tensor, Tensor]:
         """The tables, each element's index, round(mu), and -1 where the table is to be read mirrored."""
-        tables, counts, first = self.fraction_tables()
+        tables, *by_level = self.fraction_tables()
+        counts, first = (column.to(scales.device) for column in by_level)  # the model may have moved since
         level = self.indexes(scales).long()
         centre = torch.round(means)
         fraction = means - centre

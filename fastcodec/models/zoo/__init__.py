@@ -19,7 +19,16 @@ from torch import Tensor
 from .balle2017 import Balle2017
 from .balle2018 import FactorizedPrior, ScaleHyperprior
 from .base import Compressed, CompressionModel
-from .cheng2020 import Cheng2020, Cheng2020Attention, Cheng2020Checkerboard, Cheng2020CheckerboardAttention
+from .cheng2020 import (
+    Cheng2020,
+    Cheng2020Attention,
+    Cheng2020Checkerboard,
+    Cheng2020CheckerboardAttention,
+    Cheng2020CheckerboardMixture,
+    Cheng2020CheckerboardMixtureAttention,
+    Cheng2020Mixture,
+    Cheng2020MixtureAttention,
+)
 from .codec import Codec
 from .he2021 import Checkerboard, RandomMask
 from .minnen2018 import JointAutoregressive, MeanScaleHyperprior
@@ -50,6 +59,11 @@ SYSTEMS = {
     "cheng2020-serial-attention": System(Cheng2020Attention, _CHENG),
     "cheng2020-checkerboard": System(Cheng2020Checkerboard, _CHENG),
     "cheng2020-checkerboard-attention": System(Cheng2020CheckerboardAttention, _CHENG),
+    # K = 3, as in the papers; those above have K = 1, as in CompressAI.
+    "cheng2020-serial-mixture": System(Cheng2020Mixture, _CHENG),
+    "cheng2020-serial-mixture-attention": System(Cheng2020MixtureAttention, _CHENG),
+    "cheng2020-checkerboard-mixture": System(Cheng2020CheckerboardMixture, _CHENG),
+    "cheng2020-checkerboard-mixture-attention": System(Cheng2020CheckerboardMixtureAttention, _CHENG),
 }
 
 

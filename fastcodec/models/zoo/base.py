@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from fastcodec.errors import ImageError
 from fastcodec.kernels import rans
+from fastcodec.kernels.rans import mixture
 
 from .entropy_bottleneck import CodedEntropyModel, EntropyBottleneck
+from .mixture_conditional import MixtureConditional
 
 # Constants that CompressAI keeps as buffers; older checkpoints lack some of them.
 _CONSTANTS = re.compile(r"(^|\.)(bound|pedestal|target|scale_bound|mask)$")
@@ -28,7 +30,7 @@ _CONSTANTS = re.compile(r"(^|\.)(bound|pedestal|target|scale_bound|mask)$")
 class Coded:
     """An image's latents, coded: the passes in order, the latents as the decoder will have them, the code length."""
 
-    passes: list[rans.Pass]
+    passes: list[rans.Pass | mixture.MixturePass]
     bits: float
     y_hat: Tensor  # [1, M, h, w]
     streams: int | None = None  # of the coder, which chooses for None; passes of one position can use but one
@@ -105,7 +107,8 @@ class CompressionModel(nn.Module):
             if not torch.isfinite(y).all():
                 raise ImageError("the analysis did not give finite latents")
             coded = self.encode_latents(y)
-        (payload,) = rans.encode([coded.passes], streams=coded.streams)
+        mixed = any(isinstance(item, mixture.MixturePass) for item in coded.passes)
+        (payload,) = (mixture if mixed else rans).encode([coded.passes], streams=coded.streams)
         return Compressed(payload, (y.shape[2], y.shape[3]), coded.bits)
 
     def decompress(self, payload: bytes | memoryview, shape: tuple[int, int]) -> Tensor:
@@ -115,7 +118,8 @@ class CompressionModel(nn.Module):
         """
         device = next(self.parameters()).device
         with _coding():
-            decoder = rans.Decoder([payload], device=device)
+            mixed = any(isinstance(module, MixtureConditional) for module in self.modules())
+            decoder = mixture.MixtureDecoder([payload]) if mixed else rans.Decoder([payload], device=device)
             y_hat = self.decode_latents(decoder, *shape)
             decoder.finish()
             return self.g_s(channels_last(y_hat)).clamp(0, 1)

@@ -2,8 +2,8 @@
 image compression with discretized Gaussian mixture likelihoods and attention modules", CVPR 2020; the checkerboard is
 that of He et al. 2021 on it.
 
-One Gaussian a latent (K = 1), as in CompressAI. Transforms are of 3x3 residual blocks; entropy models as in Minnen 2018
-with M = N.
+One Gaussian a latent (K = 1), as in CompressAI, or a mixture of three, as in both papers. Transforms are of 3x3
+residual blocks; entropy models as in Minnen 2018 with M = N.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .he2021 import Checkerboard
 from .layers import GDN, conv
 from .minnen2018 import ContextModel, JointAutoregressive, Rounding
+from .mixture_conditional import MixtureConditional
 
 
 def subpixel(inputs: int, outputs: int, factor: int = 2) -> nn.Sequential:
@@ -179,6 +180,43 @@ class Cheng2020Checkerboard(_Transforms, Checkerboard):
 
 
 class Cheng2020CheckerboardAttention(Cheng2020Checkerboard):
+    """The same with attention."""
+
+    attention = True
+
+
+class _Mixture(_Transforms):
+    """The paper's own entropy model: a mixture of K = 3 Gaussians a latent, y^ = round(y), and a wider g_ep."""
+
+    components = 3
+
+    def __init__(self, n: int):
+        super().__init__(n, "latents")
+        self.entropy_parameters = nn.Sequential(
+            nn.Conv2d(4 * n, 5 * n, 1),
+            nn.LeakyReLU(inplace=True),
+            nn.Conv2d(5 * n, 5 * n, 1),
+            nn.LeakyReLU(inplace=True),
+            nn.Conv2d(5 * n, self.gaussian_conditional.parameters_per_latent * n, 1),
+        )
+
+    def conditional(self, rounding: Rounding) -> MixtureConditional:
+        return MixtureConditional(self.components)
+
+
+class Cheng2020Mixture(_Mixture, Cheng2020):
+    """The serial model with mixtures."""
+
+
+class Cheng2020MixtureAttention(_Mixture, Cheng2020Attention):
+    """The serial model with mixtures and attention: the paper's best."""
+
+
+class Cheng2020CheckerboardMixture(_Mixture, Checkerboard):
+    """He et al. 2021 on Cheng 2020, with mixtures as there."""
+
+
+class Cheng2020CheckerboardMixtureAttention(Cheng2020CheckerboardMixture):
     """The same with attention."""
 
     attention = True

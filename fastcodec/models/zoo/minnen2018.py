@@ -36,7 +36,7 @@ class MeanScaleHyperprior(Hyperprior):
     """
 
     def __init__(self, n: int, m: int, rounding: Rounding = "residuals"):
-        super().__init__(n, GaussianConditional() if rounding == "residuals" else RoundedGaussianConditional())
+        super().__init__(n, self.conditional(rounding))
         self.g_a, self.g_s = analysis(n, m), synthesis(n, m)
         self.h_a = nn.Sequential(
             conv(m, n, 3, 1), nn.LeakyReLU(inplace=True), conv(n, n), nn.LeakyReLU(inplace=True), conv(n, n)
@@ -49,6 +49,10 @@ class MeanScaleHyperprior(Hyperprior):
             nn.LeakyReLU(inplace=True),
             conv(middle, 2 * m, 3, 1),
         )
+
+    def conditional(self, rounding: Rounding) -> nn.Module:
+        """How latents are distributed, and coded."""
+        return GaussianConditional() if rounding == "residuals" else RoundedGaussianConditional()
 
 
 class ContextModel(MeanScaleHyperprior):

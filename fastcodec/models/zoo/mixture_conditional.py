@@ -26,6 +26,7 @@ class MixtureConditional(nn.Module):
     def __init__(self, components: int = 3):
         super().__init__()
         self.components = components
+        self.parameters_per_latent = 3 * components
         self.lower_bound_scale = LowerBound(LEAST_SCALE)
         self.likelihood_lower_bound = LowerBound(LEAST_LIKELIHOOD)
 

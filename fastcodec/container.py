@@ -54,7 +54,8 @@ class Header:
 
     @property
     def grid(self) -> Grid:
-        return Grid(self.height, self.width)
+        """The tiles; the whole image is one where the entropy side is floating point."""
+        return _grid(self.height, self.width, self.float_entropy)
 
     @property
     def mode(self) -> str:
@@ -160,14 +161,12 @@ def read(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) 
         )
     icc_length = reader.varint("ICC length") if flags & _ICC else None
     exif_length = reader.varint("EXIF length") if flags & _EXIF else None
-    grid = Grid(height, width)
+    tiles = _grid(height, width, bool(flags & _FLOAT_ENTROPY)).tile_count
     # Each tile takes at least one byte of index and four of CRC: a forged size cannot make this loop outrun the file.
-    if grid.tile_count * 5 > len(view):
-        raise CorruptStreamError(f"{len(view)} bytes cannot hold {grid.tile_count} tiles")
+    if tiles * 5 > len(view):
+        raise CorruptStreamError(f"{len(view)} bytes cannot hold {tiles} tiles")
     alpha = bool(flags & _ALPHA)
-    lengths = [
-        (reader.varint("tile length"), reader.varint("alpha length") if alpha else 0) for _ in range(grid.tile_count)
-    ]
+    lengths = [(reader.varint("tile length"), reader.varint("alpha length") if alpha else 0) for _ in range(tiles)]
     metadata = [reader.take(n, "metadata") if n is not None else None for n in (icc_length, exif_length)]
     header_crc = zlib.crc32(view[: reader.at])
     (stored,) = _CRC.unpack(reader.take(4, "header CRC"))
@@ -217,6 +216,11 @@ def info(source: bytes | bytearray | memoryview | str | Path, limits: Limits = D
         exif_bytes=len(header.exif or b""),
         portable=not header.float_entropy,
     )
+
+
+def _grid(height: int, width: int, float_entropy: bool) -> Grid:
+    # Floating-point systems know no tiles: their context and their transforms see the whole image.
+    return Grid(height, width, max(height, width)) if float_entropy else Grid(height, width)
 
 
 def _varint(value: int) -> bytes:

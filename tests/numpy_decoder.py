@@ -142,7 +142,8 @@ def read_container(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[dict[str,
     require(width * height <= max_pixels, "larger than the reader's limit")
 
     rows, columns = ceil_div(height, LATENT_STRIDE), ceil_div(width, LATENT_STRIDE)
-    count = (len(tile_edges(rows)) - 1) * (len(tile_edges(columns)) - 1)
+    whole = flags & FLAG_FLOAT_ENTROPY  # one tile then
+    count = 1 if whole else (len(tile_edges(rows)) - 1) * (len(tile_edges(columns)) - 1)
     require(len(data) >= 5 * count, "too short for its tiles")
 
     icc_length = reader.varint(CONTAINER_VARINT) if flags & FLAG_ICC else 0

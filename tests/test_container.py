@@ -98,7 +98,8 @@ def test_info_needs_no_model(sample, tmp_path):
         assert (info.model, info.version, info.bytes) == (IDENTITY.hex(), 1, len(sample))
         assert (info.icc_bytes, info.exif_bytes, info.portable) == (63, 24, True)
     floating = dataclasses.replace(SAMPLE_HEADER, float_entropy=True)
-    assert not fastcodec.info(container.write(floating, SAMPLE_TILES)).portable
+    info = fastcodec.info(container.write(floating, SAMPLE_TILES[:1]))
+    assert (info.portable, info.tiles) == (False, 1)
 
 
 # ---- what it costs
@@ -118,6 +119,19 @@ def test_a_further_tile_costs_its_crc_and_its_length():
     four = Header(2048, 2048, 60, IDENTITY)
     size = len(container.write(four, [TileData(bytes(9000))] * 4)) - len(container.write(one, [TileData(bytes(9000))]))
     assert size == 3 * (9000 + 4 + 2)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (17, 1), (1, 17), (1264, 16), (5000, 3000), (1 << 14, 1 << 14)])
+def test_a_floating_point_file_is_one_tile(width, height):
+    header = Header(width, height, 60, IDENTITY, float_entropy=True)
+    data = container.write(header, [TileData(b"payload")])
+    file = container.read(data)
+    assert file.header == header
+    assert (file.header.grid.tile_count, file.tile(0).payload) == (1, b"payload")
+    (tile,) = file.header.grid.tiles()
+    assert (tile.bottom, tile.right) == (-(-height // 16), -(-width // 16))
+    with pytest.raises(CorruptStreamError):
+        container.read(container.write(header, [TileData(b"payload")] * 2))
 
 
 # ---- damage

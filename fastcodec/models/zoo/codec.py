@@ -74,9 +74,7 @@ class Codec:
             icc=picture.icc,
             exif=picture.exif,
         )
-        # The container counts tiles by the image's size alone: the first one is the whole image, the others are empty.
-        tiles = [TileData(compressed.payload), *[TileData(b"")] * (header.grid.tile_count - 1)]
-        return Encoded(container.write(header, tiles), compressed.estimated_bits)
+        return Encoded(container.write(header, [TileData(compressed.payload)]), compressed.estimated_bits)
 
     def decode(self, data: bytes | bytearray | memoryview, out: str = "pil"):
         """A file to uint8 pixels: a PIL image ("pil"), an HWC array ("numpy") or a CHW tensor ("tensor").
@@ -114,8 +112,7 @@ class Codec:
 
 
 def _payload(parsed: Container) -> memoryview:
-    """The whole image's payload; CorruptStreamError unless it is all that the tiles hold."""
-    first, *others = (parsed.tile(number) for number in range(parsed.header.grid.tile_count))
-    if parsed.header.alpha or any(len(tile.payload) for tile in others):
-        raise CorruptStreamError("a file of a floating-point model has one payload and no alpha")
-    return first.payload
+    """The whole image's payload; CorruptStreamError if there is more than that."""
+    if parsed.header.alpha:
+        raise CorruptStreamError("a file of a floating-point model has no alpha")
+    return parsed.tile(0).payload

@@ -24,7 +24,7 @@ from fastcodec.models.zoo.context import RASTER_TAPS, mask_of
 from fastcodec.models.zoo.entropy_bottleneck import EntropyBottleneck
 from fastcodec.models.zoo.gaussian_conditional import GaussianConditional, gaussian_likelihood
 from fastcodec.models.zoo.he2021 import RandomMask, anchor_mask
-from fastcodec.models.zoo.layers import GDN, deconv
+from fastcodec.models.zoo.layers import GDN, conv, deconv
 from fastcodec.models.zoo.rounded_gaussian import RoundedGaussianConditional
 
 SINGLE = [name for name in zoo.SYSTEMS if "mixture" not in name]  # one Gaussian a latent; tests/test_zoo_mixture.py
@@ -255,6 +255,21 @@ def test_transposed_convolution_to_pixels_is_its_formula():
     assert torch.equal(layer(x), expected)
     with torch.inference_mode():
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_strided_pointwise_convolution_is_its_formula():
+    """Learning at a size where PyTorch's own gradient would destroy the heap: nothing but the process could tell."""
+    layer = conv(3, 128, 1, 2)
+    x = torch.rand(4, 3, 127, 128).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        coding = layer(x)
+    y = layer(x)
+    assert torch.equal(y, coding)
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+    expected = torch.einsum("bohw,bihw->oi", gradient.double(), x[:, :, ::2, ::2].double())
+    assert torch.allclose(layer.weight.grad[:, :, 0, 0].double(), expected, rtol=1e-4, atol=1e-3)
+    assert torch.allclose(layer.bias.grad, gradient.sum((0, 2, 3)), rtol=1e-4, atol=1e-3)
 
 
 def test_bounds_let_values_come_back():

@@ -12,7 +12,22 @@ from torch import Tensor, nn
 
 def conv(inputs: int, outputs: int, kernel: int = 5, stride: int = 2) -> nn.Conv2d:
     """A convolution with zero padding that gives ceil(size / stride) positions an axis."""
-    return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2)
+    kind = _StridedPointwise if kernel == 1 and stride > 1 else nn.Conv2d
+    return kind(inputs, outputs, kernel, stride, kernel // 2)
+
+
+class _StridedPointwise(nn.Conv2d):
+    """A 1x1 convolution of every stride-th position.
+
+    While learning the positions are picked first: oneDNN's gradient of the weights writes past its memory where a
+    strided 1x1 convolution has under 16 input channels, channels-last (oneDNN issue 6035, in PyTorch 2.11 to 2.14).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(x)
+        rows, columns = self.stride
+        return F.conv2d(x[:, :, ::rows, ::columns], self.weight, self.bias)
 
 
 class _DeconvToPixels(nn.ConvTranspose2d):

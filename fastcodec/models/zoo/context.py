@@ -7,7 +7,7 @@ of the same positions into rows and multiply the same matrices of the same shape
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -49,11 +49,11 @@ class MaskedConvolution(nn.Conv2d):
         weight = self.weight * (self.mask if mask is None else mask)
         return F.conv2d(y, weight, self.bias, padding=RADIUS)
 
-    def matrix(self, taps: Sequence[tuple[int, int]]) -> Tensor:
-        """The weights for gathered rows: [2M, taps * M], the channels of a tap together."""
+    def on_rows(self, taps: Sequence[tuple[int, int]]) -> Callable[[Tensor], Tensor]:
+        """The layer on gathered neighbours: rows [P, taps * M], the channels of a tap together, to [P, 2M]."""
         weight = self.weight * self.mask
-        columns = [weight[:, :, dy + RADIUS, dx + RADIUS] for dy, dx in taps]
-        return torch.cat(columns, 1)
+        matrix = torch.cat([weight[:, :, dy + RADIUS, dx + RADIUS] for dy, dx in taps], 1)
+        return lambda seen: F.linear(seen, matrix, self.bias)
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
         mask = state_dict.get(prefix + "mask")
@@ -78,11 +78,16 @@ class Rows:
     """A network of 1x1 convolutions as matrix products: rows [P, inputs] to [P, outputs]."""
 
     def __init__(self, network: nn.Sequential):
-        self._layers = [
-            (layer.weight.flatten(1), layer.bias) if isinstance(layer, nn.Conv2d) else layer for layer in network
-        ]
+        self._layers = [_on_rows(layer) for layer in network]
 
     def __call__(self, rows: Tensor) -> Tensor:
         for layer in self._layers:
-            rows = F.linear(rows, *layer) if isinstance(layer, tuple) else layer(rows)
+            rows = layer(rows)
         return rows
+
+
+def _on_rows(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    if isinstance(layer, nn.Conv2d):
+        weight, bias = layer.weight.flatten(1), layer.bias
+        return lambda rows: F.linear(rows, weight, bias)
+    return getattr(layer, "rows", layer)  # an integer convolution has its own; activations take any shape

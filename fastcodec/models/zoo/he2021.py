@@ -8,7 +8,6 @@ image compression", CVPR 2021, both on Minnen 2018.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastcodec.kernels import checkerboard, rans
@@ -63,7 +62,7 @@ class Checkerboard(ContextModel):
 
     def _non_anchor_parameters(self, psi: Tensor, anchors: Tensor, height: int, width: int) -> Tensor:
         seen = checkerboard.gather_context(anchors[None], height, width)[0]
-        phi = F.linear(seen, self.context_prediction.matrix(checkerboard.LIVE_TAPS), self.context_prediction.bias)
+        phi = self.context_prediction.on_rows(checkerboard.LIVE_TAPS)(seen)
         return Rows(self.entropy_parameters)(self.merged(psi, phi))
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcodec.kernels import rans
@@ -103,7 +102,7 @@ class JointAutoregressive(ContextModel):
         """
         height, width = psi.shape[2:]
         latents = self.context_prediction.in_channels
-        weight, bias = self.context_prediction.matrix(RASTER_TAPS), self.context_prediction.bias
+        g_cm = self.context_prediction.on_rows(RASTER_TAPS)
         g_ep, psi_rows = Rows(self.entropy_parameters), positions(psi)
         y_hat = psi.new_zeros(height + RADIUS, width + 2 * RADIUS, latents)  # no frame below: nothing looks there
         for row in range(height):
@@ -112,7 +111,7 @@ class JointAutoregressive(ContextModel):
                 seen = slice(column, column + 2 * RADIUS + 1)
                 left = here[column : column + RADIUS]
                 visible = torch.cat([two_above[seen].view(-1), above[seen].view(-1), left.reshape(-1)])
-                phi = F.linear(visible[None], weight, bias)
+                phi = g_cm(visible[None])
                 position = row * width + column
                 parameters = g_ep(self.merged(psi_rows[position : position + 1], phi))
                 here[column + RADIUS] = code(position, parameters)[0]

@@ -31,6 +31,7 @@ from .cheng2020 import (
 )
 from .codec import Codec
 from .he2021 import Checkerboard, RandomMask
+from .integer import skeleton
 from .minnen2018 import JointAutoregressive, MeanScaleHyperprior
 
 __all__ = ["SYSTEMS", "Codec", "Compressed", "CompressionModel", "System", "create", "load"]
@@ -85,7 +86,8 @@ def create(name: str, quality: int, **options) -> CompressionModel:
 
 
 def load(name: str, state: Mapping[str, Tensor], **options) -> CompressionModel:
-    """A system with the weights of a state dict, this package's or CompressAI's, in evaluation mode, with its tables.
+    """A system with the weights of a state dict, this package's or CompressAI's, in evaluation mode, with its tables;
+    an integer one where the state dict is of one (`integer.py`).
 
     options: as of `create`. Raises ValueError for a name that is not there, RuntimeError for another system's weights.
     """
@@ -96,6 +98,8 @@ def load(name: str, state: Mapping[str, Tensor], **options) -> CompressionModel:
         )
     except KeyError as error:
         raise RuntimeError(f"not a state dict of {name}: it has no {error}") from None
+    if any(name.endswith(".input_bits") for name in state):
+        model = skeleton(model)
     model.load_state_dict(state)
     model.update()
     return model.requires_grad_(False).eval()

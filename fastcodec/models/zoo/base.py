@@ -102,8 +102,8 @@ class CompressionModel(nn.Module):
         """
         if x.shape[0] != 1 or x.shape[2] % self.stride or x.shape[3] % self.stride:
             raise ValueError(f"one image of multiples of {self.stride} pixels is needed, not {list(x.shape)}")
-        with _coding():
-            y = self.g_a(channels_last(x))
+        with coding():
+            y = self.g_a(channels_last(x.to(_dtype(self.g_a))))
             if not torch.isfinite(y).all():
                 raise ImageError("the analysis did not give finite latents")
             coded = self.encode_latents(y)
@@ -117,12 +117,12 @@ class CompressionModel(nn.Module):
         Raises CorruptStreamError for what `compress` did not write, as far as the coder can tell.
         """
         device = next(self.parameters()).device
-        with _coding():
+        with coding():
             mixed = any(isinstance(module, MixtureConditional) for module in self.modules())
             decoder = mixture.MixtureDecoder([payload]) if mixed else rans.Decoder([payload], device=device)
             y_hat = self.decode_latents(decoder, *shape)
             decoder.finish()
-            return self.g_s(channels_last(y_hat)).clamp(0, 1)
+            return self.g_s(channels_last(y_hat.to(_dtype(self.g_s)))).clamp(0, 1).float()
 
     def update(self, *, fit_quantiles: bool = False, force: bool = False) -> None:
         """Make the coder's tables, where a checkpoint did not bring them. Part of the state dict from then on.
@@ -163,8 +163,12 @@ def _to_compressai_names(model: CompressionModel, state: dict[str, Tensor], pref
                 break
 
 
+def _dtype(network: nn.Module) -> torch.dtype:
+    return next(network.parameters()).dtype
+
+
 @contextmanager
-def _coding() -> Iterator[None]:
+def coding() -> Iterator[None]:
     """No gradients, no half precision, and on a GPU no algorithm that may round differently from call to call."""
     before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False

@@ -13,15 +13,50 @@
 >>> torch.equal(decoded, symbols)
 True
 
-Tensors on a GPU are coded there, to the same bytes: pass CUDA tensors to `encode`, and `device="cuda"` to `Decoder`.
+Symbols of Gaussian mixtures need no tables: their parameters go with them, as integers that both ends must have alike.
+
+>>> from fastcodec.rans import MixturePass, quantise_mixtures
+>>> weights = torch.tensor([0.75, 0.25]).view(2, 1, 1).expand(2, 2, 4)   # of two components, [K, positions, channels]
+>>> means = torch.tensor([0.0, 10.0]).view(2, 1, 1).expand(2, 2, 4)
+>>> mixtures = quantise_mixtures(weights, means, torch.ones(2, 2, 4))
+>>> [payload] = encode([[MixturePass(symbols, *mixtures)]])
+>>> decoder = Decoder([payload])
+>>> [decoded] = decoder.decode_mixtures(*([part] for part in mixtures))
+>>> decoder.finish()
+>>> torch.equal(decoded, symbols)
+True
+
+Passes of both kinds may follow each other in a tile. Tensors on a GPU are coded there, to the same bytes: pass CUDA
+tensors to `encode`, and `device="cuda"` to `Decoder`. docs/rans.md has an example for each use.
 """
 
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .entropy.gaussian import SCALES as GAUSSIAN_SCALES
+from .entropy.gaussian import gaussian_tables
 from .kernels.errors import CorruptStreamError, SymbolRangeError, UnavailableError
-from .kernels.rans import Decoder, Pass, TableSet, available_isas, cost_bits, cuda_status, encode
+from .kernels.rans import (
+    Decoder,
+    MixturePass,
+    Pass,
+    TableSet,
+    available_isas,
+    cost_bits,
+    cuda_status,
+    encode,
+    quantise_mixtures,
+)
+from .kernels.rans.tables import MAX_TABLES
 
 __all__ = [
+    "GAUSSIAN_SCALES",
     "CorruptStreamError",
     "Decoder",
+    "MixturePass",
     "Pass",
     "SymbolRangeError",
     "TableSet",
@@ -30,4 +65,31 @@ __all__ = [
     "cost_bits",
     "cuda_status",
     "encode",
+    "gaussian_tables",
+    "quantise_mixtures",
+    "scale_indexes",
 ]
+
+
+def scale_indexes(sigmas: Tensor, scales: Sequence[float] | np.ndarray | None = None) -> Tensor:
+    """The indexes of the tables nearest in log-scale to standard deviations: uint8, contiguous, of the sigmas' shape.
+
+    They are compared in float32 with sqrt(scales[i] * scales[i + 1]), so equal sigmas have equal indexes on every
+    device. 0 and below count as the least scale, NaN as the greatest.
+
+    Index 0 of `gaussian_tables()`, which sigmas up to 0.1157 have, is not coded: symbols must be 0 there. Clamp the
+    indexes to 1 and more, and every symbol is coded.
+
+    Args:
+        sigmas: float [...], in quantisation steps.
+        scales: the scale of each table, 1 to 256 of them, above 0 and rising; None: GAUSSIAN_SCALES, those of
+            `gaussian_tables()`.
+
+    Raises:
+        ValueError: the scales are not so.
+    """
+    steps = np.asarray(GAUSSIAN_SCALES if scales is None else scales, dtype=np.float64)
+    if steps.ndim != 1 or not 1 <= steps.size <= MAX_TABLES or not steps[0] > 0 or not (np.diff(steps) > 0).all():
+        raise ValueError(f"scales must be 1 to {MAX_TABLES} numbers above 0, each greater than the one before")
+    edges = torch.from_numpy(np.sqrt(steps[:-1] * steps[1:])).float().to(sigmas.device)
+    return torch.bucketize(sigmas.float().contiguous(), edges).to(torch.uint8)

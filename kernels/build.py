@@ -32,14 +32,14 @@ AVX512_FLAGS = (
     f"{AVX2_FLAGS} -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi2 "
     "-Wno-uninitialized -Wno-maybe-uninitialized"  # g++ 12 warns inside its own intrinsics
 )
-# The coder's sources, each with the flags of its instruction set. cpu_mixture.cpp includes cpu.cpp.
-RANS_SOURCES = {"rans/cpu_mixture.cpp": "", "rans/cpu_scalar.cpp": "", "rans/cpu_mixture_scalar.cpp": ""}
+# The coder's sources, each with the flags of its instruction set.
+RANS_SOURCES = {"rans/cpu.cpp": "", "rans/cpu_encoder.cpp": "", "rans/cpu_decoder.cpp": "", "rans/cpu_scalar.cpp": ""}
 RANS_SOURCES_X86 = {
     "rans/cpu_avx2.cpp": AVX2_FLAGS,
     "rans/cpu_avx512.cpp": AVX512_FLAGS,
-    "rans/cpu_mixture_avx2.cpp": AVX2_FLAGS,
-    "rans/cpu_mixture_avx512.cpp": AVX512_FLAGS,
 }
+# CompressAI's coder has a library of its own.
+RANS64_SOURCES = ("rans64/rans64.cpp", "rans64/lists.cpp", "rans64/latents.cpp")
 
 CUDA_SOURCE = "rans/cuda.cu"
 CUDA_HOST_SOURCE = "rans/cuda_host.cpp"
@@ -59,6 +59,11 @@ class BuildError(RuntimeError):
 def library_path() -> Path:
     """The coder's shared library for this platform."""
     return KERNELS / "rans" / f"_rans_cpu.{sysconfig.get_platform()}.so"
+
+
+def rans64_library_path() -> Path:
+    """The shared library of CompressAI's coder."""
+    return KERNELS / "rans64" / f"_rans64.{sysconfig.get_platform()}.so"
 
 
 def cuda_library_path() -> Path:
@@ -195,6 +200,7 @@ def build() -> Path:
     """Builds what is out of date and returns the CPU library's path."""
     lines = _cxx_rules("-O3", "-shared -Wl,-z,defs")
     lines += _linked({KERNELS / source: isa for source, isa in rans_sources().items()}, BUILD, library_path())
+    lines += _linked({KERNELS / source: "" for source in RANS64_SOURCES}, BUILD, rans64_library_path())
     lines += _linked({KERNELS / CUDA_HOST_SOURCE: ""}, BUILD, cuda_library_path(), "-ldl")
     if command := image_compiler():
         lines += _image(command, KERNELS / CUDA_SOURCE, cuda_image_path())

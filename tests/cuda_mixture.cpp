@@ -10,7 +10,7 @@
 #include <array>
 #include <memory>
 
-#include "cuda_mixture.h"
+#include "cuda.h"
 #include "mixture_cases.h"
 
 namespace gpu = fastcodec::rans::cuda;
@@ -38,11 +38,7 @@ int fastcodec_rans_cuda_examine(void*, void*, const gpu::ExamineArguments*, uint
 int fastcodec_rans_cuda_encode(void*, void*, gpu::EncodeArguments*);
 int fastcodec_rans_cuda_arrange(void*, void*, const gpu::PackArguments*);
 int fastcodec_rans_cuda_gather(void*, void*, const gpu::PackArguments*);
-uint32_t fastcodec_rans_cuda_mixture_tables(uint32_t*);
-int fastcodec_rans_cuda_complete_mixtures(uint32_t, gpu::MixtureTilePass*);
-int fastcodec_rans_cuda_decode_mixtures(void*, void*, gpu::DecodeMixturesArguments*, int, uint32_t);
-int fastcodec_rans_cuda_encode_mixtures(void*, void*, gpu::EncodeMixturesArguments*, uint32_t);
-int fastcodec_rans_cuda_examine_mixtures(void*, void*, const gpu::ExamineMixturesArguments*, uint32_t, uint64_t);
+void fastcodec_rans_cuda_mixture_tables(gpu::TableSet*, uint8_t*);
 void cuda_shim_schedule(int, uint64_t);
 }
 
@@ -109,29 +105,33 @@ class Plan {
     std::unique_ptr<Buffer<uint8_t>> memory_;
 };
 
-// All passes p of the tiles are of one kind: indexed by the one table set, or mixtures of as many components.
+// All passes p of the tiles are of one kind: indexed by the one table set, or mixtures.
 using Tile = std::vector<MixedPass>;
 
 struct Gpu {
     void* module = nullptr;
-    gpu::TableSet tables{};
-    std::unique_ptr<Buffer<uint8_t>> blob;
-    std::unique_ptr<Buffer<uint32_t>> mixture_tables;
+    gpu::TableSet indexed{};
+    gpu::TableSet mixtures{};
+    std::unique_ptr<Buffer<uint8_t>> indexed_blob;
+    std::unique_ptr<Buffer<uint8_t>> mixture_blob;
 
     void upload(const TableSet& set) {
         const auto call = [&](uint8_t* to) {
             check(fastcodec_rans_cuda_tables(static_cast<uint32_t>(set.sizes.size()), set.skip, set.firsts.data(),
-                                             set.sizes.data(), set.frequencies.data(), set.frequencies.size(), &tables,
+                                             set.sizes.data(), set.frequencies.data(), set.frequencies.size(), &indexed,
                                              to),
                   "tables");
         };
         call(nullptr);
-        blob = std::make_unique<Buffer<uint8_t>>(tables.end);
-        call(blob->get());
-        tables.blob = blob->get();
-        mixture_tables = std::make_unique<Buffer<uint32_t>>(fastcodec_rans_cuda_mixture_tables(nullptr));
-        fastcodec_rans_cuda_mixture_tables(mixture_tables->get());
+        indexed_blob = std::make_unique<Buffer<uint8_t>>(indexed.end);
+        call(indexed_blob->get());
+        indexed.blob = indexed_blob->get();
+        fastcodec_rans_cuda_mixture_tables(&mixtures, nullptr);
+        mixture_blob = std::make_unique<Buffer<uint8_t>>(mixtures.end);
+        fastcodec_rans_cuda_mixture_tables(&mixtures, mixture_blob->get());
+        mixtures.blob = mixture_blob->get();
     }
+    const gpu::TableSet& tables(uint32_t components) const { return components == 0 ? indexed : mixtures; }
 };
 
 // One pass of all tiles in device memory.
@@ -140,24 +140,24 @@ struct DevicePasses {
     std::vector<Buffer<uint8_t>> bytes;
     std::vector<Buffer<int16_t>> shorts;
     std::vector<Buffer<uint16_t>> weights;
-    std::vector<gpu::MixtureTilePass> described;
-    std::unique_ptr<Buffer<gpu::MixtureTilePass>> mixtures;
-    std::unique_ptr<Buffer<gpu::TilePass>> indexed;
+    std::vector<gpu::TilePass> described;
+    std::unique_ptr<Buffer<gpu::TilePass>> records;
     uint64_t most = 0;  // elements of a tile
 
     DevicePasses(const std::vector<Tile>& tiles, size_t p, const std::vector<uint32_t>& streams, bool symbols)
-        : components(tiles[0][p].components) {
+        : components(0) {
         for (size_t t = 0; t < tiles.size(); ++t) {
             const MixedPass& pass = tiles[t][p];
-            gpu::MixtureTilePass d{};
+            gpu::TilePass d{};
             d.positions = static_cast<uint32_t>(pass.data.positions);
             d.channels.value = static_cast<uint32_t>(pass.data.channels);
             d.streams = streams[t];
             d.symbol_bytes = 2;
-            d.components = components;
+            d.components = pass.components;
+            components = std::max(components, pass.components);
             symbols ? shorts.emplace_back(pass.data.symbols) : shorts.emplace_back(pass.data.symbols.size());
             d.symbols = shorts.back().get();
-            if (components == 0) {
+            if (pass.components == 0) {
                 bytes.emplace_back(pass.data.indexes);
                 d.indexes = bytes.back().get();
             } else {
@@ -166,15 +166,13 @@ struct DevicePasses {
                 bytes.emplace_back(pass.scales);
                 d.scales = bytes.back().get();
                 shorts.emplace_back(pass.means);
-                d.component_means = shorts.back().get();
+                d.means = shorts.back().get();
             }
             most = std::max<uint64_t>(most, pass.data.symbols.size());
             described.push_back(d);
         }
-        check(fastcodec_rans_cuda_complete_mixtures(static_cast<uint32_t>(tiles.size()), described.data()), "complete");
-        mixtures = std::make_unique<Buffer<gpu::MixtureTilePass>>(described);
-        indexed =
-            std::make_unique<Buffer<gpu::TilePass>>(std::vector<gpu::TilePass>(described.begin(), described.end()));
+        check(fastcodec_rans_cuda_complete_passes(static_cast<uint32_t>(tiles.size()), described.data()), "complete");
+        records = std::make_unique<Buffer<gpu::TilePass>>(described);
     }
 };
 
@@ -188,14 +186,9 @@ std::vector<std::vector<uint8_t>> encode_by_gpu(Gpu& device, const std::vector<T
     for (size_t p = 0; p < passes; ++p) {
         const DevicePasses on_device(tiles, p, std::vector<uint32_t>(count, 1), true);
         const Buffer<gpu::Examination> results(std::vector<gpu::Examination>(count, gpu::Examination{}));
-        if (on_device.components == 0) {
-            const gpu::ExamineArguments a{device.tables, on_device.indexed->get(), results.get(), 0, 0};
-            check(fastcodec_rans_cuda_examine(device.module, nullptr, &a, count, on_device.most), "examine");
-        } else {
-            const gpu::ExamineMixturesArguments a{device.mixture_tables->get(), on_device.mixtures->get(),
-                                                  results.get(), 0, 0};
-            check(fastcodec_rans_cuda_examine_mixtures(device.module, nullptr, &a, count, on_device.most), "examine");
-        }
+        const gpu::ExamineArguments a{device.tables(on_device.components), on_device.records->get(), results.get(), 0,
+                                      on_device.components};
+        check(fastcodec_rans_cuda_examine(device.module, nullptr, &a, count, on_device.most), "examine");
         for (uint32_t t = 0; t < count; ++t) {
             if (results.get()[t].faults != 0) {
                 std::printf("a fault in a good pass\n");
@@ -225,27 +218,16 @@ std::vector<std::vector<uint8_t>> encode_by_gpu(Gpu& device, const std::vector<T
     const Buffer<uint16_t> scratch(plan.scratch_units());
     for (size_t p = passes; p-- > 0;) {
         const DevicePasses on_device(tiles, p, tile_streams, true);
-        if (on_device.components == 0) {
-            gpu::EncodeArguments a{};
-            a.tables = device.tables;
-            a.warps = plan.warps();
-            a.streams = plan.streams();
-            a.states = plan.states();
-            a.scratch = scratch.get();
-            a.passes = on_device.indexed->get();
-            a.warp_count = plan.warp_count();
-            check(fastcodec_rans_cuda_encode(device.module, nullptr, &a), "encode");
-        } else {
-            gpu::EncodeMixturesArguments a{device.mixture_tables->get(),
-                                           plan.warps(),
-                                           plan.streams(),
-                                           plan.states(),
-                                           scratch.get(),
-                                           on_device.mixtures->get(),
-                                           plan.warp_count(),
-                                           0};
-            check(fastcodec_rans_cuda_encode_mixtures(device.module, nullptr, &a, on_device.components), "encode");
-        }
+        gpu::EncodeArguments a{};
+        a.tables = device.tables(on_device.components);
+        a.warps = plan.warps();
+        a.streams = plan.streams();
+        a.states = plan.states();
+        a.scratch = scratch.get();
+        a.passes = on_device.records->get();
+        a.warp_count = plan.warp_count();
+        a.components = on_device.components;
+        check(fastcodec_rans_cuda_encode(device.module, nullptr, &a), "encode");
     }
     const Buffer<gpu::StreamPlace> places(plan.stream_count());
     gpu::PackArguments pack{plan.streams(), plan.states(), scratch.get(), plan.rest<gpu::TilePlace>(),
@@ -314,28 +296,16 @@ Result decode_by_gpu(Gpu& device, Random& random, const std::vector<std::vector<
     result.symbols.resize(count);
     for (size_t p = 0; p < tiles[0].size(); ++p) {
         const DevicePasses on_device(tiles, p, streams, false);
-        if (on_device.components == 0) {
-            gpu::DecodeArguments a{};
-            a.tables = device.tables;
-            a.warps = plan.warps();
-            a.streams = plan.streams();
-            a.states = plan.states();
-            a.payloads = plan.rest<uint16_t>();
-            a.passes = on_device.indexed->get();
-            a.warp_count = plan.warp_count();
-            check(fastcodec_rans_cuda_decode(device.module, nullptr, &a, plan.full(), 0), "decode");
-        } else {
-            gpu::DecodeMixturesArguments a{device.mixture_tables->get(),
-                                           plan.warps(),
-                                           plan.streams(),
-                                           plan.states(),
-                                           plan.rest<uint16_t>(),
-                                           on_device.mixtures->get(),
-                                           plan.warp_count(),
-                                           0};
-            check(fastcodec_rans_cuda_decode_mixtures(device.module, nullptr, &a, plan.full(), on_device.components),
-                  "decode");
-        }
+        gpu::DecodeArguments a{};
+        a.tables = device.tables(on_device.components);
+        a.warps = plan.warps();
+        a.streams = plan.streams();
+        a.states = plan.states();
+        a.payloads = plan.rest<uint16_t>();
+        a.passes = on_device.records->get();
+        a.warp_count = plan.warp_count();
+        a.components = on_device.components;
+        check(fastcodec_rans_cuda_decode(device.module, nullptr, &a, plan.full(), 0), "decode");
         for (uint32_t t = 0; t < count; ++t) {
             const int16_t* values = static_cast<const int16_t*>(on_device.described[t].symbols);
             result.symbols[t].emplace_back(values, values + tiles[t][p].data.symbols.size());
@@ -350,10 +320,10 @@ Result decode_by_gpu(Gpu& device, Random& random, const std::vector<std::vector<
 std::vector<Tile> make_tiles(Random& random, const TableSet& set) {
     std::vector<Tile> tiles(1 + random.below(3));
     for (uint32_t p = 1 + random.below(3); p > 0; --p) {
-        const uint32_t components = random.below(5);
+        const uint32_t most = random.below(5);
         for (Tile& tile : tiles) {
-            tile.push_back(components == 0 ? MixedPass{make_pass(random, set), 0, {}, {}, {}}
-                                           : make_mixture(random, components));
+            tile.push_back(most == 0 ? MixedPass{make_pass(random, set), 0, {}, {}, {}}
+                                     : make_mixture(random, 1 + random.below(most)));
         }
     }
     return tiles;
@@ -424,7 +394,7 @@ int main(int argc, char** argv) {
             uint16_t& weight = pass.weights[random.below(pass.weights.size())];
             weight = static_cast<uint16_t>(weight + 1 + random.below(65535));
             const Result lost = decode_by_gpu(device, random, payloads, astray);
-            if (lost.end != gpu::kWeightsWrong || lost.tile != victim) {
+            if (lost.end != fastcodec::rans::kWeightsWrong || lost.tile != victim) {
                 std::printf("case %u: wrong weights gave error %u in tile %u\n", c, lost.end, lost.tile);
                 fail();
             }

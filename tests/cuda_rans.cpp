@@ -546,7 +546,7 @@ int main(int argc, char** argv) {
         if (!pass.indexes.empty() && pass.tables->sizes.size() < 256) {
             pass.indexes[random.below(pass.indexes.size())] = static_cast<uint8_t>(255 - random.below(3));
             const Result lost = decode_by_gpu(device, random, payloads, astray, false);
-            if (lost.end != gpu::kIndexRange || lost.tile != victim) {
+            if (lost.end != fastcodec::rans::kIndexRange || lost.tile != victim) {
                 std::printf("case %u: an index that names no table gave error %u in tile %u\n", c, lost.end, lost.tile);
                 fail();
             }

@@ -93,7 +93,7 @@ int main(int argc, char** argv) {
         bool decoding = false;
         for (const uint32_t e : first.passes) {
             decoding = decoding || e != 0;
-            refused_weights += e == 0x100 + kWeightsStatus;
+            refused_weights += e == 0x100u + fastcodec::rans::kStatusWeights;
         }
         ++counts[first.start != 0 ? 0 : decoding ? 1 : first.end != 0 ? 2 : 3];
         ++seen[(first.start != 0 ? first.start : first.end) & 31];

@@ -2,28 +2,16 @@
 // fuzz_mixture.cpp and cuda_mixture.cpp.
 #pragma once
 
+#include "host.h"
 #include "rans_cases.h"
 
-// The library's plain C interface; see kernels/rans/cpu_mixture.cpp.
-struct AnyPass {
-    Pass pass;
-    const uint16_t* weights;
-    const int16_t* means;
-    const uint8_t* scales;
-    uint64_t components;
-};
-
 extern "C" {
-int fastcodec_rans_mixture_encode(uint32_t, const uint32_t*, const AnyPass*, uint32_t, uint32_t, uint32_t, uint32_t,
-                                  int, uint32_t*, void**);
-int fastcodec_rans_decoder_decode_mixtures(void*, uint32_t, const uint16_t* const*, const int16_t* const*,
+int fastcodec_rans_decoder_decode_mixtures(void*, const uint32_t*, const uint16_t* const*, const int16_t* const*,
                                            const uint8_t* const*, const uint64_t*, const uint64_t*, int16_t* const*,
                                            uint32_t, uint32_t*, uint32_t*);
 }
 
 namespace {
-
-constexpr int kWeightsStatus = 7;  // cpu_mixture.cpp's
 
 // A pass of either kind; components 0 is an indexed one. Every array has exactly the pass's size, so that reads past
 // its end show.
@@ -73,27 +61,16 @@ MixedPass make_mixture(Random& random, uint32_t components) {
 
 std::vector<uint8_t> encode(const std::vector<MixedPass>& passes, uint32_t lanes, uint32_t streams, int isa,
                             uint32_t preset = 0) {
-    std::vector<AnyPass> views;
+    std::vector<Pass> views;
     for (const MixedPass& p : passes) {
-        views.push_back({{p.data.symbols.data(), p.data.indexes.data(), p.data.positions, p.data.channels,
-                          p.components == 0 ? p.data.tables->handle : nullptr, 2, 0},
-                         p.weights.data(),
-                         p.means.data(),
-                         p.scales.data(),
-                         p.components});
+        if (p.components == 0) {
+            views.push_back(view(p.data));
+            continue;
+        }
+        views.push_back({p.data.symbols.data(), p.data.positions, p.data.channels, 2, p.components, nullptr, nullptr,
+                         p.weights.data(), p.means.data(), p.scales.data()});
     }
-    const uint32_t begin[2] = {0, static_cast<uint32_t>(passes.size())};
-    uint32_t where[2];
-    void* encoded = nullptr;
-    if (fastcodec_rans_mixture_encode(1, begin, views.data(), preset, lanes, streams, 1, isa, where, &encoded) != 0) {
-        std::fprintf(stderr, "encoding failed\n");
-        std::exit(2);
-    }
-    size_t size;
-    const uint8_t* data = fastcodec_rans_encoded_payload(encoded, 0, &size);
-    std::vector<uint8_t> payload(data, data + size);
-    fastcodec_rans_encoded_free(encoded);
-    return payload;
+    return encode(views, lanes, streams, isa, preset);
 }
 
 Outcome decode(const std::vector<uint8_t>& payload, const std::vector<MixedPass>& passes, uint32_t threads, int isa) {
@@ -120,7 +97,7 @@ Outcome decode(const std::vector<uint8_t>& payload, const std::vector<MixedPass>
             const uint16_t* weights = p.weights.data();
             const int16_t* means = p.means.data();
             const uint8_t* scales = p.scales.data();
-            status = fastcodec_rans_decoder_decode_mixtures(decoder, p.components, &weights, &means, &scales,
+            status = fastcodec_rans_decoder_decode_mixtures(decoder, &p.components, &weights, &means, &scales,
                                                             &p.data.positions, &p.data.channels, &out, threads, &error,
                                                             &tile);
         }

@@ -14,15 +14,18 @@
 
 using fastcodec::rans::kProbabilityTotal;
 
-// The library's plain C interface; see kernels/rans/cpu.cpp.
+// The library's plain C interface; see kernels/rans/cpu.cpp, cpu_encoder.cpp and cpu_decoder.cpp.
 struct Pass {
     const void* symbols;
-    const uint8_t* indexes;
     uint64_t positions;
     uint64_t channels;
-    const void* tables;
     uint32_t symbol_bytes;
-    uint32_t reserved;
+    uint32_t components;
+    const uint8_t* indexes;
+    const void* tables;
+    const uint16_t* weights;
+    const int16_t* means;
+    const uint8_t* scales;
 };
 
 extern "C" {
@@ -146,16 +149,17 @@ PassData make_pass(Random& random, const TableSet& tables) {
     return make_pass(random, tables, positions, channels, escapes, 1 + random.below(tables.sizes.size()));
 }
 
-std::vector<uint8_t> encode(const std::vector<PassData>& passes, uint32_t lanes, uint32_t streams, int isa,
-                            uint32_t preset = 0) {
-    std::vector<Pass> views;
-    for (const PassData& p : passes) {
-        views.push_back({p.symbols.data(), p.indexes.data(), p.positions, p.channels, p.tables->handle, 2, 0});
-    }
+Pass view(const PassData& p) {
+    return {p.symbols.data(), p.positions,      p.channels, 2,       0,
+            p.indexes.data(), p.tables->handle, nullptr,    nullptr, nullptr};
+}
+
+std::vector<uint8_t> encode(const std::vector<Pass>& passes, uint32_t lanes, uint32_t streams, int isa,
+                            uint32_t preset) {
     const uint32_t begin[2] = {0, static_cast<uint32_t>(passes.size())};
     uint32_t where[2];
     void* encoded = nullptr;
-    if (fastcodec_rans_encode(1, begin, views.data(), preset, lanes, streams, 1, isa, where, &encoded) != 0) {
+    if (fastcodec_rans_encode(1, begin, passes.data(), preset, lanes, streams, 1, isa, where, &encoded) != 0) {
         std::fprintf(stderr, "encoding failed\n");
         std::exit(2);
     }
@@ -164,6 +168,15 @@ std::vector<uint8_t> encode(const std::vector<PassData>& passes, uint32_t lanes,
     std::vector<uint8_t> payload(data, data + size);
     fastcodec_rans_encoded_free(encoded);
     return payload;
+}
+
+std::vector<uint8_t> encode(const std::vector<PassData>& passes, uint32_t lanes, uint32_t streams, int isa,
+                            uint32_t preset = 0) {
+    std::vector<Pass> views;
+    for (const PassData& p : passes) {
+        views.push_back(view(p));
+    }
+    return encode(views, lanes, streams, isa, preset);
 }
 
 // Everything that a decode lets one see.

@@ -1,7 +1,8 @@
 """The CUDA mixture kernels without a GPU: unchanged in the host shim (cuda_shim/), beside the CPU coder.
 
 tests/cuda_mixture.cpp compares the two on thousands of cases, under the address and undefined-behaviour sanitizers and
-under the shim's own watch for races; nvcc, where it is found, compiles the kernels for real GPUs.
+under the shim's own watch for races; the tests here go through the public interface. tests/test_gpu_rans.py does the
+same on a GPU, and tests/test_cuda_build.py looks at the machine code.
 """
 
 import os
@@ -9,16 +10,18 @@ import re
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from conftest import ROOT, SHIM, SIMULATION
+from test_gpu_rans import draw
 
 from fastcodec.kernels import build
+from fastcodec.kernels.rans import Decoder, _cuda, _operators, cost_bits, encode
 
-KERNELS = ROOT / "kernels" / "rans"
+KERNELS = ROOT / "kernels"
 CASES = 800
 SECONDS = 240
-REGISTERS = 128  # of a thread: cuda_mixture.h's blocks have 512
-
 # As tests/test_cuda_rans.py has them.
 BUILDS = {
     "sanitized": ("-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all", ""),
@@ -29,13 +32,9 @@ BUILDS = {
 @pytest.fixture(scope="module", params=BUILDS)
 def driver(request) -> Path:
     flags, kernel_flags = BUILDS[request.param]
-    sources = {ROOT / "kernels" / source: isa for source, isa in build.rans_sources().items()}
-    sources |= {KERNELS / "cuda_mixture_host.cpp": "", ROOT / "tests" / "cuda_mixture.cpp": ""}
-    for source, shim_flags in SIMULATION.items():
-        if source.name == "rans_kernels.cpp":
-            sources[SHIM / "mixture_kernels.cpp"] = f"{shim_flags} {kernel_flags}"
-        else:
-            sources[source] = shim_flags
+    sources = {KERNELS / source: isa for source, isa in build.rans_sources().items()}
+    sources |= {KERNELS / build.CUDA_HOST_SOURCE: "", ROOT / "tests" / "cuda_mixture.cpp": "", **SIMULATION}
+    sources[SHIM / "rans_kernels.cpp"] += f" {kernel_flags}"
     try:
         return build.build_program(f"cuda_mixture_{request.param}", sources, f"{flags} -rdynamic")
     except build.BuildError as error:
@@ -67,25 +66,48 @@ def test_kernels_agree_with_the_cpu_coder(driver):
     assert all(map(int, lanes)), run.stdout
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("target", [80, 90, 100])
-def test_compiles_without_spills(tmp_path, target):
-    if (nvcc := build.image_compiler()) is None:
-        pytest.skip("no nvcc")
-    command = [nvcc, *build.NVCC_FLAGS.split(), "-cubin", f"-arch=sm_{target}", "-Xptxas", "-v"]
-    run = subprocess.run(
-        [*command, "-o", tmp_path / "mixture.cubin", KERNELS / "cuda_mixture.cu"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    found = re.findall(
-        r"entry function '(\w*mixtures\w*)' .*?(\d+) bytes stack frame, (\d+) bytes spill.*?Used (\d+) registers",
-        run.stderr,
-        flags=re.DOTALL,
-    )
-    assert len(found) == 7, run.stderr
-    for name, stack, spilled, registers in found:
-        assert (int(stack), int(spilled)) == (0, 0), name
-        assert int(registers) <= REGISTERS, name
+@pytest.fixture
+def tiles():
+    """Hyper latents by tables, and two passes of mixtures."""
+    rng = np.random.default_rng(4)
+    kinds = ("gaussian", "mixtures", "mixtures")
+    return [[draw(rng, kind, positions, 12) for kind in kinds] for positions in (5, 40)]
+
+
+def test_public_interface_in_the_shim(simulator, tiles):
+    wanted = {preset: encode(tiles, preset=preset) for preset in ("size", "latency")}
+    costs = [cost_bits(item) for tile in tiles for item in tile]
+    with _cuda.simulated(simulator):
+        assert {preset: encode(tiles, preset=preset) for preset in wanted} == wanted
+        assert [cost_bits(item) for tile in tiles for item in tile] == costs
+        decoder = Decoder(wanted["latency"])
+        assert isinstance(decoder._impl, _cuda.Decoder)
+        decoded = [decoder.decode([tile[0].indexes for tile in tiles], tiles[0][0].tables)]
+        for number in (1, 2):
+            parameters = zip(*(tile[number][1:] for tile in tiles), strict=True)
+            decoded.append(decoder.decode_mixtures(*map(list, parameters)))
+        decoder.finish()
+    for number, symbols in enumerate(decoded):
+        for tile, found in zip(tiles, symbols, strict=True):
+            assert torch.equal(found, tile[number].symbols)
+
+
+def test_operators_are_known_to_pytorch(tiles):
+    passes = [item for tile in tiles for item in tile]
+    symbols, parameters, names = _operators.encode_arguments(passes)
+    assert names == [passes[0].tables.identity, "", ""] * 2
+    torch.library.opcheck(_operators.encode, (symbols, parameters, names, [0, 3, 6], "size", 0, 0, 1, ""))
+    [payload] = encode([[tiles[0][1]]])
+    decoder = Decoder([payload])
+    wanted, *mixtures = tiles[0][1]
+
+    def a_pass(
+        state: torch.Tensor, number: int, weights: torch.Tensor, means: torch.Tensor, scales: torch.Tensor
+    ) -> torch.Tensor:
+        out = torch.empty(weights.shape[1:], dtype=torch.int16)
+        torch.ops.fastcodec.rans_decode_mixtures(state, number, [weights], [means], [scales], [out])
+        return out.float().mul(2)
+
+    compiled = torch.compile(a_pass, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(decoder._impl.state, decoder._number, *mixtures), wanted.float() * 2)
+    decoder.finish()

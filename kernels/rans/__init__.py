@@ -1,8 +1,9 @@
 """The entropy coder: interleaved rANS with one distribution per symbol, for tensors of integers.
 
 The rule, the format of a payload and the bounds stand in rans.h. A tile is coded in passes, each a matrix of symbols
-with the index of a table for every element. `encode` takes all passes at once; a `Decoder` gives them back one by one,
-so that the indexes of a pass may depend on the symbols of those before it.
+with the index of a table for every element (`Pass`), or with the parameters of a Gaussian mixture (`MixturePass`; its
+rule stands in mixture.h). `encode` takes all passes at once; a `Decoder` gives them back one by one, so that the
+indexes or parameters of a pass may depend on the symbols of those before it.
 
 Tensors say where the work is done: on the CPU, or on the GPU that they lie on. Both write the same bytes.
 """
@@ -14,20 +15,31 @@ import torch
 from torch import Tensor
 
 from . import _cpu, _cuda, _operators
-from .passes import Pass, check_indexes, check_pass
+from .mixture import quantise_mixtures
+from .passes import MixturePass, Pass, check_indexes, check_mixtures, check_pass
 from .tables import TableSet
 
-__all__ = ["Decoder", "Pass", "TableSet", "available_isas", "cost_bits", "cuda_status", "encode"]
+__all__ = [
+    "Decoder",
+    "MixturePass",
+    "Pass",
+    "TableSet",
+    "available_isas",
+    "cost_bits",
+    "cuda_status",
+    "encode",
+    "quantise_mixtures",
+]
 
 
-def cost_bits(p: Pass) -> float:
+def cost_bits(p: Pass | MixturePass) -> float:
     """The cost of one pass in bits, escapes included: the estimate, in 1/256 bit, by which `encode` chooses N and S.
 
     Raises:
         ValueError, SymbolRangeError: as `encode`.
     """
     check_pass(p, "pass")
-    target = _target(p.indexes.device)
+    target = _target(p.symbols.device)
     return (_cpu.cost(p) if target is None else _cuda.cost(p, target)) / 256
 
 
@@ -37,7 +49,7 @@ def _target(device: torch.device) -> _cuda.Target | None:
 
 
 def encode(
-    tiles: Sequence[Sequence[Pass]],
+    tiles: Sequence[Sequence[Pass | MixturePass]],
     *,
     preset: str = "size",
     lanes: int | None = None,
@@ -50,7 +62,8 @@ def encode(
     Equal tiles give equal bytes on every machine: on a GPU or a CPU, for every number of threads and instruction set.
 
     Args:
-        tiles: the passes of each tile, in the order in which they will be decoded; all tensors on one device.
+        tiles: the passes of each tile, of both kinds, in the order in which they will be decoded; all tensors on one
+            device.
         preset: "size" keeps the lanes' cost to about 0.25 % of the payload, "latency" spends up to about 3 % on more of
             them, so that more symbols are decoded at once.
         lanes: N, a power of two from 1 to 32, instead of the preset's choice.
@@ -59,7 +72,8 @@ def encode(
         isa: one of `available_isas()`; None takes $FASTCODEC_ISA, else the best. Of no meaning on a GPU.
 
     Raises:
-        ValueError: a tensor's dtype, shape or layout, an index that names no table, or an option out of range.
+        ValueError: a tensor's dtype, shape or layout, an index that names no table, weights that do not sum to
+            4096, or an option out of range.
         SymbolRangeError: a symbol outside int16, or not 0 where nothing is coded.
         UnavailableError: tensors on a GPU that the coder has no kernels for.
     """
@@ -73,16 +87,14 @@ def encode(
         for p, item in enumerate(tile):
             check_pass(item, f"tile {t}, pass {p}")
     passes = [item for tile in tiles for item in tile]
-    devices = {item.indexes.device for item in passes}
+    devices = {item.symbols.device for item in passes}
     if len(devices) > 1:
         raise ValueError(f"the passes lie on several devices: {', '.join(map(str, devices))}")
     if not passes:  # nothing to dispatch by
         payloads, bounds = _cpu.encode(tiles, preset, lanes or 0, streams or 0, threads, isa)
     else:
         payloads, bounds = _operators.encode(
-            [item.symbols for item in passes],
-            [item.indexes for item in passes],
-            [item.tables.named() for item in passes],
+            *_operators.encode_arguments(passes),
             [0, *itertools.accumulate(map(len, tiles))],
             preset,
             lanes or 0,
@@ -102,7 +114,7 @@ class Decoder:
 
     Args:
         payloads: one for each tile, as `encode` returned them. They are copied.
-        device: where the indexes will be, and the symbols are put.
+        device: where the indexes or parameters will be, and the symbols are put.
         threads: how many threads of the CPU may run; PyTorch's setting when None.
         isa: one of `available_isas()`; None takes $FASTCODEC_ISA, else the best. Of no meaning on a GPU.
 
@@ -143,14 +155,15 @@ class Decoder:
             if index.device != self._device:
                 raise ValueError(f"tile {t}: indexes are on {index.device}, the decoder is on {self._device}")
 
-    def _outputs(self, indexes: Sequence[Tensor], out: Sequence[Tensor] | None, dtype: torch.dtype) -> list[Tensor]:
+    def _outputs(self, likes: Sequence[Tensor], out: Sequence[Tensor] | None, dtype: torch.dtype) -> list[Tensor]:
+        """`out`, checked, or new tensors: of the shapes of `likes`."""
         if out is None:
-            return [torch.empty(index.shape, dtype=dtype, device=index.device) for index in indexes]
+            return [torch.empty(like.shape, dtype=dtype, device=like.device) for like in likes]
         if len(out) != self._tiles:
             raise ValueError(f"one output for each of the {self._tiles} tiles is needed, not {len(out)}")
-        for t, (index, tensor) in enumerate(zip(indexes, out, strict=True)):
-            if tensor.dtype != dtype or tensor.shape != index.shape or not tensor.is_contiguous():
-                raise ValueError(f"tile {t}: out must be contiguous, {dtype}, and of the indexes' shape")
+        for t, (like, tensor) in enumerate(zip(likes, out, strict=True)):
+            if tensor.dtype != dtype or tensor.shape != like.shape or not tensor.is_contiguous():
+                raise ValueError(f"tile {t}: out must be contiguous, {dtype}, and of the shape {list(like.shape)}")
             if tensor.device != self._device:
                 raise ValueError(f"tile {t}: out is on {tensor.device}, the decoder is on {self._device}")
         return list(out)
@@ -173,6 +186,37 @@ class Decoder:
         self._check(indexes)
         symbols = self._outputs(indexes, out, torch.int16)
         _operators.decode(self._impl.state, self._number, list(indexes), tables.named(), symbols)
+        return symbols
+
+    def decode_mixtures(
+        self,
+        weights: Sequence[Tensor],
+        means: Sequence[Tensor],
+        scales: Sequence[Tensor],
+        *,
+        out: Sequence[Tensor] | None = None,
+    ) -> list[Tensor]:
+        """The symbols of the next pass of every tile, one of mixtures: int16 [P, C].
+
+        Args:
+            weights, means, scales: one of each for every tile, as in a MixturePass; shapes may differ.
+            out: where to put the symbols, instead of into new tensors.
+
+        Raises:
+            CorruptStreamError: the bytes ended early; the message names the tile. On a GPU, `finish` raises it.
+            ValueError: a tensor's dtype, shape, layout or device, or weights that do not sum to 4096 (on a GPU,
+                `finish` raises that). Nothing is decoded then.
+        """
+        if {len(weights), len(means), len(scales)} != {self._tiles}:
+            raise ValueError(f"weights, means and scales are needed for each of the {self._tiles} tiles")
+        for t, parameters in enumerate(zip(weights, means, scales, strict=True)):
+            check_mixtures(*parameters, f"tile {t}")
+            if parameters[0].device != self._device:
+                raise ValueError(
+                    f"tile {t}: parameters are on {parameters[0].device}, the decoder is on {self._device}"
+                )
+        symbols = self._outputs([tensor[0] for tensor in scales], out, torch.int16)
+        _operators.decode_mixtures(self._impl.state, self._number, list(weights), list(means), list(scales), symbols)
         return symbols
 
     def reconstruct(

@@ -6,39 +6,35 @@ ctypes lets go of Python's lock during a call, so several Python threads may cod
 import ctypes
 import os
 import sysconfig
-from collections.abc import Sequence
-from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, byref, c_char_p, c_int, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import CorruptStreamError, FastcodecError, SymbolRangeError
+from ._status import check_error, check_status
+from .passes import MixturePass, Pass
 
 if TYPE_CHECKING:
-    from . import Pass
     from .tables import TableSet
 
 LIBRARY = Path(__file__).parent / f"_rans_cpu.{sysconfig.get_platform()}.so"
-ISAS = ("scalar", "avx2", "avx512")  # in the order of cpu.cpp's enum Isa
+ISAS = ("scalar", "avx2", "avx512")  # in the order of cpu_host.h's enum Isa
 PRESETS = ("size", "latency")  # in the order of rans.h's enum Preset
 
-# host.h's enum Status, and cpu.cpp's own.
-_NO_MEMORY, _BAD_TABLES, _INTERNAL, _INDEX_RANGE, _SYMBOL_RANGE, _SYMBOL_SKIPPED = range(1, 7)
 
-
-class _Pass(ctypes.Structure):
+class _Pass(ctypes.Structure):  # of cpu_encoder.cpp
     _fields_ = [
         ("symbols", c_void_p),
-        ("indexes", c_void_p),
         ("positions", c_uint64),
         ("channels", c_uint64),
-        ("tables", c_void_p),
         ("symbol_bytes", c_uint32),
-        ("reserved", c_uint32),
+        ("components", c_uint32),
+        *[(name, c_void_p) for name in ("indexes", "tables", "weights", "means", "scales")],
     ]
 
 
@@ -50,6 +46,11 @@ def library() -> ctypes.CDLL:
     lib = ctypes.CDLL(str(LIBRARY))
     signatures = {
         "constants": (None, [POINTER(c_uint32)]),
+        "mixture_constants": (None, [POINTER(c_uint32)]),
+        "mixture_frequencies": (
+            None,
+            [c_void_p, c_void_p, c_void_p, c_uint32, POINTER(c_int32), POINTER(c_uint32), c_void_p, c_uint32],
+        ),
         "isas": (c_uint32, []),
         "error_text": (c_char_p, [c_uint32]),
         "tables_new": (c_int, [c_uint32, c_int, c_void_p, c_void_p, c_void_p, c_size_t, POINTER(c_void_p)]),
@@ -71,6 +72,10 @@ def library() -> ctypes.CDLL:
             c_int,
             [c_void_p] * 6 + [c_uint32, POINTER(c_uint32), POINTER(c_uint32)],
         ),
+        "decoder_decode_mixtures": (
+            c_int,
+            [c_void_p] * 8 + [c_uint32, POINTER(c_uint32), POINTER(c_uint32)],
+        ),
         "decoder_finish": (c_int, [c_void_p, POINTER(c_uint32), POINTER(c_uint32)]),
     }
     for name, (result, arguments) in signatures.items():
@@ -87,6 +92,32 @@ def constants() -> dict[str, int]:
     library().fastcodec_rans_constants(values)
     names = ("probability_bits", "state_low", "max_lanes", "max_streams", "max_tables", "escape_bits")
     return dict(zip(names, values, strict=True))
+
+
+@cache
+def mixture_constants() -> dict[str, int]:
+    """Those of mixtures (they stand in mixture.h)."""
+    values = (c_uint32 * 5)()
+    library().fastcodec_rans_mixture_constants(values)
+    names = ("max_components", "weight_bits", "mean_bits", "scale_steps", "scale_origin")
+    return dict(zip(names, values, strict=True))
+
+
+def mixture_frequencies(weights: np.ndarray, means: np.ndarray, scales: np.ndarray) -> tuple[int, np.ndarray]:
+    """See `mixture.frequencies`; arguments are checked already: uint16, int16 and uint8 [K]."""
+    out = np.empty(1 << constants()["probability_bits"], np.uint16)
+    first, entries = c_int32(), c_uint32()
+    library().fastcodec_rans_mixture_frequencies(
+        weights.ctypes.data,
+        means.ctypes.data,
+        scales.ctypes.data,
+        len(weights),
+        byref(first),
+        byref(entries),
+        out.ctypes.data,
+        out.size,
+    )
+    return first.value, out[: entries.value].copy()
 
 
 @cache
@@ -112,6 +143,11 @@ def thread_count(threads: int | None) -> int:
     return count
 
 
+def error_text(error: int) -> str:
+    """What rans.h's Error means, in a few words."""
+    return library().fastcodec_rans_error_text(error).decode()
+
+
 class TablesHandle:
     """A table set as the library holds it."""
 
@@ -127,50 +163,37 @@ class TablesHandle:
             len(frequencies),
             byref(self.handle),
         )
-        _check(status, "")
+        check_status(status)
 
     def __del__(self) -> None:
         if self.handle:
             self._free(self.handle)
 
 
-def _check(status: int, where: str) -> None:
-    if status == 0:
-        return
-    if status == _NO_MEMORY:
-        raise MemoryError("the entropy coder ran out of memory")
-    if status == _INDEX_RANGE:
-        raise ValueError(f"{where}an index names no table of its set")
-    if status == _SYMBOL_RANGE:
-        raise SymbolRangeError(f"{where}a symbol does not fit int16")
-    if status == _SYMBOL_SKIPPED:
-        raise SymbolRangeError(f"{where}a symbol that is not coded (table index 0) is not 0")
-    if status == _BAD_TABLES:
-        raise ValueError("tables are out of bounds")
-    raise FastcodecError(f"the entropy coder failed (status {status})")
-
-
-def _passes(passes: Sequence["Pass"]) -> ctypes.Array:
+def _passes(passes: Sequence[Pass | MixturePass]) -> ctypes.Array:
     array = (_Pass * len(passes))()
-    for item, (symbols, indexes, tables) in zip(array, passes, strict=True):
-        item.symbols = symbols.data_ptr()
-        item.indexes = indexes.data_ptr()
-        item.positions, item.channels = indexes.shape
-        item.tables = tables._cpu_handle.handle
-        item.symbol_bytes = symbols.element_size()
+    for target, item in zip(array, passes, strict=True):
+        target.symbols = item.symbols.data_ptr()
+        target.positions, target.channels = item.symbols.shape
+        target.symbol_bytes = item.symbols.element_size()
+        if isinstance(item, MixturePass):
+            target.components = item.weights.shape[0]
+            target.weights, target.means, target.scales = (tensor.data_ptr() for tensor in item[1:])
+        else:
+            target.indexes, target.tables = item.indexes.data_ptr(), item.tables._cpu_handle.handle
     return array
 
 
-def cost(item: "Pass") -> int:
+def cost(item: Pass | MixturePass) -> int:
     """The cost of one pass in 1/256 bit."""
     result = c_uint64()
     status = library().fastcodec_rans_cost(_passes([item]), isa_number(None), byref(result))
-    _check(status, "")
+    check_status(status)
     return result.value
 
 
 def encode(
-    tiles: Sequence[Sequence["Pass"]],
+    tiles: Sequence[Sequence[Pass | MixturePass]],
     preset: str,
     lanes: int,
     streams: int,
@@ -199,7 +222,7 @@ def encode(
         where,
         byref(encoded),
     )
-    _check(status, f"tile {where[0]}, pass {where[1]}: ")
+    check_status(status, f"tile {where[0]}, pass {where[1]}: ")
     try:
         size = c_size_t()
         payloads = []
@@ -213,6 +236,10 @@ def encode(
         return out, torch.from_numpy(np.stack([ends[:-1], ends[1:]], axis=1))
     finally:
         lib.fastcodec_rans_encoded_free(encoded)
+
+
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array:
+    return (c_void_p * len(tensors))(*[tensor.data_ptr() for tensor in tensors])
 
 
 class Decoder:
@@ -234,7 +261,7 @@ class Decoder:
             byref(tile),
             byref(self._handle),
         )
-        _check(status, "")
+        check_status(status)
         self._raise(error, tile)
 
     def __del__(self) -> None:
@@ -242,9 +269,7 @@ class Decoder:
             self._lib.fastcodec_rans_decoder_free(self._handle)
 
     def _raise(self, error: c_uint32, tile: c_uint32) -> None:
-        if error.value:
-            text = self._lib.fastcodec_rans_error_text(error.value).decode()
-            raise CorruptStreamError(f"corrupt payload of tile {tile.value}: {text}", tile.value)
+        check_error(error.value, tile.value, error_text(error.value))
 
     def shape(self, tile: int) -> tuple[int, int]:
         lanes, streams = c_uint32(), c_uint32()
@@ -257,20 +282,34 @@ class Decoder:
         return self._state
 
     def decode(self, indexes: Sequence[Tensor], tables: "TableSet", symbols: Sequence[Tensor]) -> None:
-        count = len(indexes)
+        self._decode(self._lib.fastcodec_rans_decoder_decode, [tables._cpu_handle.handle, _addresses(indexes)], symbols)
+
+    def decode_mixtures(
+        self,
+        weights: Sequence[Tensor],
+        means: Sequence[Tensor],
+        scales: Sequence[Tensor],
+        symbols: Sequence[Tensor],
+    ) -> None:
+        components = (c_uint32 * len(weights))(*[tensor.shape[0] for tensor in weights])
+        parameters = [components, *map(_addresses, (weights, means, scales))]
+        self._decode(self._lib.fastcodec_rans_decoder_decode_mixtures, parameters, symbols)
+
+    def _decode(self, function: Callable[..., int], parameters: list[Any], symbols: Sequence[Tensor]) -> None:
+        """Calls one of the library's functions that decode a pass, all of which end alike."""
+        count = len(symbols)
         error, tile = c_uint32(), c_uint32()
-        status = self._lib.fastcodec_rans_decoder_decode(
+        status = function(
             self._handle,
-            tables._cpu_handle.handle,
-            (c_void_p * count)(*[index.data_ptr() for index in indexes]),
-            (c_uint64 * count)(*[index.shape[0] for index in indexes]),
-            (c_uint64 * count)(*[index.shape[1] for index in indexes]),
-            (c_void_p * count)(*[tensor.data_ptr() for tensor in symbols]),
+            *parameters,
+            (c_uint64 * count)(*[tensor.shape[0] for tensor in symbols]),
+            (c_uint64 * count)(*[tensor.shape[1] for tensor in symbols]),
+            _addresses(symbols),
             self._threads,
             byref(error),
             byref(tile),
         )
-        _check(status, f"tile {tile.value}: ")
+        check_status(status, f"tile {tile.value}: ")
         self._raise(error, tile)
 
     def reconstruct(
@@ -295,5 +334,5 @@ class Decoder:
 
     def finish(self) -> None:
         error, tile = c_uint32(), c_uint32()
-        _check(self._lib.fastcodec_rans_decoder_finish(self._handle, byref(error), byref(tile)), "")
+        check_status(self._lib.fastcodec_rans_decoder_finish(self._handle, byref(error), byref(tile)))
         self._raise(error, tile)

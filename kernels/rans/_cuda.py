@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from .. import nvrtc
-from ..errors import CorruptStreamError, FastcodecError, SymbolRangeError, UnavailableError
+from ..errors import FastcodecError, UnavailableError
 from . import _cpu
+from ._status import Status, check_error, check_status
+from .passes import MixturePass, Pass
 
 if TYPE_CHECKING:
-    from . import Pass
     from .tables import TableSet
 
 LIBRARY = Path(__file__).parent / f"_rans_cuda.{sysconfig.get_platform()}.so"
@@ -34,14 +35,10 @@ IMAGE = Path(__file__).parent / "_rans_cuda.fatbin"
 SOURCE = Path(__file__).parent / "cuda.cu"
 DRIVER = "libcuda.so.1"
 
-# host.h's enum Status and cuda_host.cpp's own; cuda.h's kIndexRange and enum Fault.
-_NO_MEMORY, _BAD_TABLES, _INTERNAL, _TOO_LARGE, _DRIVER = range(1, 6)
-_INDEX_RANGE = 0x100
-_FAULTS = {
-    1: (ValueError, "an index names no table of its set"),
-    2: (SymbolRangeError, "a symbol does not fit int16"),
-    4: (SymbolRangeError, "a symbol that is not coded (table index 0) is not 0"),
-}
+# cuda.h's enum Fault: bit i for what the CPU coder tells by the i-th of these.
+_FAULTS = (Status.INDEX_RANGE, Status.WEIGHTS, Status.SYMBOL_RANGE, Status.SYMBOL_SKIPPED)
+
+AnyPass = Pass | MixturePass
 
 LATENT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # in the order of cuda.h's enum LatentType
 
@@ -65,12 +62,15 @@ class _Divisor(ctypes.Structure):
 
 class _TilePass(ctypes.Structure):
     _fields_ = [
-        *[(name, c_void_p) for name in ("symbols", "indexes", "means", "values", "latents", "gain")],
+        *[
+            (name, c_void_p)
+            for name in ("symbols", "indexes", "weights", "means", "scales", "values", "latents", "gain")
+        ],
         ("positions", c_uint32),
         ("streams", c_uint32),
         ("channels", _Divisor),
         ("width", _Divisor),
-        *[(name, c_uint32) for name in ("pitch", "parity", "mean_bits", "latent_type", "symbol_bytes", "reserved")],
+        *[(name, c_uint32) for name in ("pitch", "parity", "mean_bits", "latent_type", "symbol_bytes", "components")],
     ]
 
 
@@ -78,7 +78,7 @@ class _DecodeArguments(ctypes.Structure):
     _fields_ = [
         ("tables", _TableSet),
         *[(name, c_void_p) for name in ("warps", "streams", "states", "payloads", "passes")],
-        *[(name, c_uint32) for name in ("warp_count", "warps_per_block", "shared_tables", "reserved")],
+        *[(name, c_uint32) for name in ("warp_count", "warps_per_block", "shared_tables", "components")],
     ]
 
 
@@ -86,7 +86,7 @@ class _EncodeArguments(ctypes.Structure):
     _fields_ = [
         ("tables", _TableSet),
         *[(name, c_void_p) for name in ("warps", "streams", "states", "scratch", "passes")],
-        *[(name, c_uint32) for name in ("warp_count", "warps_per_block", "shared_tables", "reserved")],
+        *[(name, c_uint32) for name in ("warp_count", "warps_per_block", "shared_tables", "components")],
     ]
 
 
@@ -96,7 +96,7 @@ class _ExamineArguments(ctypes.Structure):
         ("passes", c_void_p),
         ("results", c_void_p),
         ("exact", c_uint32),
-        ("reserved", c_uint32),
+        ("components", c_uint32),
     ]
 
 
@@ -147,6 +147,7 @@ def library() -> ctypes.CDLL:
             c_int,
             [c_uint32, c_int, c_void_p, c_void_p, c_void_p, c_size_t, POINTER(_TableSet), c_void_p],
         ),
+        "mixture_tables": (None, [POINTER(_TableSet), c_void_p]),
         "plan_decode": (c_int, [c_uint32, c_void_p, c_void_p, c_int, p32, p32, POINTER(c_void_p)]),
         "plan_encode": (c_int, [c_uint32, p32, p64, p64, p32, p32, POINTER(c_void_p)]),
         "plan_numbers": (None, [c_void_p, p64]),
@@ -171,17 +172,9 @@ def library() -> ctypes.CDLL:
 
 
 def _check(status: int) -> None:
-    if status == 0:
-        return
-    if status == _NO_MEMORY:
-        raise MemoryError("the CUDA coder ran out of memory")
-    if status == _TOO_LARGE:
-        raise ValueError("too large for the CUDA coder: a pass of a tile, and a batch's words, must stay below 2^32")
-    if status == _BAD_TABLES:
-        raise ValueError("tables are out of bounds")
-    if status == _DRIVER:
+    if status == Status.DRIVER:
         raise FastcodecError(f"the CUDA driver failed: {library().fastcodec_rans_cuda_message().decode()}")
-    raise FastcodecError(f"the CUDA coder failed (status {status})")
+    check_status(status)
 
 
 # --- where it runs ----------------------------------------------------------------------------------------------------
@@ -394,36 +387,49 @@ def _load(device: torch.device) -> c_void_p:
 
 # --- tables -----------------------------------------------------------------------------------------------------------
 
-_uploaded: weakref.WeakKeyDictionary[TableSet, dict[tuple[int, torch.device], tuple[_TableSet, Tensor]]]
-_uploaded = weakref.WeakKeyDictionary()
+_Uploads = dict[tuple[int, torch.device], tuple[_TableSet, Tensor]]
+_uploaded: weakref.WeakKeyDictionary[TableSet, _Uploads] = weakref.WeakKeyDictionary()
+_uploaded_for_mixtures: _Uploads = {}
 
 
-def _tables(tables: TableSet, where: Target) -> _TableSet:
-    """The set's layout on the device; its blob is uploaded once."""
+def _tables(tables: TableSet | None, where: Target) -> _TableSet:
+    """A set's layout on the device, or that of mixture.h's tables for None; its blob is uploaded once."""
     with _lock:
-        known = _uploaded.setdefault(tables, {})
+        known = _uploaded_for_mixtures if tables is None else _uploaded.setdefault(tables, {})
         key = (where.module.value or 0, where.device)
         if key not in known:
             if where.capturing():  # a graph's copies happen when it is replayed; others use the tables before that
-                raise FastcodecError("decode with these tables once before a CUDA graph with them is captured")
-            firsts, sizes, frequencies = tables.arrays()
+                what = "a pass of mixtures" if tables is None else "with these tables"
+                raise FastcodecError(f"decode {what} once before a CUDA graph with it is captured")
             layout = _TableSet()
-            arguments = (
-                len(sizes),
-                tables.skip,
-                firsts.ctypes.data,
-                sizes.ctypes.data,
-                frequencies.ctypes.data,
-                len(frequencies),
-                byref(layout),
-            )
-            _check(library().fastcodec_rans_cuda_tables(*arguments, None))
-            blob = where.upload(
-                layout.end, lambda address: _check(library().fastcodec_rans_cuda_tables(*arguments, address))
-            )
+            write = _table_writer(tables, layout)
+            write(None)
+            blob = where.upload(layout.end, write)
             layout.blob = blob.data_ptr()
             known[key] = (layout, blob)
         return known[key][0]
+
+
+def _table_writer(tables: TableSet | None, layout: _TableSet) -> Callable[[int | None], None]:
+    """A function that completes the layout and writes the blob to an address on the host, unless it is None."""
+    if tables is None:
+        return lambda address: library().fastcodec_rans_cuda_mixture_tables(byref(layout), address)
+    firsts, sizes, frequencies = tables.arrays()
+
+    def write(address: int | None) -> None:
+        status = library().fastcodec_rans_cuda_tables(
+            len(sizes),
+            tables.skip,
+            firsts.ctypes.data,
+            sizes.ctypes.data,
+            frequencies.ctypes.data,
+            len(frequencies),
+            byref(layout),
+            address,
+        )
+        _check(status)
+
+    return write
 
 
 # --- plans ------------------------------------------------------------------------------------------------------------
@@ -493,8 +499,20 @@ class DecodePlan(Plan):
         super().__init__(handle)
         self.tiles = count
 
-    def decode(self, where: Target, base: int, passes: int, tables: TableSet, reconstruct: bool) -> None:
-        """Enqueues a pass. base, passes: addresses on the device of what `write` wrote, and of the descriptors."""
+    def decode(
+        self,
+        where: Target,
+        base: int,
+        passes: int,
+        tables: TableSet | None,
+        *,
+        reconstruct: bool = False,
+        components: int = 0,
+    ) -> None:
+        """Enqueues a pass. base, passes: addresses on the device of what `write` wrote, and of the descriptors.
+
+        A pass of mixtures has no tables, but `components`: the most that a tile's have.
+        """
         arguments = _DecodeArguments(
             tables=_tables(tables, where),
             warps=base + self.warps_at,
@@ -503,6 +521,7 @@ class DecodePlan(Plan):
             payloads=base + self.rest_at,
             passes=passes,
             warp_count=self.warp_count,
+            components=components,
         )
         _check(
             library().fastcodec_rans_cuda_decode(where.module, where.stream(), byref(arguments), self.full, reconstruct)
@@ -521,6 +540,11 @@ def _describe(passes: ctypes.Array, where: Target, staging: Tensor | None = None
     _check(library().fastcodec_rans_cuda_complete_passes(len(passes), passes))
     size = ctypes.sizeof(passes)
     return where.upload(size, lambda address: ctypes.memmove(address, passes, size), staging)
+
+
+def _set_mixtures(item: _TilePass, weights: Tensor, means: Tensor, scales: Tensor) -> None:
+    item.weights, item.means, item.scales = weights.data_ptr(), means.data_ptr(), scales.data_ptr()
+    item.components = weights.shape[0]
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -556,18 +580,25 @@ class Decoder:
     def shape(self, tile: int) -> tuple[int, int]:
         return self._shapes[tile]
 
-    def _passes(self, indexes: Sequence[Tensor], symbols: Sequence[Tensor]) -> ctypes.Array:
-        passes = (_TilePass * len(indexes))()
-        for item, index, symbol, (_, streams) in zip(passes, indexes, symbols, self._shapes, strict=True):
-            item.indexes, item.symbols = index.data_ptr(), symbol.data_ptr()
-            item.positions, item.channels.value = index.shape
+    def _passes(self, symbols: Sequence[Tensor]) -> ctypes.Array:
+        """The descriptors of a pass, but for what its kind has."""
+        passes = (_TilePass * len(symbols))()
+        for item, symbol, (_, streams) in zip(passes, symbols, self._shapes, strict=True):
+            item.symbols = symbol.data_ptr()
+            item.positions, item.channels.value = symbol.shape
             item.streams = streams
             item.symbol_bytes = 2
         return passes
 
-    def _launch(self, passes: ctypes.Array, tables: TableSet, reconstruct: bool) -> None:
+    def _indexed(self, indexes: Sequence[Tensor], symbols: Sequence[Tensor]) -> ctypes.Array:
+        passes = self._passes(symbols)
+        for item, index in zip(passes, indexes, strict=True):
+            item.indexes = index.data_ptr()
+        return passes
+
+    def _launch(self, passes: ctypes.Array, tables: TableSet | None, **kind: int) -> None:
         descriptors = _describe(passes, self._where, self._captured_staging())
-        self._plan.decode(self._where, self._memory.data_ptr(), descriptors.data_ptr(), tables, reconstruct)
+        self._plan.decode(self._where, self._memory.data_ptr(), descriptors.data_ptr(), tables, **kind)
 
     def _captured_staging(self) -> Tensor | None:
         """Memory for the descriptors of a pass that is being captured; None if it is not."""
@@ -580,7 +611,20 @@ class Decoder:
 
     def decode(self, indexes: Sequence[Tensor], tables: TableSet, symbols: Sequence[Tensor]) -> None:
         with self._where.use():
-            self._launch(self._passes(indexes, symbols), tables, False)
+            self._launch(self._indexed(indexes, symbols), tables)
+
+    def decode_mixtures(
+        self,
+        weights: Sequence[Tensor],
+        means: Sequence[Tensor],
+        scales: Sequence[Tensor],
+        symbols: Sequence[Tensor],
+    ) -> None:
+        with self._where.use():
+            passes = self._passes(symbols)
+            for item, *parameters in zip(passes, weights, means, scales, strict=True):
+                _set_mixtures(item, *parameters)
+            self._launch(passes, None, components=max((tensor.shape[0] for tensor in weights), default=1))
 
     def reconstruct(
         self,
@@ -594,7 +638,7 @@ class Decoder:
         anchors: bool,
     ) -> None:
         with self._where.use():
-            passes = self._passes(indexes, values)
+            passes = self._indexed(indexes, values)
             for item, value, mean in zip(passes, values, means, strict=True):
                 item.symbols, item.values, item.means = None, value.data_ptr(), mean.data_ptr()
                 item.mean_bits = mean_bits
@@ -604,7 +648,7 @@ class Decoder:
                 item.pitch = latent.stride(0) // latent.shape[2]
                 item.parity = 0 if anchors else 1
                 item.latent_type = LATENT_TYPES[latent.dtype]
-            self._launch(passes, tables, True)
+            self._launch(passes, tables, reconstruct=True)
 
     def finish(self) -> None:
         with self._where.use():
@@ -614,31 +658,31 @@ class Decoder:
 
 
 def _raise(error: int, tile: int) -> None:
-    if error == _INDEX_RANGE:
-        raise ValueError(f"tile {tile}: an index names no table of its set")
-    if error:
-        text = _cpu.library().fastcodec_rans_error_text(error).decode()
-        raise CorruptStreamError(f"corrupt payload of tile {tile}: {text}", tile)
+    check_error(error, tile, _cpu.error_text(error))
 
 
 # --- encoding ---------------------------------------------------------------------------------------------------------
 
 
 class _Column:
-    """The passes of equal number of all tiles that have the same table set: one launch codes them."""
+    """The passes of equal number of all tiles that one launch codes: those of one table set, or (None) of mixtures."""
 
-    def __init__(self, tiles: Sequence[Sequence[Pass]], number: int, tables: TableSet):
+    def __init__(self, tiles: Sequence[Sequence[AnyPass]], number: int, tables: TableSet | None):
         self.tables = tables
         self.passes = (_TilePass * len(tiles))()
-        self.elements = 0
+        self.elements = self.components = 0
         for item, tile in zip(self.passes, tiles, strict=True):
             item.channels.value = item.streams = 1
-            if number < len(tile) and tile[number].tables is tables:
-                symbols, indexes, _ = tile[number]
-                item.symbols, item.indexes = symbols.data_ptr(), indexes.data_ptr()
-                item.positions, item.channels.value = indexes.shape
-                item.symbol_bytes = symbols.element_size()
-                self.elements = max(self.elements, indexes.numel())
+            if number < len(tile) and _tables_of(tile[number]) is tables:
+                coded = tile[number]
+                item.symbols, item.symbol_bytes = coded.symbols.data_ptr(), coded.symbols.element_size()
+                item.positions, item.channels.value = coded.symbols.shape
+                if isinstance(coded, MixturePass):
+                    _set_mixtures(item, *coded[1:])
+                    self.components = max(self.components, item.components)
+                else:
+                    item.indexes = coded.indexes.data_ptr()
+                self.elements = max(self.elements, coded.symbols.numel())
 
     def examine(self, where: Target, exact: bool) -> Tensor:
         """Costs and faults, a record for each tile, on the device."""
@@ -649,6 +693,7 @@ class _Column:
             passes=descriptors.data_ptr(),
             results=results.data_ptr(),
             exact=exact,
+            components=self.components,
         )
         _check(
             library().fastcodec_rans_cuda_examine(
@@ -668,20 +713,27 @@ class _Column:
             scratch=scratch.data_ptr(),
             passes=descriptors.data_ptr(),
             warp_count=plan.warp_count,
+            components=self.components,
         )
         _check(library().fastcodec_rans_cuda_encode(where.module, where.stream(), byref(arguments)))
 
 
-def _columns(tiles: Sequence[Sequence[Pass]]) -> list[list[_Column]]:
-    """For each number of a pass its columns: one, unless tiles differ in their tables."""
-    numbers = range(max(map(len, tiles), default=0))
-    return [
-        [_Column(tiles, n, tables) for tables in {id(t[n].tables): t[n].tables for t in tiles if n < len(t)}.values()]
-        for n in numbers
-    ]
+def _tables_of(item: AnyPass) -> TableSet | None:
+    return None if isinstance(item, MixturePass) else item.tables
 
 
-def _examine(tiles: Sequence[Sequence[Pass]], columns: list[list[_Column]], where: Target, exact: bool) -> np.ndarray:
+def _columns(tiles: Sequence[Sequence[AnyPass]]) -> list[list[_Column]]:
+    """For each number of a pass its columns: one, unless tiles differ in their tables or in the kind of pass."""
+    columns = []
+    for number in range(max(map(len, tiles), default=0)):
+        sets = [_tables_of(tile[number]) for tile in tiles if number < len(tile)]
+        columns.append([_Column(tiles, number, tables) for tables in {id(found): found for found in sets}.values()])
+    return columns
+
+
+def _examine(
+    tiles: Sequence[Sequence[AnyPass]], columns: list[list[_Column]], where: Target, exact: bool
+) -> np.ndarray:
     """The cost of each tile, in 1/256 bit. Raises what the first faulty pass deserves."""
     results = [column.examine(where, exact) for group in columns for column in group]
     costs = np.zeros(len(tiles), dtype=np.uint64)
@@ -697,19 +749,19 @@ def _examine(tiles: Sequence[Sequence[Pass]], columns: list[list[_Column]], wher
             row += 1
     for tile in np.flatnonzero(faults.any(axis=0)).tolist():
         number = int(np.flatnonzero(faults[:, tile])[0])
-        kind, text = next(entry for bit, entry in _FAULTS.items() if faults[number, tile] & bit)
-        raise kind(f"tile {tile}, pass {number}: {text}")
+        status = next(status for bit, status in enumerate(_FAULTS) if faults[number, tile] >> bit & 1)
+        check_status(status, f"tile {tile}, pass {number}: ")
     return costs
 
 
-def cost(item: Pass, where: Target) -> int:
+def cost(item: AnyPass, where: Target) -> int:
     """The cost of one pass in 1/256 bit."""
     with where.use():
         return int(_examine([[item]], _columns([[item]]), where, exact=True)[0])
 
 
 def encode(
-    tiles: Sequence[Sequence[Pass]], preset: str, lanes: int, streams: int, where: Target
+    tiles: Sequence[Sequence[AnyPass]], preset: str, lanes: int, streams: int, where: Target
 ) -> tuple[Tensor, Tensor]:
     """All payloads in one tensor uint8 on the device, and begin and end of each, int64 [tiles, 2] on the host."""
     with where.use():
@@ -717,7 +769,7 @@ def encode(
 
 
 def _encode(
-    tiles: Sequence[Sequence[Pass]], preset: str, lanes: int, streams: int, where: Target
+    tiles: Sequence[Sequence[AnyPass]], preset: str, lanes: int, streams: int, where: Target
 ) -> tuple[Tensor, Tensor]:
     lib, count = library(), len(tiles)
     if count == 0:
@@ -726,10 +778,10 @@ def _encode(
     costs = _examine(tiles, columns, where, exact=False)
     shapes = [(c_uint32(lanes), c_uint32(streams)) for _ in tiles]
     for tile, cost_256, (n, s) in zip(tiles, costs.tolist(), shapes, strict=True):
-        positions = max((item.indexes.shape[0] for item in tile), default=0)
+        positions = max((item.symbols.shape[0] for item in tile), default=0)
         lib.fastcodec_rans_cuda_shape(cost_256, positions, _cpu.PRESETS.index(preset), byref(n), byref(s))
     begins = np.cumsum([0, *map(len, tiles)]).tolist()
-    sizes = [item.indexes.shape for tile in tiles for item in tile]
+    sizes = [item.symbols.shape for tile in tiles for item in tile]
     handle = c_void_p()
     status = lib.fastcodec_rans_cuda_plan_encode(
         count,

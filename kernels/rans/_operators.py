@@ -3,6 +3,9 @@
 Each is dispatched by the device of its tensors, to the CPU coder or to the CUDA one. Tables go by their identity (see
 `TableSet.named`), decoders by a number; a decoder's `state` is a tensor that the operator says it changes, so that no
 compiler reorders the passes of a decoder or drops one. What they decode is written to tensors that the caller gives.
+
+`rans_encode` takes the passes of all tiles one after the other. `parameters` has one tensor for an indexed pass, its
+indexes, and three for a pass of mixtures, its weights, means and scales; the latter's name in `tables` is empty.
 """
 
 import itertools
@@ -13,7 +16,7 @@ import torch
 from torch import Tensor
 
 from . import _cpu, _cuda
-from .passes import Pass
+from .passes import MixturePass, Pass
 from .tables import TableSet
 
 _numbers = itertools.count(1)
@@ -35,46 +38,66 @@ def _decoder(number: int) -> "_cpu.Decoder | _cuda.Decoder":
 
 _library = torch.library.Library("fastcodec", "DEF")
 _library.define(
-    "rans_encode(Tensor[] symbols, Tensor[] indexes, str[] tables, int[] begins, str preset, int lanes, int streams, "
-    "int threads, str isa) -> (Tensor payloads, Tensor bounds)"
+    "rans_encode(Tensor[] symbols, Tensor[] parameters, str[] tables, int[] begins, str preset, int lanes, "
+    "int streams, int threads, str isa) -> (Tensor payloads, Tensor bounds)"
 )
 _library.define("rans_decode(Tensor(a!) state, int decoder, Tensor[] indexes, str tables, Tensor(b!)[] symbols) -> ()")
+_library.define(
+    "rans_decode_mixtures(Tensor(a!) state, int decoder, Tensor[] weights, Tensor[] means, Tensor[] scales, "
+    "Tensor(b!)[] symbols) -> ()"
+)
 _library.define(
     "rans_reconstruct(Tensor(a!) state, int decoder, Tensor[] indexes, str tables, Tensor[] means, int mean_bits, "
     "Tensor? gain, Tensor(b!)[] values, Tensor(c!)[] latents, bool anchors) -> ()"
 )
 
 
+def encode_arguments(passes: Sequence[Pass | MixturePass]) -> tuple[list[Tensor], list[Tensor], list[str]]:
+    """The first three arguments of `rans_encode`. The tables must live as long as they are in use."""
+    parameters, names = [], []
+    for item in passes:
+        parameters += item[1:] if isinstance(item, MixturePass) else [item.indexes]
+        names.append("" if isinstance(item, MixturePass) else item.tables.named())
+    return [item.symbols for item in passes], parameters, names
+
+
 def _tiles(
-    symbols: Sequence[Tensor], indexes: Sequence[Tensor], tables: Sequence[str], begins: Sequence[int]
-) -> list[list[Pass]]:
-    passes = [Pass(s, i, TableSet.find(t)) for s, i, t in zip(symbols, indexes, tables, strict=True)]
+    symbols: Sequence[Tensor], parameters: Sequence[Tensor], tables: Sequence[str], begins: Sequence[int]
+) -> list[list[Pass | MixturePass]]:
+    left = iter(parameters)
+    passes = [
+        Pass(values, next(left), TableSet.find(name)) if name else MixturePass(values, *itertools.islice(left, 3))
+        for values, name in zip(symbols, tables, strict=True)
+    ]
     return [passes[begin:end] for begin, end in itertools.pairwise(begins)]
 
 
 @torch.library.impl(_library, "rans_encode", "CPU")
-def _encode_cpu(symbols, indexes, tables, begins, preset, lanes, streams, threads, isa):
-    tiles = _tiles(symbols, indexes, tables, begins)
+def _encode_cpu(symbols, parameters, tables, begins, preset, lanes, streams, threads, isa):
+    tiles = _tiles(symbols, parameters, tables, begins)
     if (simulator := _cuda.simulator()) is not None:
         return _cuda.encode(tiles, preset, lanes, streams, simulator)
     return _cpu.encode(tiles, preset, lanes, streams, threads or None, isa or None)
 
 
 @torch.library.impl(_library, "rans_encode", "CUDA")
-def _encode_cuda(symbols, indexes, tables, begins, preset, lanes, streams, threads, isa):
-    return _cuda.encode(
-        _tiles(symbols, indexes, tables, begins), preset, lanes, streams, _cuda.target(indexes[0].device)
-    )
+def _encode_cuda(symbols, parameters, tables, begins, preset, lanes, streams, threads, isa):
+    tiles = _tiles(symbols, parameters, tables, begins)
+    return _cuda.encode(tiles, preset, lanes, streams, _cuda.target(symbols[0].device))
 
 
 @torch.library.register_fake("fastcodec::rans_encode")
-def _encode_fake(symbols, indexes, tables, begins, preset, lanes, streams, threads, isa):
+def _encode_fake(symbols, parameters, tables, begins, preset, lanes, streams, threads, isa):
     size = torch.library.get_ctx().new_dynamic_size()
-    return indexes[0].new_empty(size), torch.empty(len(begins) - 1, 2, dtype=torch.int64)
+    return symbols[0].new_empty(size, dtype=torch.uint8), torch.empty(len(begins) - 1, 2, dtype=torch.int64)
 
 
 def _decode(state, decoder, indexes, tables, symbols):
     _decoder(decoder).decode(indexes, TableSet.find(tables), symbols)
+
+
+def _decode_mixtures(state, decoder, weights, means, scales, symbols):
+    _decoder(decoder).decode_mixtures(weights, means, scales, symbols)
 
 
 def _reconstruct(state, decoder, indexes, tables, means, mean_bits, gain, values, latents, anchors):
@@ -83,11 +106,17 @@ def _reconstruct(state, decoder, indexes, tables, means, mean_bits, gain, values
 
 for _device in ("CPU", "CUDA"):
     _library.impl("rans_decode", _decode, _device)
+    _library.impl("rans_decode_mixtures", _decode_mixtures, _device)
     _library.impl("rans_reconstruct", _reconstruct, _device)
 
 
 @torch.library.register_fake("fastcodec::rans_decode")
 def _decode_fake(state, decoder, indexes, tables, symbols):
+    return None
+
+
+@torch.library.register_fake("fastcodec::rans_decode_mixtures")
+def _decode_mixtures_fake(state, decoder, weights, means, scales, symbols):
     return None
 
 
@@ -98,4 +127,5 @@ def _reconstruct_fake(state, decoder, indexes, tables, means, mean_bits, gain, v
 
 encode = torch.ops.fastcodec.rans_encode.default
 decode = torch.ops.fastcodec.rans_decode.default
+decode_mixtures = torch.ops.fastcodec.rans_decode_mixtures.default
 reconstruct = torch.ops.fastcodec.rans_reconstruct.default

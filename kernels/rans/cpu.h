@@ -4,7 +4,7 @@
 // template instantiated in one of them could be the copy that the linker keeps for all.
 #pragma once
 
-#include "rans.h"
+#include "mixture.h"
 
 namespace fastcodec::rans {
 
@@ -36,12 +36,37 @@ struct EncodeStream {
     uint16_t* escapes;
 };
 
+// The parameters of a pass of mixtures: component k of element i is at [k * plane + i].
+struct Mixtures {
+    const uint16_t* weights;
+    const int16_t* means;
+    const uint8_t* scales;
+    uint32_t components;
+    size_t plane;
+};
+
+inline Mixtures from_element(const Mixtures& mixtures, size_t at) {
+    return {mixtures.weights + at, mixtures.means + at, mixtures.scales + at, mixtures.components, mixtures.plane};
+}
+
+// How a mixture's symbol is coded, in one word: everything that the encoder's serial part needs. Both numbers fit 14
+// bits: an element has two entries at least, so none has all the slots.
+constexpr uint32_t kCodeEscape = 1u << (2 * kProbabilityBits);
+FASTCODEC_INLINE uint32_t pack_code(uint32_t start, uint32_t frequency, bool escape) {
+    return start | frequency << kProbabilityBits | (escape ? kCodeEscape : 0);
+}
+FASTCODEC_INLINE uint32_t code_start(uint32_t code) { return code & (kProbabilityTotal - 1); }
+FASTCODEC_INLINE uint32_t code_frequency(uint32_t code) { return code >> kProbabilityBits & (kProbabilityTotal - 1); }
+
+FASTCODEC_INLINE uint32_t load_word(const uint8_t* bytes) { return bytes[0] | static_cast<uint32_t>(bytes[1]) << 8; }
+
 struct Kernels {
     const char* name;
     uint32_t least_lanes;          // with fewer lanes,
     const Kernels& (*narrower)();  // these have the faster loops (and give the same)
 
-    // Decodes n coded symbols of one pass. On an error the failing step's symbols and all later ones are 0.
+    // Passes of indexes. Decodes n coded symbols of one pass. On an error the failing step's symbols and all later ones
+    // are 0.
     Error (*decode)(DecodeStream& stream, uint32_t lanes, const Tables& tables, const uint8_t* indexes, size_t n,
                     int16_t* symbols);
     // Encodes n coded symbols of one pass, last to first.
@@ -56,6 +81,13 @@ struct Kernels {
     size_t (*compact_symbols)(const uint8_t* indexes, const int16_t* symbols, size_t n, int16_t* packed, bool& lost);
     // The inverse: spreads packed symbols to the places whose index is not 0, and writes 0 to the others.
     void (*expand_symbols)(const uint8_t* indexes, size_t n, const int16_t* packed, int16_t* symbols);
+
+    // Passes of mixtures, for every number of lanes. Decodes the next n elements, a stream's part of a pass; on an
+    // error as `decode`.
+    Error (*decode_mixtures)(DecodeStream& stream, uint32_t lanes, const Mixtures& mixtures, size_t n,
+                             int16_t* symbols);
+    // The codes of n symbols.
+    void (*code_mixtures)(const Mixtures& mixtures, const int16_t* symbols, size_t n, uint32_t* codes);
 };
 
 const Kernels& scalar_kernels();

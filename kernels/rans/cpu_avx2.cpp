@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "lanes.h"
+#include "mixture_lanes.h"
 
 namespace fastcodec::rans {
 namespace {
@@ -46,12 +47,16 @@ struct Avx2 {
     using Mask = __m256i;
 
     static FASTCODEC_INLINE U32 set(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+    static FASTCODEC_INLINE U32 ascending() { return _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7); }
     static FASTCODEC_INLINE U32 load(const uint32_t* p) {
         return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     }
     static FASTCODEC_INLINE void store(uint32_t* p, U32 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
     static FASTCODEC_INLINE U32 load_indexes(const uint8_t* p) { return _mm256_cvtepu8_epi32(load8(p)); }
     static FASTCODEC_INLINE U32 load_symbols(const int16_t* p) { return _mm256_cvtepi16_epi32(load16(p)); }
+    static FASTCODEC_INLINE U32 load_weights(const uint16_t* p) {
+        return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+    }
     // The low 16 bits of each lane.
     static FASTCODEC_INLINE __m128i low_words(U32 x) {
         const __m256i even = _mm256_shuffle_epi8(
@@ -63,6 +68,8 @@ struct Avx2 {
     static FASTCODEC_INLINE U32 subtract(U32 a, U32 b) { return _mm256_sub_epi32(a, b); }
     static FASTCODEC_INLINE U32 multiply(U32 a, U32 b) { return _mm256_mullo_epi32(a, b); }
     static FASTCODEC_INLINE U32 minimum(U32 a, U32 b) { return _mm256_min_epu32(a, b); }
+    static FASTCODEC_INLINE U32 minimum_signed(U32 a, U32 b) { return _mm256_min_epi32(a, b); }
+    static FASTCODEC_INLINE U32 maximum_signed(U32 a, U32 b) { return _mm256_max_epi32(a, b); }
     static FASTCODEC_INLINE U32 bit_and(U32 a, U32 b) { return _mm256_and_si256(a, b); }
     template <int Shift>
     static FASTCODEC_INLINE U32 shift_left(U32 a) {
@@ -72,6 +79,11 @@ struct Avx2 {
     static FASTCODEC_INLINE U32 shift_right(U32 a) {
         return _mm256_srli_epi32(a, Shift);
     }
+    template <int Shift>
+    static FASTCODEC_INLINE U32 shift_right_signed(U32 a) {
+        return _mm256_srai_epi32(a, Shift);
+    }
+    static FASTCODEC_INLINE U32 shift_right_by(U32 a, U32 shifts) { return _mm256_srav_epi32(a, shifts); }
     static FASTCODEC_INLINE U32 sign_extend_16(U32 a) { return _mm256_srai_epi32(_mm256_slli_epi32(a, 16), 16); }
     static FASTCODEC_INLINE Mask equal(U32 a, U32 b) { return _mm256_cmpeq_epi32(a, b); }
     static FASTCODEC_INLINE Mask greater(U32 a, U32 b) { return _mm256_cmpgt_epi32(a, b); }
@@ -81,6 +93,7 @@ struct Avx2 {
     static FASTCODEC_INLINE Mask below_word(U32 a) { return equal(shift_right<kWordBits>(a), set(0)); }
     static FASTCODEC_INLINE Mask either(Mask a, Mask b) { return _mm256_or_si256(a, b); }
     static FASTCODEC_INLINE bool all(Mask m) { return bits(m) == 0xff; }
+    static FASTCODEC_INLINE bool any(Mask m) { return !_mm256_testz_si256(m, m); }
     static FASTCODEC_INLINE uint32_t bits(Mask m) {
         return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(m)));
     }
@@ -100,6 +113,26 @@ struct Avx2 {
         const __m256 b = _mm256_castsi256_ps(_mm256_i32gather_epi64(p, _mm256_extracti128_si256(order, 1), Scale));
         low = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88));
         high = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
+    }
+
+    using F32 = __m256;
+    static FASTCODEC_INLINE F32 set_float(float x) { return _mm256_set1_ps(x); }
+    static FASTCODEC_INLINE F32 load_float(const float* p) { return _mm256_loadu_ps(p); }
+    static FASTCODEC_INLINE void store_float(float* p, F32 x) { _mm256_storeu_ps(p, x); }
+    static FASTCODEC_INLINE F32 to_float(U32 a) { return _mm256_cvtepi32_ps(a); }
+    static FASTCODEC_INLINE F32 as_float(U32 a) { return _mm256_castsi256_ps(a); }
+    static FASTCODEC_INLINE F32 add_float(F32 a, F32 b) { return _mm256_add_ps(a, b); }
+    static FASTCODEC_INLINE F32 subtract_float(F32 a, F32 b) { return _mm256_sub_ps(a, b); }
+    static FASTCODEC_INLINE F32 multiply_float(F32 a, F32 b) { return _mm256_mul_ps(a, b); }
+    static FASTCODEC_INLINE F32 multiply_add(F32 a, F32 b, F32 c) { return _mm256_fmadd_ps(a, b, c); }
+    static FASTCODEC_INLINE F32 magnitude(F32 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+    // `a`, not negative, with the sign of b.
+    static FASTCODEC_INLINE F32 with_sign_of(F32 a, F32 b) {
+        return _mm256_or_ps(a, _mm256_and_ps(_mm256_set1_ps(-0.0f), b));
+    }
+    static FASTCODEC_INLINE F32 reciprocal(F32 a) { return _mm256_rcp_ps(a); }  // to 2^-11
+    static FASTCODEC_INLINE uint32_t bits_at_most(F32 a, F32 b) {
+        return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LE_OQ)));
     }
 
     // The lanes of `m` take one word each, in ascending order.
@@ -201,9 +234,17 @@ void expand_symbols(const uint8_t* indexes, size_t n, const int16_t* packed, int
 }  // namespace
 
 const Kernels& avx2_kernels() {
-    static constexpr Kernels kernels{
-        "avx2",        8, scalar_kernels, decode, encode, cost_vectors<Avx2>, compact_indexes, compact_symbols,
-        expand_symbols};
+    static constexpr Kernels kernels{"avx2",
+                                     8,
+                                     scalar_kernels,
+                                     decode,
+                                     encode,
+                                     cost_vectors<Avx2>,
+                                     compact_indexes,
+                                     compact_symbols,
+                                     expand_symbols,
+                                     decode_by_vectors<Avx2>,
+                                     code_by_vectors<Avx2>};
     return kernels;
 }
 

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "lanes.h"
+#include "mixture_lanes.h"
 
 namespace fastcodec::rans {
 namespace {
@@ -13,6 +14,9 @@ struct Avx512 {
     using Mask = __mmask16;
 
     static FASTCODEC_INLINE U32 set(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+    static FASTCODEC_INLINE U32 ascending() {
+        return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    }
     static FASTCODEC_INLINE U32 load(const uint32_t* p) { return _mm512_loadu_si512(p); }
     static FASTCODEC_INLINE void store(uint32_t* p, U32 x) { _mm512_storeu_si512(p, x); }
     static FASTCODEC_INLINE U32 load_indexes(const uint8_t* p) {
@@ -21,6 +25,9 @@ struct Avx512 {
     static FASTCODEC_INLINE U32 load_symbols(const int16_t* p) {
         return _mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
     }
+    static FASTCODEC_INLINE U32 load_weights(const uint16_t* p) {
+        return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    }
     static FASTCODEC_INLINE void store_symbols(int16_t* p, U32 x) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(x));
     }
@@ -28,6 +35,8 @@ struct Avx512 {
     static FASTCODEC_INLINE U32 subtract(U32 a, U32 b) { return _mm512_sub_epi32(a, b); }
     static FASTCODEC_INLINE U32 multiply(U32 a, U32 b) { return _mm512_mullo_epi32(a, b); }
     static FASTCODEC_INLINE U32 minimum(U32 a, U32 b) { return _mm512_min_epu32(a, b); }
+    static FASTCODEC_INLINE U32 minimum_signed(U32 a, U32 b) { return _mm512_min_epi32(a, b); }
+    static FASTCODEC_INLINE U32 maximum_signed(U32 a, U32 b) { return _mm512_max_epi32(a, b); }
     static FASTCODEC_INLINE U32 bit_and(U32 a, U32 b) { return _mm512_and_si512(a, b); }
     template <int Shift>
     static FASTCODEC_INLINE U32 shift_left(U32 a) {
@@ -37,6 +46,11 @@ struct Avx512 {
     static FASTCODEC_INLINE U32 shift_right(U32 a) {
         return _mm512_srli_epi32(a, Shift);
     }
+    template <int Shift>
+    static FASTCODEC_INLINE U32 shift_right_signed(U32 a) {
+        return _mm512_srai_epi32(a, Shift);
+    }
+    static FASTCODEC_INLINE U32 shift_right_by(U32 a, U32 shifts) { return _mm512_srav_epi32(a, shifts); }
     static FASTCODEC_INLINE U32 sign_extend_16(U32 a) { return _mm512_srai_epi32(_mm512_slli_epi32(a, 16), 16); }
     static FASTCODEC_INLINE Mask equal(U32 a, U32 b) { return _mm512_cmpeq_epi32_mask(a, b); }
     static FASTCODEC_INLINE Mask greater(U32 a, U32 b) { return _mm512_cmpgt_epi32_mask(a, b); }
@@ -46,6 +60,7 @@ struct Avx512 {
     static FASTCODEC_INLINE Mask below_word(U32 a) { return _mm512_cmplt_epu32_mask(a, set(kStateLow)); }
     static FASTCODEC_INLINE Mask either(Mask a, Mask b) { return _kor_mask16(a, b); }
     static FASTCODEC_INLINE bool all(Mask m) { return _kortestc_mask16_u8(m, m) != 0; }
+    static FASTCODEC_INLINE bool any(Mask m) { return _kortestz_mask16_u8(m, m) == 0; }
     static FASTCODEC_INLINE uint32_t bits(Mask m) { return _cvtmask16_u32(m); }
     static FASTCODEC_INLINE uint32_t count(Mask m) { return static_cast<uint32_t>(__builtin_popcount(bits(m))); }
     static FASTCODEC_INLINE U32 select(Mask m, U32 yes, U32 no) { return _mm512_mask_mov_epi32(no, m, yes); }
@@ -61,6 +76,26 @@ struct Avx512 {
         const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         low = _mm512_permutex2var_epi32(a, even, b);
         high = _mm512_permutex2var_epi32(a, _mm512_add_epi32(even, set(1)), b);
+    }
+
+    using F32 = __m512;
+    static FASTCODEC_INLINE F32 set_float(float x) { return _mm512_set1_ps(x); }
+    static FASTCODEC_INLINE F32 load_float(const float* p) { return _mm512_loadu_ps(p); }
+    static FASTCODEC_INLINE void store_float(float* p, F32 x) { _mm512_storeu_ps(p, x); }
+    static FASTCODEC_INLINE F32 to_float(U32 a) { return _mm512_cvtepi32_ps(a); }
+    static FASTCODEC_INLINE F32 as_float(U32 a) { return _mm512_castsi512_ps(a); }
+    static FASTCODEC_INLINE F32 add_float(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+    static FASTCODEC_INLINE F32 subtract_float(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
+    static FASTCODEC_INLINE F32 multiply_float(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+    static FASTCODEC_INLINE F32 multiply_add(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+    static FASTCODEC_INLINE F32 magnitude(F32 a) { return _mm512_abs_ps(a); }
+    // `a`, not negative, with the sign of b.
+    static FASTCODEC_INLINE F32 with_sign_of(F32 a, F32 b) {
+        return _mm512_or_ps(a, _mm512_and_ps(_mm512_set1_ps(-0.0f), b));
+    }
+    static FASTCODEC_INLINE F32 reciprocal(F32 a) { return _mm512_rcp14_ps(a); }  // to 2^-14
+    static FASTCODEC_INLINE uint32_t bits_at_most(F32 a, F32 b) {
+        return _cvtmask16_u32(_mm512_cmp_ps_mask(a, b, _CMP_LE_OQ));
     }
 
     // The lanes of `m` take one word each, in ascending order.
@@ -140,12 +175,26 @@ void expand_symbols(const uint8_t* indexes, size_t n, const int16_t* packed, int
     }
 }
 
+Error decode_mixtures(DecodeStream& stream, uint32_t lanes, const Mixtures& mixtures, size_t n, int16_t* symbols) {
+    // Eight lanes fill a vector of AVX2, which is faster than one element after the other.
+    return lanes == 8 ? avx2_kernels().decode_mixtures(stream, lanes, mixtures, n, symbols)
+                      : decode_by_vectors<Avx512>(stream, lanes, mixtures, n, symbols);
+}
+
 }  // namespace
 
 const Kernels& avx512_kernels() {
-    static constexpr Kernels kernels{
-        "avx512",      16, avx2_kernels, decode, encode, cost_vectors<Avx512>, compact_indexes, compact_symbols,
-        expand_symbols};
+    static constexpr Kernels kernels{"avx512",
+                                     16,
+                                     avx2_kernels,
+                                     decode,
+                                     encode,
+                                     cost_vectors<Avx512>,
+                                     compact_indexes,
+                                     compact_symbols,
+                                     expand_symbols,
+                                     decode_mixtures,
+                                     code_by_vectors<Avx512>};
     return kernels;
 }
 

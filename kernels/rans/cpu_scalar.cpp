@@ -1,14 +1,12 @@
-// The scalar twin: the rule of rans.h, spelled out. It is the oracle that the others are compared with, and it runs the
-// steps that they leave to it (a pass's last, partial step, and any step that may fail).
+// The scalar twin: the rules of rans.h and mixture.h, spelled out. It is the oracle that the others are compared with,
+// and it runs the steps that they leave to it (a pass's last, partial step, and any step that may fail).
 
 #include <cstring>
 
-#include "cpu.h"
+#include "mixture_lanes.h"
 
 namespace fastcodec::rans {
 namespace {
-
-uint32_t load_word(const uint8_t* bytes) { return bytes[0] | static_cast<uint32_t>(bytes[1]) << 8; }
 
 // Whether the words that remain suffice for a step of `count` symbols.
 bool words_suffice(const DecodeStream& s, const Tables& tables, const uint8_t* indexes, size_t count) {
@@ -152,11 +150,48 @@ void expand_symbols(const uint8_t* indexes, size_t n, const int16_t* packed, int
     }
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Mixtures
+
+template <uint32_t K>
+Error decode_mixtures_of(DecodeStream& stream, uint32_t lanes, const Mixtures& mixtures, size_t n, int16_t* symbols) {
+    switch (lanes) {
+        case 1: return decode_scalar<K, 1>(stream, mixtures, n, symbols);
+        case 2: return decode_scalar<K, 2>(stream, mixtures, n, symbols);
+        case 4: return decode_scalar<K, 4>(stream, mixtures, n, symbols);
+        case 8: return decode_scalar<K, 8>(stream, mixtures, n, symbols);
+        case 16: return decode_scalar<K, 16>(stream, mixtures, n, symbols);
+        default: return decode_scalar<K, 32>(stream, mixtures, n, symbols);
+    }
+}
+
+Error decode_mixtures(DecodeStream& stream, uint32_t lanes, const Mixtures& mixtures, size_t n, int16_t* symbols) {
+    switch (mixtures.components) {
+        case 1: return decode_mixtures_of<1>(stream, lanes, mixtures, n, symbols);
+        case 2: return decode_mixtures_of<2>(stream, lanes, mixtures, n, symbols);
+        case 3: return decode_mixtures_of<3>(stream, lanes, mixtures, n, symbols);
+        default: return decode_mixtures_of<4>(stream, lanes, mixtures, n, symbols);
+    }
+}
+
+void code_mixtures(const Mixtures& mixtures, const int16_t* symbols, size_t n, uint32_t* codes) {
+    switch (mixtures.components) {
+        case 1: return code_scalar<1>(mixtures, symbols, 0, n, codes);
+        case 2: return code_scalar<2>(mixtures, symbols, 0, n, codes);
+        case 3: return code_scalar<3>(mixtures, symbols, 0, n, codes);
+        default: return code_scalar<4>(mixtures, symbols, 0, n, codes);
+    }
+}
+
 }  // namespace
 
 const Kernels& scalar_kernels() {
-    static constexpr Kernels kernels{
-        "scalar", 1, scalar_kernels, decode, encode, cost, compact_indexes, compact_symbols, expand_symbols};
+    static constexpr Kernels kernels{"scalar",        1,
+                                     scalar_kernels,  decode,
+                                     encode,          cost,
+                                     compact_indexes, compact_symbols,
+                                     expand_symbols,  decode_mixtures,
+                                     code_mixtures};
     return kernels;
 }
 

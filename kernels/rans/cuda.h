@@ -3,15 +3,11 @@
 // bits wide: a pass of one tile, and the words of a batch, stay below 2^32; the host side checks.
 #pragma once
 
-#include "rans.h"
+#include "mixture.h"
 
 namespace fastcodec::rans::cuda {
 
 constexpr uint32_t kWarpThreads = 32;
-
-// Why a stream ended, beyond rans.h's Error: an index that names no table. The CPU twin refuses such a pass before it
-// decodes anything; here it is found on the way and told with the other errors.
-constexpr uint32_t kIndexRange = 0x100;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Table sets
@@ -61,6 +57,12 @@ struct TableSet {
     uint32_t reserved;
 };
 
+// For mixtures, the blob holds mixture.h's tables instead: T with its slopes, then the scales. Each block copies them
+// to its shared memory. Of the offsets only `end` is in use.
+constexpr uint32_t kMixturePhiEntries = (kPhiCount + 3) / 4 * 4;  // whole copies of 16 bytes
+constexpr uint32_t kMixtureTableEntries = kMixturePhiEntries + 256;
+constexpr uint32_t kMixtureTableBytes = kMixtureTableEntries * sizeof(uint32_t);
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Streams
 
@@ -74,7 +76,7 @@ struct Stream {
     uint32_t states;  // its first state's place among all states
     uint32_t tile;
     uint32_t number;  // among the tile's streams
-    uint32_t error;   // rans.h's Error or kIndexRange; once set, it stays
+    uint32_t error;   // rans.h's Error; once set, it stays
 };
 
 // What a warp works on: as many streams of 2^lanes_log2 lanes as fit in, or fewer. Streams are numbered so that a
@@ -105,9 +107,12 @@ enum LatentType : uint32_t { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
 struct TilePass {
     void* symbols;           // int16, or (to encode) int32 when symbol_bytes is 4
     const uint8_t* indexes;  // of tables
-    // Reconstruction: value = (symbol << mean_bits) + mean; latent = value * gain[channel], written where the position
+    // Of mixtures, [components, positions, channels]. With indexes, means are [positions, channels], for
+    // reconstruction: value = (symbol << mean_bits) + mean; latent = value * gain[channel], written where the position
     // lies in the tile's raster.
+    const uint16_t* weights;
     const int16_t* means;
+    const uint8_t* scales;
     int32_t* values;    // [positions, channels]
     void* latents;      // [rows, pitch, channels], of latent_type
     const float* gain;  // [channels]
@@ -120,9 +125,11 @@ struct TilePass {
     uint32_t mean_bits;
     uint32_t latent_type;
     uint32_t symbol_bytes;
-    uint32_t reserved;
+    uint32_t components;  // of mixtures; 0: indexed, or nothing in a pass of mixtures
 };
 
+// A pass of all tiles is of one kind: `components` is 0 and the tables are those of its indexes, or it is the most that
+// a tile's mixtures have.
 struct DecodeArguments {
     TableSet tables;
     const Warp* warps;
@@ -133,7 +140,7 @@ struct DecodeArguments {
     uint32_t warp_count;
     uint32_t warps_per_block;  // a block's other warps help to copy the tables, then leave
     uint32_t shared_tables;    // bytes of the blob that go to shared memory
-    uint32_t reserved;
+    uint32_t components;
 };
 
 struct EncodeArguments {
@@ -146,11 +153,11 @@ struct EncodeArguments {
     uint32_t warp_count;
     uint32_t warps_per_block;
     uint32_t shared_tables;  // bytes from `cumulative` on that go to shared memory: all up to `costs`, or none
-    uint32_t reserved;
+    uint32_t components;
 };
 
 // What is wrong with a pass, as bits; in the order in which the CPU twin looks.
-enum Fault : uint32_t { kFaultIndex = 1, kFaultSymbol = 2, kFaultSkipped = 4 };
+enum Fault : uint32_t { kFaultIndex = 1, kFaultWeights = 2, kFaultSymbol = 4, kFaultSkipped = 8 };
 
 struct Examination {
     unsigned long long cost;  // 1/256 bit, of the elements that count for choose_shape
@@ -164,7 +171,7 @@ struct ExamineArguments {
     const TilePass* passes;  // [tiles], one row of blocks for each
     Examination* results;    // [tiles]
     uint32_t exact;          // 1: every element's cost counts
-    uint32_t reserved;
+    uint32_t components;
 };
 
 // Where an encoded tile goes in the output. Payloads begin where their states are aligned to four bytes.
@@ -207,6 +214,7 @@ struct FinishArguments {
 // The most threads of a block; a kernel's registers follow from it.
 constexpr uint32_t kCoderThreads = 1024;
 constexpr uint32_t kReconstructThreads = 640;
+constexpr uint32_t kMixtureThreads = 512;  // a search takes registers: so each thread may have 128
 constexpr uint32_t kExamineThreads = 256;
 constexpr uint32_t kPackThreads = 256;
 constexpr uint32_t kFinishThreads = 256;

@@ -27,11 +27,6 @@ using namespace fastcodec::rans::cuda;
 
 namespace {
 
-enum CudaStatus : int {
-    kStatusTooLarge = kStatusOthers,  // a pass, or a batch, beyond what 32 bits count
-    kStatusDriver,                    // the driver refused: fastcodec_rans_cuda_message says what
-};
-
 thread_local std::string last_message;
 
 int driver_failed(const std::string& message) {
@@ -111,6 +106,13 @@ enum Kernel : int {
     kArrange,
     kGather,
     kFinish,
+    kDecodeMixturesFull3,
+    kDecodeMixturesFull4,
+    kDecodeMixturesMixed3,
+    kDecodeMixturesMixed4,
+    kEncodeMixtures3,
+    kEncodeMixtures4,
+    kExamineMixtures,
     kKernels,
 };
 constexpr const char* kKernelNames[kKernels] = {
@@ -129,6 +131,13 @@ constexpr const char* kKernelNames[kKernels] = {
     "fastcodec_rans_arrange",
     "fastcodec_rans_gather",
     "fastcodec_rans_finish",
+    "fastcodec_rans_decode_mixtures_full_3",
+    "fastcodec_rans_decode_mixtures_full_4",
+    "fastcodec_rans_decode_mixtures_mixed_3",
+    "fastcodec_rans_decode_mixtures_mixed_4",
+    "fastcodec_rans_encode_mixtures_3",
+    "fastcodec_rans_encode_mixtures_4",
+    "fastcodec_rans_examine_mixtures",
 };
 
 struct Device {
@@ -405,6 +414,22 @@ Launch choose_launch(const Device& device, uint32_t warp_count, uint32_t max_thr
             tables + warps * queue_bytes};
 }
 
+// Launches a kernel that codes: all of `a` but how is set.
+template <typename Arguments>
+int launch_coder(const Module& module, const Device& device, Kernel kernel, uint32_t max_threads, uint32_t queue_bytes,
+                 const std::vector<uint32_t>& choices, void* stream, Arguments& a) {
+    const Launch how = choose_launch(device, a.warp_count, max_threads, queue_bytes, choices);
+    a.warps_per_block = how.warps_per_block;
+    a.shared_tables = how.shared_tables;
+    return launch(module, kernel, (a.warp_count + how.warps_per_block - 1) / how.warps_per_block, 1, how.threads,
+                  how.shared_bytes, stream, a);
+}
+
+// The kernel for so many components of mixtures, from that for 3 of them.
+Kernel for_components(int kernel_of_3, uint32_t components) {
+    return static_cast<Kernel>(kernel_of_3 + (components <= 3 ? 0 : 1));
+}
+
 }  // namespace
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -507,6 +532,18 @@ FASTCODEC_API int fastcodec_rans_cuda_tables(uint32_t count, int skip, const int
         std::memcpy(blob + costs_at, e.costs.data(), e.costs.size() * sizeof(uint16_t));
         return kStatusOk;
     });
+}
+
+// The blob for passes of mixtures, likewise.
+FASTCODEC_API void fastcodec_rans_cuda_mixture_tables(TableSet* layout, uint8_t* blob) {
+    static constexpr MixtureTableValues values = make_mixture_tables();
+    *layout = {};
+    layout->end = kMixtureTableBytes;
+    if (blob != nullptr) {
+        std::memset(blob, 0, kMixtureTableBytes);
+        std::memcpy(blob, values.phi, sizeof(values.phi));
+        std::memcpy(blob + kMixturePhiEntries * sizeof(uint32_t), values.scales, sizeof(values.scales));
+    }
 }
 
 // A plan to decode payloads, which must outlive its use by plan_write. `error` receives a rans::Error and `tile` whose
@@ -674,7 +711,7 @@ FASTCODEC_API int fastcodec_rans_cuda_complete_passes(uint32_t count, TilePass* 
 }
 
 // Decodes one pass of every tile: all of `arguments` but how it is launched is set. reconstruct: 1 for values and
-// latents.
+// latents, of indexed passes only.
 FASTCODEC_API int fastcodec_rans_cuda_decode(void* module, void* stream, DecodeArguments* arguments, int full,
                                              int reconstruct) {
     return on_device(module, [&](Module& m, const Device& device) -> int {
@@ -682,15 +719,16 @@ FASTCODEC_API int fastcodec_rans_cuda_decode(void* module, void* stream, DecodeA
         if (a.warp_count == 0) {
             return kStatusOk;
         }
+        if (a.components != 0) {
+            const int of_3 = full ? kDecodeMixturesFull3 : kDecodeMixturesMixed3;
+            return launch_coder(m, device, for_components(of_3, a.components), kMixtureThreads, 0, {kMixtureTableBytes},
+                                stream, a);
+        }
         const bool skip = a.tables.skip != 0;
-        const uint32_t queue = skip ? kQueueEntries * static_cast<uint32_t>(sizeof(Queued)) : 0;
-        const Launch how = choose_launch(device, a.warp_count, reconstruct ? kReconstructThreads : kCoderThreads, queue,
-                                         {a.tables.tables, a.tables.positions});
-        a.warps_per_block = how.warps_per_block;
-        a.shared_tables = how.shared_tables;
         const int kernel = (reconstruct ? kReconstructFullDense : kDecodeFullDense) + (full ? 0 : 2) + (skip ? 1 : 0);
-        return launch(m, static_cast<Kernel>(kernel), (a.warp_count + how.warps_per_block - 1) / how.warps_per_block, 1,
-                      how.threads, how.shared_bytes, stream, a);
+        return launch_coder(m, device, static_cast<Kernel>(kernel), reconstruct ? kReconstructThreads : kCoderThreads,
+                            skip ? kQueueEntries * static_cast<uint32_t>(sizeof(Queued)) : 0,
+                            {a.tables.tables, a.tables.positions}, stream, a);
     });
 }
 
@@ -715,8 +753,9 @@ FASTCODEC_API int fastcodec_rans_cuda_examine(void* module, void* stream, const 
         for (uint32_t first = 0; first < tiles; first += kMostRows) {
             a.passes = arguments->passes + first;
             a.results = arguments->results + first;
-            if (int bad =
-                    launch(m, kExamine, blocks, std::min(tiles - first, kMostRows), kExamineThreads, 0, stream, a)) {
+            const bool mixtures = a.components != 0;
+            if (int bad = launch(m, mixtures ? kExamineMixtures : kExamine, blocks, std::min(tiles - first, kMostRows),
+                                 kExamineThreads, mixtures ? kMixtureTableBytes : 0, stream, a)) {
                 return bad;
             }
         }
@@ -731,14 +770,13 @@ FASTCODEC_API int fastcodec_rans_cuda_encode(void* module, void* stream, EncodeA
         if (a.warp_count == 0) {
             return kStatusOk;
         }
+        if (a.components != 0) {
+            return launch_coder(m, device, for_components(kEncodeMixtures3, a.components), kMixtureThreads, 0,
+                                {kMixtureTableBytes}, stream, a);
+        }
         const bool skip = a.tables.skip != 0;
-        const Launch how = choose_launch(device, a.warp_count, kCoderThreads, skip ? kEncodeQueueEntries * 4 : 0,
-                                         {a.tables.costs - a.tables.cumulative, 0});
-        a.warps_per_block = how.warps_per_block;
-        a.shared_tables = how.shared_tables;
-        return launch(m, skip ? kEncodeSkip : kEncodeDense,
-                      (a.warp_count + how.warps_per_block - 1) / how.warps_per_block, 1, how.threads, how.shared_bytes,
-                      stream, a);
+        return launch_coder(m, device, skip ? kEncodeSkip : kEncodeDense, kCoderThreads,
+                            skip ? kEncodeQueueEntries * 4 : 0, {a.tables.costs - a.tables.cumulative, 0}, stream, a);
     });
 }
 

@@ -1,16 +1,22 @@
-// What the C interfaces of both host sides share: their first statuses, and that they throw nothing.
+// What the C interfaces of both host sides share: their statuses, and that they throw nothing.
 #pragma once
 
 #include <new>
 
 namespace fastcodec::rans {
 
+// What a function of either interface returns. What is wrong with a payload is no status but a rans::Error.
 enum Status : int {
     kStatusOk = 0,
-    kStatusNoMemory = 1,
-    kStatusBadTables = 2,  // sizes, frequencies or symbols break a bound; see build_entries
-    kStatusInternal = 3,
-    kStatusOthers = 4,  // each host's own begin here
+    kStatusNoMemory,
+    kStatusBadTables,  // sizes, frequencies or symbols break a bound; see build_entries
+    kStatusInternal,
+    kStatusIndexRange,     // an index names no table of the set
+    kStatusSymbolRange,    // a symbol outside int16
+    kStatusSymbolSkipped,  // a symbol other than 0 where nothing is coded
+    kStatusWeights,        // a mixture's weights do not sum to 2^12
+    kStatusTooLarge,       // for a GPU: a pass, or a batch, beyond what 32 bits count
+    kStatusDriver,         // a GPU's driver refused: fastcodec_rans_cuda_message says what
 };
 
 // The status that `body` returns, or that of what it throws.

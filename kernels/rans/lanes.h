@@ -1,5 +1,5 @@
-// The SIMD loops, written once for every vector width. A twin's source defines the operations of its instruction set as
-// static functions of a struct V and instantiates these templates in its own unnamed namespace.
+// The SIMD loops of indexed passes, written once for every vector width. A twin's source defines the operations of its
+// instruction set as static functions of a struct V and instantiates these templates in its own unnamed namespace.
 //
 // V::kWidth lanes make a vector; Count vectors make a step, so N = Count * V::kWidth lanes. They share one cursor, but
 // the long part of a step (table lookups, the multiplication) does not wait for it: only the refill does.
@@ -63,8 +63,6 @@ FASTCODEC_INLINE FoundLanes<V> lookup_lanes(const Tables& t, typename V::U32 ind
             V::equal(to, V::set(kProbabilityTotal))};
 }
 
-FASTCODEC_INLINE uint32_t load_u16(const uint8_t* bytes) { return bytes[0] | static_cast<uint32_t>(bytes[1]) << 8; }
-
 template <typename V, int Count>
 Error decode_vectors(DecodeStream& stream, const Tables& tables, const uint8_t* indexes, size_t n, int16_t* symbols) {
     using U32 = typename V::U32;
@@ -114,7 +112,7 @@ Error decode_vectors(DecodeStream& stream, const Tables& tables, const uint8_t* 
             for (int v = 0; v < Count; ++v) {
                 for (uint32_t left = V::bits(found[v].escape); left != 0; left &= left - 1) {
                     symbols[j + v * V::kWidth + static_cast<size_t>(__builtin_ctz(left))] =
-                        static_cast<int16_t>(load_u16(stream.escapes));
+                        static_cast<int16_t>(load_word(stream.escapes));
                     stream.escapes += 2;
                 }
             }

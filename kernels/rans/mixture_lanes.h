@@ -1,15 +1,16 @@
-// The mixture coder's loops, written once. A twin's source defines the operations of its instruction set as static
-// functions of a struct V (as for lanes.h) and instantiates these templates in its own unnamed namespace; the scalar
-// twin takes the parts that go element by element.
+// The loops of mixture passes, written once: element by element for the scalar twin, and for every vector width, with
+// the operations of lanes.h's struct V.
 //
 // V::kWidth lanes make a vector; Count vectors make a step, so N = Count * V::kWidth lanes. A step's search for its
 // entries is nearly all of the work and does not depend on the order of words, so it takes all lanes at once; the
-// states are then advanced and refilled lane by lane, as they are in a pass's last, partial step.
+// states are then advanced and refilled lane by lane, as they are in a pass's last, partial step. Fewer lanes than a
+// vector has are searched for one after the other. Edges are strictly increasing, so every way to search gives the
+// same.
 #pragma once
 
 #include <cstring>
 
-#include "cpu_mixture.h"
+#include "cpu.h"
 
 namespace fastcodec::rans {
 namespace {
@@ -34,9 +35,14 @@ struct Entries {
     alignas(64) uint32_t end[Lanes];
     alignas(64) uint32_t symbol[Lanes];
     uint32_t escapes;  // a bit for each lane
-};
 
-FASTCODEC_INLINE uint32_t load_word(const uint8_t* bytes) { return bytes[0] | static_cast<uint32_t>(bytes[1]) << 8; }
+    FASTCODEC_INLINE void take(size_t lane, const Found& found) {
+        start[lane] = found.start;
+        end[lane] = found.start + found.frequency;
+        symbol[lane] = found.symbol;
+        escapes |= static_cast<uint32_t>(found.escape) << lane;
+    }
+};
 
 // The second half of a step of `count` symbols whose entries are known.
 template <size_t Lanes>
@@ -75,11 +81,7 @@ Error decode_one_by_one(DecodeStream& s, const Mixtures& mixtures, size_t at, si
     Entries<Lanes> entries;
     entries.escapes = 0;
     for (size_t lane = 0; lane < count; ++lane) {
-        const Found found = mixture_find(mixture_tables(), element_at<K>(mixtures, at + lane), slot_of(s.states[lane]));
-        entries.start[lane] = found.start;
-        entries.end[lane] = found.start + found.frequency;
-        entries.symbol[lane] = found.symbol;
-        entries.escapes |= static_cast<uint32_t>(found.escape) << lane;
+        entries.take(lane, mixture_find(mixture_tables(), element_at<K>(mixtures, at + lane), slot_of(s.states[lane])));
     }
     return advance_lanes<Lanes>(s, entries, count, symbols);
 }
@@ -152,13 +154,13 @@ FASTCODEC_INLINE Elements<V, K> load_elements(const Mixtures& m, size_t at) {
     U32 high = V::set(static_cast<uint32_t>(-kReachNone));
     U32 means[K];
     for (uint32_t k = 0; k < K; ++k) {
-        const U32 packed = V::gather(kTableValues.scales, V::load_bytes(m.scales + k * m.plane + at));
+        const U32 packed = V::template gather<4>(kTableValues.scales, V::load_indexes(m.scales + k * m.plane + at));
         const U32 reach = V::template shift_right<16>(packed);
-        e.weights[k] = V::load_unsigned(m.weights + k * m.plane + at);
-        means[k] = V::load_signed(m.means + k * m.plane + at);
+        e.weights[k] = V::load_weights(m.weights + k * m.plane + at);
+        means[k] = V::load_symbols(m.means + k * m.plane + at);
         const typename V::Mask absent = V::equal(e.weights[k], V::set(0));
-        low = V::minimum(low, V::select(absent, low, V::subtract(means[k], reach)));
-        high = V::maximum(high, V::select(absent, high, V::add(means[k], reach)));
+        low = V::minimum_signed(low, V::select(absent, low, V::subtract(means[k], reach)));
+        high = V::maximum_signed(high, V::select(absent, high, V::add(means[k], reach)));
         e.multipliers[k] = V::bit_and(V::template shift_right<2>(packed), V::set(0x3ffc));
         e.shifts[k] = V::bit_and(packed, V::set(15));
     }
@@ -183,8 +185,8 @@ FASTCODEC_INLINE typename V::U32 edges(const Elements<V, K>& e, typename V::U32 
     for (uint32_t k = 0; k < K; ++k) {
         const U32 z = V::shift_right_by(V::multiply(V::add(e.distances[k], moved), e.multipliers[k]), e.shifts[k]);
         // Clamped after the addition: the same, as it does not overflow.
-        const U32 t = V::minimum(V::maximum(V::add(z, limit), V::set(0)), V::set(2 * kDeviateLimit));
-        const U32 packed = V::gather(kTableValues.phi, V::template shift_right<kDeviateRest>(t));
+        const U32 t = V::minimum_signed(V::maximum_signed(V::add(z, limit), V::set(0)), V::set(2 * kDeviateLimit));
+        const U32 packed = V::template gather<4>(kTableValues.phi, V::template shift_right<kDeviateRest>(t));
         const U32 slope = V::bit_and(packed, V::set((1u << kPhiSlopeBits) - 1));
         const U32 rest = V::multiply(slope, V::bit_and(t, V::set((1u << kDeviateRest) - 1)));
         const U32 phi =
@@ -235,8 +237,172 @@ FASTCODEC_INLINE void find_entries(const Elements<V, K>* e, const uint32_t* stat
     }
 }
 
+// ---------------------------------------------------------------------------------------------------------------------
+// Few lanes: one element after the other, a vector of its edges
+//
+// Most of a search does not depend on the state. It is done ahead, for a block of elements at once, where nothing waits
+// for anything: all edges of an element that has no more entries than a vector, else guesses at edges that are evenly
+// spaced, by an approximation of Phi that needs no table. What waits for the state is then one vector of edges by the
+// rule: the gap between two guesses, and an entry more at both of its ends. Guesses err by some four slots; should the
+// slot lie outside all the same (one in 10^4 or fewer), mixture.h's search finds it. So they decide the time alone.
+
+constexpr uint32_t kMostGuesses = 12;  // vectors of them; wider elements are left to the rule's search
+
+// The next V::kWidth elements of a stream.
+template <typename V, uint32_t K>
+struct Block {
+    using U32 = typename V::U32;
+    using F32 = typename V::F32;
+    static constexpr uint32_t kWidth = V::kWidth;
+    static constexpr uint32_t kGap = kWidth - 3;  // entries between guesses, at most
+
+    // As Elements, one in each column.
+    alignas(64) uint32_t first[kWidth];
+    alignas(64) uint32_t size[kWidth];
+    alignas(64) uint32_t weights[K][kWidth];
+    alignas(64) uint32_t distances[K][kWidth];
+    alignas(64) uint32_t multipliers[K][kWidth];
+    alignas(64) uint32_t shifts[K][kWidth];
+    alignas(64) float shares[K][kWidth];  // half the slots that a component shares out
+    alignas(64) float slopes[K][kWidth];  // z of the edge j is slope * j + origin
+    alignas(64) float origins[K][kWidth];
+
+    struct Edges {
+        alignas(64) uint32_t exact[kWidth + 1];            // of all entries, if there are no more than kWidth
+        alignas(64) float guesses[kMostGuesses * kWidth];  // else of the entries 0, spacing, 2 spacing, ...
+        uint32_t spacing;
+        uint32_t vectors;  // of guesses; 0: there are none
+    } edges[kWidth];
+
+    // Those from `at` on.
+    FASTCODEC_INLINE void prepare(const Mixtures& mixtures, size_t at) {
+        const Elements<V, K> e = load_elements<V, K>(mixtures, at);
+        V::store(first, e.first);
+        V::store(size, e.size);
+        const F32 spread = V::to_float(V::subtract(V::set(kProbabilityTotal - 1), e.size));
+        for (uint32_t k = 0; k < K; ++k) {
+            V::store(weights[k], e.weights[k]);
+            V::store(distances[k], e.distances[k]);
+            V::store(multipliers[k], e.multipliers[k]);
+            V::store(shifts[k], e.shifts[k]);
+            // 2^-(shift + kDeviateBits), by its exponent
+            const U32 exponent = V::subtract(V::set(127 - kDeviateBits), e.shifts[k]);
+            const F32 slope =
+                V::multiply_float(V::to_float(e.multipliers[k]), V::as_float(V::template shift_left<23>(exponent)));
+            V::store_float(slopes[k], V::multiply_float(slope, V::set_float(1 << kMixtureMeanBits)));
+            V::store_float(origins[k], V::multiply_float(slope, V::to_float(e.distances[k])));
+            V::store_float(shares[k], V::multiply_float(V::multiply_float(V::to_float(e.weights[k]), spread),
+                                                        V::set_float(0.5f / kMixtureWeightTotal)));
+        }
+        for (uint32_t i = 0; i < kWidth; ++i) {
+            Edges& own = edges[i];
+            own.vectors = 0;
+            if (size[i] < kWidth) {
+                V::store(own.exact, edges_from(i, 0));
+                own.exact[kWidth] = kProbabilityTotal;
+            } else if (const uint32_t wanted = size[i] / (kWidth * kGap) + 1; wanted <= kMostGuesses) {
+                own.vectors = wanted;
+                own.spacing = size[i] / (kWidth * wanted) + 1;
+                guess(i);
+            }
+        }
+    }
+
+    // kWidth edges of element i by the rule, from the entry `base` on; beyond the last entry 2^14.
+    FASTCODEC_INLINE U32 edges_from(uint32_t i, uint32_t base) const {
+        Elements<V, K> e;
+        e.size = V::set(size[i]);
+        for (uint32_t k = 0; k < K; ++k) {
+            e.weights[k] = V::set(weights[k][i]);
+            e.distances[k] = V::set(distances[k][i]);
+            e.multipliers[k] = V::set(multipliers[k][i]);
+            e.shifts[k] = V::set(shifts[k][i]);
+        }
+        const U32 j = V::add(V::set(base), V::ascending());
+        return V::select(V::greater(j, e.size), V::set(kProbabilityTotal), rans::edges<V, K>(e, V::minimum(j, e.size)));
+    }
+
+    // Phi(z) is 1 - p^-4 / 2 for z >= 0, with p = 1 + c1 z + c2 z^2 + c3 z^3 + c4 z^4, to 2.5e-4 (Abramowitz and Stegun
+    // 1964, equation 26.2.18).
+    FASTCODEC_INLINE void guess(uint32_t i) {
+        Edges& own = edges[i];
+        const F32 one = V::set_float(1.0f);
+        const F32 half = V::set_float(0.5f * static_cast<float>(kProbabilityTotal - 1 - size[i]));
+        for (uint32_t v = 0; v < own.vectors; ++v) {
+            const F32 j = V::to_float(V::multiply(V::add(V::ascending(), V::set(v * kWidth)), V::set(own.spacing)));
+            F32 edge = V::add_float(half, j);
+            for (uint32_t k = 0; k < K; ++k) {
+                const F32 z = V::multiply_add(V::set_float(slopes[k][i]), j, V::set_float(origins[k][i]));
+                const F32 a = V::magnitude(z);
+                F32 p = V::multiply_add(V::set_float(0.019527f), a, V::set_float(0.000344f));
+                p = V::multiply_add(p, a, V::set_float(0.115194f));
+                p = V::multiply_add(p, a, V::set_float(0.196854f));
+                p = V::multiply_add(p, a, one);
+                p = V::multiply_float(p, p);
+                const F32 tail = V::reciprocal(V::multiply_float(p, p));
+                const F32 above = V::with_sign_of(V::subtract_float(one, tail), z);
+                edge = V::multiply_add(V::set_float(shares[k][i]), above, edge);
+            }
+            V::store_float(own.guesses + v * kWidth, edge);
+        }
+    }
+
+    // The entry of a slot of element i, which is number `at` of the stream.
+    FASTCODEC_INLINE Found find(uint32_t i, uint32_t slot, const Mixtures& mixtures, size_t at) {
+        Edges& own = edges[i];
+        uint32_t base = 0;
+        U32 edge;
+        if (size[i] < kWidth) {
+            edge = V::load(own.exact);
+        } else if (own.vectors == 0) [[unlikely]] {
+            return mixture_find(mixture_tables(), element_at<K>(mixtures, at), slot);
+        } else {
+            const F32 target = V::set_float(static_cast<float>(slot) + 0.5f);
+            uint32_t below = 0;
+            for (uint32_t v = 0; v < own.vectors; ++v) {
+                const uint32_t bits = V::bits_at_most(V::load_float(own.guesses + v * kWidth), target);
+                below += static_cast<uint32_t>(__builtin_popcount(bits));
+            }
+            base = below > 1 ? (below - 1) * own.spacing - 1 : 0;
+            edge = edges_from(i, base);
+            V::store(own.exact, edge);
+        }
+        const uint32_t above = V::bits(V::greater(edge, V::set(slot)));
+        const uint32_t count = static_cast<uint32_t>(__builtin_ctz(above | 1u << kWidth));
+        if (count == 0 || (count == kWidth && size[i] >= kWidth)) [[unlikely]] {
+            return mixture_find(mixture_tables(), element_at<K>(mixtures, at), slot);
+        }
+        const uint32_t start = own.exact[count - 1];
+        const uint32_t j = base + count - 1;
+        return {start, own.exact[count] - start, first[i] + j, j == size[i]};
+    }
+};
+
+// The last elements, fewer than a block, are searched by mixture.h.
+template <typename V, uint32_t K, size_t Lanes>
+Error decode_by_blocks(DecodeStream& stream, const Mixtures& mixtures, size_t n, int16_t* symbols) {
+    constexpr size_t kWidth = V::kWidth;
+    static_assert(kWidth % Lanes == 0);
+    Block<V, K> block;
+    return decode_steps<K, Lanes>(stream, mixtures, n, symbols, [&](DecodeStream& s, size_t at, int16_t* out) {
+        if (n - at / kWidth * kWidth < kWidth) {
+            return decode_one_by_one<K, Lanes>(s, mixtures, at, Lanes, out);
+        }
+        if (at % kWidth == 0) {
+            block.prepare(mixtures, at);
+        }
+        Entries<Lanes> entries;
+        entries.escapes = 0;
+        for (size_t lane = 0; lane < Lanes; ++lane) {
+            const uint32_t slot = slot_of(s.states[lane]);
+            entries.take(lane, block.find(static_cast<uint32_t>(at % kWidth + lane), slot, mixtures, at + lane));
+        }
+        return advance_lanes<Lanes>(s, entries, Lanes, out);
+    });
+}
+
 template <typename V, int Count, uint32_t K>
-Error decode_vectors(DecodeStream& stream, const Mixtures& mixtures, size_t n, int16_t* symbols) {
+Error decode_mixture_vectors(DecodeStream& stream, const Mixtures& mixtures, size_t n, int16_t* symbols) {
     constexpr size_t kLanes = size_t{Count} * V::kWidth;
     return decode_steps<K, kLanes>(stream, mixtures, n, symbols, [&](DecodeStream& s, size_t at, int16_t* out) {
         Elements<V, K> elements[Count];
@@ -256,7 +422,7 @@ void code_vectors(const Mixtures& mixtures, const int16_t* symbols, size_t n, ui
     for (; i + V::kWidth <= n; i += V::kWidth) {
         const Elements<V, K> e = load_elements<V, K>(mixtures, i);
         // A symbol below `first` wraps around to far above n, as does one above the reach: unsigned comparison.
-        const U32 j = V::minimum_unsigned(V::subtract(V::load_signed(symbols + i), e.first), e.size);
+        const U32 j = V::minimum(V::subtract(V::load_symbols(symbols + i), e.first), e.size);
         const auto escape = V::equal(j, e.size);
         const U32 start = edges<V, K>(e, j);
         const U32 end = V::select(escape, V::set(kProbabilityTotal), edges<V, K>(e, V::add(j, V::set(1))));
@@ -276,13 +442,36 @@ void code_by_vectors(const Mixtures& mixtures, const int16_t* symbols, size_t n,
     }
 }
 
-template <typename V, int Count>
-Error decode_by_vectors(DecodeStream& stream, const Mixtures& mixtures, size_t n, int16_t* symbols) {
+// Vectors of lanes where they fill one, else blocks.
+template <typename V, uint32_t K, size_t Lanes>
+Error decode_lanes_by_vectors(DecodeStream& stream, const Mixtures& mixtures, size_t n, int16_t* symbols) {
+    if constexpr (Lanes >= V::kWidth) {
+        return decode_mixture_vectors<V, static_cast<int>(Lanes) / V::kWidth, K>(stream, mixtures, n, symbols);
+    } else {
+        return decode_by_blocks<V, K, Lanes>(stream, mixtures, n, symbols);
+    }
+}
+
+template <typename V, uint32_t K>
+Error decode_components_by_vectors(DecodeStream& stream, uint32_t lanes, const Mixtures& mixtures, size_t n,
+                                   int16_t* symbols) {
+    switch (lanes) {
+        case 1: return decode_lanes_by_vectors<V, K, 1>(stream, mixtures, n, symbols);
+        case 2: return decode_lanes_by_vectors<V, K, 2>(stream, mixtures, n, symbols);
+        case 4: return decode_lanes_by_vectors<V, K, 4>(stream, mixtures, n, symbols);
+        case 8: return decode_lanes_by_vectors<V, K, 8>(stream, mixtures, n, symbols);
+        case 16: return decode_lanes_by_vectors<V, K, 16>(stream, mixtures, n, symbols);
+        default: return decode_lanes_by_vectors<V, K, 32>(stream, mixtures, n, symbols);
+    }
+}
+
+template <typename V>
+Error decode_by_vectors(DecodeStream& stream, uint32_t lanes, const Mixtures& mixtures, size_t n, int16_t* symbols) {
     switch (mixtures.components) {
-        case 1: return decode_vectors<V, Count, 1>(stream, mixtures, n, symbols);
-        case 2: return decode_vectors<V, Count, 2>(stream, mixtures, n, symbols);
-        case 3: return decode_vectors<V, Count, 3>(stream, mixtures, n, symbols);
-        default: return decode_vectors<V, Count, 4>(stream, mixtures, n, symbols);
+        case 1: return decode_components_by_vectors<V, 1>(stream, lanes, mixtures, n, symbols);
+        case 2: return decode_components_by_vectors<V, 2>(stream, lanes, mixtures, n, symbols);
+        case 3: return decode_components_by_vectors<V, 3>(stream, lanes, mixtures, n, symbols);
+        default: return decode_components_by_vectors<V, 4>(stream, lanes, mixtures, n, symbols);
     }
 }
 

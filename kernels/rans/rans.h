@@ -91,6 +91,10 @@ enum Error : uint32_t {
     kFinalState,        // a state did not come back to 2^16
     kWordsLeft,         // words remain after the last pass
     kEscapesLeft,       // escapes remain after the last pass
+    // Not of the payload, but of what it is decoded with. The CPU twins refuse such a pass before they decode anything;
+    // a GPU finds it on the way and tells it with the other errors.
+    kIndexRange,    // an index names no table
+    kWeightsWrong,  // a mixture's weights do not sum to 2^12 (mixture.h)
 };
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ class Session:
         item, base = self._passes[number], self.memory.data_ptr()
         at = base + self._plan_bytes + sum(_aligned(ctypes.sizeof(part)) for part in self._descriptors[:number])
         with self._where.use():
-            self._layout.decode(self._where, base, at, item.tables, item.means is not None)
+            self._layout.decode(self._where, base, at, item.tables, reconstruct=item.means is not None)
 
     def finish(self) -> None:
         """Enqueues the check that every stream ended where it must; `DecodePlan.check` reads the outcome."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastcodec.kernels.rans import mixture
+from fastcodec.kernels import rans
 
 from .entropy_bottleneck import LEAST_LIKELIHOOD
 from .gaussian_conditional import LEAST_SCALE, gaussian_likelihood
@@ -41,16 +41,16 @@ class MixtureConditional(nn.Module):
         likelihood = (weights * gaussian_likelihood(y_hat - means, scales)).sum(0)
         return -torch.log2(self.likelihood_lower_bound(likelihood))
 
-    def encode(self, y: Tensor, parameters: Tensor) -> tuple[mixture.MixturePass, Tensor, float]:
+    def encode(self, y: Tensor, parameters: Tensor) -> tuple[rans.MixturePass, Tensor, float]:
         """y [P, M] and its parameters to a pass, the decoded y^ [P, M], and its code length in bits."""
         symbols = torch.round(y)
         weights, means, scales = (part.double() for part in self.split(parameters))
         likelihood = (weights * gaussian_likelihood(symbols.double() - means, scales)).sum(0)
         bits = -torch.log2(likelihood.clamp(min=LEAST_LIKELIHOOD)).sum()
-        coded = mixture.MixturePass(symbols.to(torch.int32).contiguous(), *self._integers(parameters))
+        coded = rans.MixturePass(symbols.to(torch.int32).contiguous(), *self._integers(parameters))
         return coded, symbols, float(bits)
 
-    def decode(self, decoder: mixture.MixtureDecoder, parameters: Tensor) -> Tensor:
+    def decode(self, decoder: rans.Decoder, parameters: Tensor) -> Tensor:
         """The inverse of `encode`: y^ [P, M]."""
         weights, means, scales = self._integers(parameters)
         (symbols,) = decoder.decode_mixtures([weights], [means], [scales])
@@ -58,4 +58,4 @@ class MixtureConditional(nn.Module):
 
     def _integers(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the coder takes: encoder and decoder get the same from equal parameters."""
-        return tuple(part.contiguous() for part in mixture.quantise_mixtures(*self.split(parameters)))
+        return rans.quantise_mixtures(*self.split(parameters))

@@ -1,22 +1,18 @@
-// The CUDA twin of the mixture coder: mixture.h's rule, a warp's threads for its lanes.
-//
-// Warps, groups of lanes, words and votes are those of the indexed kernels (cuda.cu), of which this is the
-// continuation: one image has both. What differs is where an entry comes from: each lane searches for its own, in
-// mixture.h's tables in shared memory, and waits for no other until the step's vote. The parameters of the next step's
-// elements are fetched before the search.
+// The CUDA twin of the coder for passes of mixtures: mixture.h's rule. What differs from indexed passes is where an
+// entry comes from: each lane searches for its own, in mixture.h's tables in shared memory, and waits for no other
+// until the step's vote. The parameters of the next step's elements are fetched before the search.
 //
 // Kernels hold 3 or 4 components in registers; fewer have weight 0.
+#pragma once
 
-#include "cuda.cu"
-
-#include "cuda_mixture.h"
+#include "cuda_warp.cuh"
 
 namespace fastcodec::rans::cuda {
 namespace {
 
 // The tables, once copied to shared memory by the whole block.
-__device__ __forceinline__ MixtureTables shared_mixture_tables(const uint32_t* from) {
-    copy_to_shared(reinterpret_cast<const unsigned char*>(from), kMixtureTableBytes);
+__device__ __forceinline__ MixtureTables shared_mixture_tables(const TableSet& set) {
+    copy_to_shared(set.blob, kMixtureTableBytes);
     __syncthreads();
     const uint32_t* const tables = reinterpret_cast<const uint32_t*>(fastcodec_shared);
     return {tables, tables + kMixturePhiEntries};
@@ -24,14 +20,13 @@ __device__ __forceinline__ MixtureTables shared_mixture_tables(const uint32_t* f
 
 // The parameters of an element of a pass; beyond its end, those of none.
 template <uint32_t K>
-__device__ __forceinline__ MixtureParameters<K> parameters_at(const MixtureTilePass& pass, uint32_t element,
-                                                              bool here) {
+__device__ __forceinline__ MixtureParameters<K> parameters_at(const TilePass& pass, uint32_t element, bool here) {
     const size_t plane = static_cast<size_t>(pass.positions) * pass.channels.value;
-    return load_mixture<K>(pass.weights, pass.component_means, pass.scales, here ? pass.components : 0, plane, element);
+    return load_mixture<K>(pass.weights, pass.means, pass.scales, here ? pass.components : 0, plane, element);
 }
 
 template <bool kFull, uint32_t K>
-__device__ __forceinline__ void decode_mixtures(const DecodeMixturesArguments& a) {
+__device__ __forceinline__ void decode_mixtures(const DecodeArguments& a) {
     const MixtureTables tables = shared_mixture_tables(a.tables);
     uint32_t number;
     if (!warp_of_thread(a.warps_per_block, a.warp_count, number)) {
@@ -40,7 +35,7 @@ __device__ __forceinline__ void decode_mixtures(const DecodeMixturesArguments& a
     const Work<kFull> work(a, a.warps[number]);
     const Group<kFull>& group = work.group;
     const Stream& stream = work.stream;
-    const MixtureTilePass& pass = static_cast<const MixtureTilePass&>(*work.pass);
+    const TilePass& pass = *work.pass;
     const uint32_t lanes = group.lanes();
     const uint32_t n = work.n;
     int16_t* const symbols = static_cast<int16_t*>(pass.symbols) + work.begin;
@@ -104,19 +99,11 @@ __device__ __forceinline__ void decode_mixtures(const DecodeMixturesArguments& a
             symbols[i] = 0;
         }
     }
-    if (work.owner) {
-        a.states[stream.states + group.lane] = state;
-        if (group.lane == 0) {
-            Stream& parked = a.streams[work.id];
-            parked.words = stream.words + words.cursor;
-            parked.escapes = stream.escapes_end - escapes_left;
-            parked.error = error;
-        }
-    }
+    park(a, work, state, words, escapes_left, error);
 }
 
 template <uint32_t K>
-__device__ __forceinline__ void encode_mixtures(const EncodeMixturesArguments& a) {
+__device__ __forceinline__ void encode_mixtures(const EncodeArguments& a) {
     const MixtureTables tables = shared_mixture_tables(a.tables);
     uint32_t number;
     if (!warp_of_thread(a.warps_per_block, a.warp_count, number)) {
@@ -124,12 +111,9 @@ __device__ __forceinline__ void encode_mixtures(const EncodeMixturesArguments& a
     }
     const Work<false> work(a, a.warps[number]);
     const Group<false>& group = work.group;
-    const Stream& stream = work.stream;
-    const MixtureTilePass& pass = static_cast<const MixtureTilePass&>(*work.pass);
+    const TilePass& pass = *work.pass;
     const uint32_t lanes = group.lanes();
-    uint16_t* words = a.scratch + stream.words;
-    uint16_t* escapes = a.scratch + stream.escapes;
-    uint32_t state = work.owner ? a.states[stream.states + group.lane] : kStateLow;
+    Pushes pushes(a, work);
     const uint32_t steps = (work.n + lanes - 1) >> group.lanes_log2;
     for (uint32_t left = steps; warp_any(left != 0); left -= left != 0) {
         const uint32_t element = (left - 1) * lanes + group.lane;
@@ -144,77 +128,26 @@ __device__ __forceinline__ void encode_mixtures(const EncodeMixturesArguments& a
             }
         }
         __syncwarp();
-        const bool emits = active && encode_emits(state, found.frequency);
-        const uint32_t emitting = group.votes(emits);
-        words -= __popc(emitting);
-        if (emits) {
-            words[__popc(emitting & group.below)] = static_cast<uint16_t>(state);
-            state >>= kWordBits;
-        }
-        if (active) {
-            state = encode_push(state, found.start, found.frequency);
-        }
-        const uint32_t escaping = group.votes(found.escape);
-        escapes -= __popc(escaping);
-        if (found.escape) {
-            escapes[__popc(escaping & group.below)] = static_cast<uint16_t>(symbol);
-        }
+        pushes.push(found.start, found.frequency, found.escape, symbol, active);
     }
-    if (work.owner) {
-        a.states[stream.states + group.lane] = state;
-        if (group.lane == 0) {
-            a.streams[work.id].words = static_cast<uint32_t>(words - a.scratch);
-            a.streams[work.id].escapes = static_cast<uint32_t>(escapes - a.scratch);
-        }
-    }
+    pushes.park(a, work);
 }
 
-// Before encoding: what a pass costs and whether it can be coded at all.
-__device__ __forceinline__ void examine_mixtures(const ExamineMixturesArguments& a) {
+__device__ __forceinline__ void examine_mixtures(const ExamineArguments& a) {
     const MixtureTables tables = shared_mixture_tables(a.tables);
-    const MixtureTilePass& pass = a.passes[blockIdx.y];
-    const uint32_t n = pass.positions * pass.channels.value;
-    const bool sampled = a.exact == 0 && n > kCostAll;
-    const uint32_t begin = blockIdx.x * kExamineBlock;
-    uint32_t cost = 0;  // of 64 elements at most: far below 2^32
-    uint32_t faults = 0;
-    for (uint32_t i = threadIdx.x; i < kExamineBlock && i < n - begin && begin < n; i += blockDim.x) {
-        const uint32_t element = begin + i;
+    examine_elements(a, [&](const TilePass& pass, uint32_t element, int32_t symbol, bool counts, uint32_t& faults) {
         const MixtureParameters<kMixtureComponents> parameters = parameters_at<kMixtureComponents>(pass, element, true);
-        const int32_t symbol = symbol_at(pass, element);
         if (!mixture_valid(parameters)) {
             faults |= kFaultWeights;
         } else if (symbol != static_cast<int16_t>(symbol)) {
             faults |= kFaultSymbol;
-        } else if (!sampled || element / kCostBlock % kCostStride == 0) {
+        } else if (counts) {
             const Found found = mixture_code(tables, mixture_element(tables, parameters), symbol);
-            cost += entry_cost(found.frequency, found.escape);
+            return entry_cost(found.frequency, found.escape);
         }
-    }
-    cost = __reduce_add_sync(kAllThreads, cost);
-    faults = __reduce_or_sync(kAllThreads, faults);
-    if (threadIdx.x % kWarpThreads == 0) {
-        if (cost != 0) {
-            atomicAdd(&a.results[blockIdx.y].cost, static_cast<unsigned long long>(cost) * (sampled ? kCostStride : 1));
-        }
-        if (faults != 0) {
-            atomicOr(&a.results[blockIdx.y].faults, faults);
-        }
-    }
+        return 0u;
+    });
 }
 
 }  // namespace
 }  // namespace fastcodec::rans::cuda
-
-#define FASTCODEC_DECODE_MIXTURES(name, full, K)                     \
-    extern "C" __global__ void __launch_bounds__(kMixtureThreads, 1) \
-    name(const __grid_constant__ DecodeMixturesArguments a) { decode_mixtures<full, K>(a); }
-
-FASTCODEC_DECODE_MIXTURES(fastcodec_rans_decode_mixtures_full_3, true, 3)
-FASTCODEC_DECODE_MIXTURES(fastcodec_rans_decode_mixtures_full_4, true, 4)
-FASTCODEC_DECODE_MIXTURES(fastcodec_rans_decode_mixtures_mixed_3, false, 3)
-FASTCODEC_DECODE_MIXTURES(fastcodec_rans_decode_mixtures_mixed_4, false, 4)
-
-FASTCODEC_KERNEL(fastcodec_rans_encode_mixtures_3, kMixtureThreads, EncodeMixturesArguments, encode_mixtures<3>)
-FASTCODEC_KERNEL(fastcodec_rans_encode_mixtures_4, kMixtureThreads, EncodeMixturesArguments, encode_mixtures<4>)
-FASTCODEC_KERNEL(fastcodec_rans_examine_mixtures, kExamineThreads, ExamineMixturesArguments, examine_mixtures)

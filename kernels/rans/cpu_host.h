@@ -1,0 +1,130 @@
+// What the sources of the CPU coder's C interface share (cpu.cpp, cpu_encoder.cpp, cpu_decoder.cpp): the choice of a
+// twin, table sets, memory and threads. The interface is called through ctypes, which lets go of Python's lock; every
+// function of it returns a Status or a rans::Error and throws nothing. Results do not depend on the number of threads.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <exception>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "cpu.h"
+#include "entries.h"
+#include "host.h"
+
+#define FASTCODEC_API extern "C" __attribute__((visibility("default")))
+
+namespace fastcodec::rans {
+
+enum Isa : int { kIsaScalar = 0, kIsaAvx2 = 1, kIsaAvx512 = 2 };
+
+inline const Kernels& kernels_of([[maybe_unused]] int isa) {
+#if defined(__x86_64__)
+    if (isa == kIsaAvx512) {
+        return avx512_kernels();
+    }
+    if (isa == kIsaAvx2) {
+        return avx2_kernels();
+    }
+#endif
+    return scalar_kernels();
+}
+
+struct TableSet {
+    Entries entries;
+    std::vector<Bucket> buckets;
+    std::vector<uint32_t> positions;
+    Tables view;
+};
+
+// Runs at most this many elements on one thread: starting another takes as long as coding some ten thousand symbols.
+constexpr uint64_t kElementsPerThread = 1 << 15;
+
+// Memory that is not cleared: pages that a stream does not touch cost nothing.
+template <typename T>
+class Buffer {
+   public:
+    explicit Buffer(size_t n) : data_(static_cast<T*>(std::malloc((n == 0 ? 1 : n) * sizeof(T)))) {
+        if (data_ == nullptr) {
+            throw std::bad_alloc();
+        }
+    }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+    ~Buffer() { std::free(data_); }
+    T* get() { return data_; }
+
+   private:
+    T* data_;
+};
+
+// Calls body(0) .. body(items - 1), each once, on at most `threads` threads; passes on the first exception.
+template <typename Body>
+void parallel_for(size_t items, uint32_t threads, uint64_t elements, const Body& body) {
+    const size_t useful = static_cast<size_t>(elements / kElementsPerThread) + 1;
+    const size_t count = std::min({items, static_cast<size_t>(threads), useful});
+    if (count <= 1) {
+        for (size_t i = 0; i < items; ++i) {
+            body(i);
+        }
+        return;
+    }
+    std::atomic<size_t> next{0};
+    std::atomic<bool> failed{false};
+    std::exception_ptr failure;
+    const auto work = [&] {
+        try {
+            for (size_t i; (i = next.fetch_add(1)) < items;) {
+                body(i);
+            }
+        } catch (...) {
+            if (!failed.exchange(true)) {
+                failure = std::current_exception();
+            }
+            next.store(items);
+        }
+    };
+    std::vector<std::thread> helpers;
+    helpers.reserve(count - 1);
+    try {
+        while (helpers.size() + 1 < count) {
+            helpers.emplace_back(work);
+        }
+    } catch (const std::system_error&) {
+        // No more threads to be had: those that run share the work.
+    }
+    work();
+    for (std::thread& helper : helpers) {
+        helper.join();
+    }
+    if (failure) {
+        std::rethrow_exception(failure);
+    }
+}
+
+inline uint32_t largest(const uint8_t* indexes, size_t n) {
+    uint8_t result = 0;
+    for (size_t i = 0; i < n; ++i) {
+        result = std::max(result, indexes[i]);
+    }
+    return result;
+}
+
+// Whether the weights of every element sum to 2^12: no other mixture is evaluated.
+inline bool weights_fit(const Mixtures& mixtures) {
+    uint32_t wrong = 0;
+    for (size_t i = 0; i < mixtures.plane; ++i) {
+        uint32_t sum = 0;
+        for (uint32_t k = 0; k < mixtures.components; ++k) {
+            sum += mixtures.weights[k * mixtures.plane + i];
+        }
+        wrong |= sum ^ kMixtureWeightTotal;
+    }
+    return wrong == 0;
+}
+
+}  // namespace fastcodec::rans

@@ -5,7 +5,9 @@
     image = codec.decode(blob)
     fastcodec.info(blob)                     # no network, no pixels
 
-`Codec` is imported on first use, so that `info` and the command line's help need no PyTorch.
+    codec = fastcodec.from_compressai(model) # the same for the models of CompressAI's zoo
+
+`Codec` and `from_compressai` are imported on first use, so that `info` and the command line's help need no PyTorch.
 """
 
 from __future__ import annotations
@@ -17,9 +19,10 @@ from .errors import FastcodecError
 
 if TYPE_CHECKING:
     from .codec import Codec, Encoded
+    from .models.zoo.convert import from_compressai
 
 __version__ = "0.1.0"
-__all__ = ["Codec", "Encoded", "FastcodecError", "FileInfo", "Limits", "__version__", "info"]
+__all__ = ["Codec", "Encoded", "FastcodecError", "FileInfo", "Limits", "__version__", "from_compressai", "info"]
 
 
 def __getattr__(name: str):
@@ -27,4 +30,8 @@ def __getattr__(name: str):
         from . import codec
 
         return getattr(codec, name)
+    if name == "from_compressai":
+        from .models.zoo.convert import from_compressai
+
+        return from_compressai
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,6 +23,7 @@ _COLOUR_MASK = 0b11
 _ALPHA, _ICC, _EXIF, _FLOAT_ENTROPY = 0b100, 0b1000, 0b1_0000, 0b10_0000
 _RESERVED = 0b1100_0000
 _COLOURS = ("RGB", "L")
+_MAX_WRITTEN_ON = 127  # bytes
 _FIXED = struct.Struct(f"<4sBB{IDENTITY_BYTES}sB")
 _CRC = struct.Struct("<I")
 
@@ -51,6 +52,14 @@ class Header:
     float_entropy: bool = False
     icc: bytes | None = None
     exif: bytes | None = None
+    # With float_entropy, the kind of machine that wrote it, in words: printable ASCII, 127 characters at most. Empty
+    # where the model's own entropy side is exact all the same, so that the file decodes everywhere.
+    written_on: str = "unknown"
+
+    @property
+    def portable(self) -> bool:
+        """Whether the latents decode on every device."""
+        return not self.float_entropy or not self.written_on
 
     @property
     def grid(self) -> Grid:
@@ -86,6 +95,7 @@ class FileInfo:
     icc_bytes: int
     exif_bytes: int
     portable: bool
+    written_on: str  # if not portable, else empty
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,9 @@ def write(header: Header, tiles: list[TileData]) -> bytes:
     flags |= _FLOAT_ENTROPY * header.float_entropy
     head = bytearray(_FIXED.pack(MAGIC, VERSION, flags, header.identity, header.quality))
     head += _varint(header.width) + _varint(header.height)
+    if header.float_entropy:
+        written_on = header.written_on.encode("ascii", "replace")[:_MAX_WRITTEN_ON]
+        head += bytes([len(written_on)]) + written_on
     metadata = [zlib.compress(part, 9) for part in (header.icc, header.exif) if part is not None]
     for part in metadata:
         head += _varint(len(part))
@@ -159,9 +172,11 @@ def read(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) 
             f"{width} x {height} pixels exceed the limit of {limits.max_pixels}; "
             "pass larger limits if you trust the file"
         )
+    float_entropy = bool(flags & _FLOAT_ENTROPY)
+    written_on = bytes(reader.take(reader.take(1, "header")[0], "header")) if float_entropy else b"unknown"
     icc_length = reader.varint("ICC length") if flags & _ICC else None
     exif_length = reader.varint("EXIF length") if flags & _EXIF else None
-    tiles = _grid(height, width, bool(flags & _FLOAT_ENTROPY)).tile_count
+    tiles = _grid(height, width, float_entropy).tile_count
     # Each tile takes at least one byte of index and four of CRC: a forged size cannot make this loop outrun the file.
     if tiles * 5 > len(view):
         raise CorruptStreamError(f"{len(view)} bytes cannot hold {tiles} tiles")
@@ -174,6 +189,8 @@ def read(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) 
         raise CorruptStreamError("the header is damaged: its CRC does not match")
     if flags & _RESERVED or flags & _COLOUR_MASK > 1 or not MIN_QUALITY <= quality <= MAX_QUALITY:
         raise CorruptStreamError(f"flags {flags:#04x} or quality {quality} are outside the format")
+    if len(written_on) > _MAX_WRITTEN_ON or not all(0x20 <= byte < 0x7F for byte in written_on):
+        raise CorruptStreamError("the kind of machine is not printable ASCII")
     offsets = []
     for payload, extra in lengths:
         offsets.append(reader.at)
@@ -188,9 +205,10 @@ def read(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) 
         identity=identity,
         grayscale=bool(flags & _COLOUR_MASK),
         alpha=alpha,
-        float_entropy=bool(flags & _FLOAT_ENTROPY),
+        float_entropy=float_entropy,
         icc=icc,
         exif=exif,
+        written_on=written_on.decode("ascii"),
     )
     return Container(header, view, header_crc, lengths, offsets)
 
@@ -214,7 +232,8 @@ def info(source: bytes | bytearray | memoryview | str | Path, limits: Limits = D
         bytes=len(data),
         icc_bytes=len(header.icc or b""),
         exif_bytes=len(header.exif or b""),
-        portable=not header.float_entropy,
+        portable=header.portable,
+        written_on="" if header.portable else header.written_on,
     )
 
 

@@ -6,11 +6,15 @@ FastcodecError
 ├── SymbolRangeError         a latent outside int16, met while encoding
 ├── UnsupportedVersionError  a file of a newer format
 ├── ModelMismatchError       a file of a model that this installation does not have
+├── UnknownModelError        a network, or a model file, that is none of the systems that this package has
+├── UnsupportedError         what a model or a file cannot do: a region of a file that is one tile
 ├── LimitError               a size beyond the caller's limits, checked before anything is allocated
 ├── ImageError               an input image that cannot be read or is not an image
 ├── ExactnessError           a model or platform on which the integer entropy side would not be exact
 ├── TargetError              a size target that no quality reaches
 └── UnavailableError         a device that this machine does not have, or has no kernels for
+
+Warning: NotPortableWarning, a floating-point file that was written on another kind of machine.
 """
 
 from .kernels.errors import CorruptStreamError, FastcodecError, SymbolRangeError, UnavailableError
@@ -23,9 +27,12 @@ __all__ = [
     "LimitError",
     "ModelMismatchError",
     "NotAFicFileError",
+    "NotPortableWarning",
     "SymbolRangeError",
     "TargetError",
     "UnavailableError",
+    "UnknownModelError",
+    "UnsupportedError",
     "UnsupportedVersionError",
 ]
 
@@ -42,6 +49,14 @@ class ModelMismatchError(FastcodecError, ValueError):
     """The file was written with a model whose weights this installation does not have."""
 
 
+class UnknownModelError(FastcodecError, ValueError):
+    """A network, or a model file, that is none of the systems that this package has."""
+
+
+class UnsupportedError(FastcodecError, ValueError):
+    """An operation that the model or the file cannot do, whatever its data."""
+
+
 class LimitError(FastcodecError, ValueError):
     """A size beyond the caller's limits; raise the limit if the data is trusted."""
 
@@ -56,3 +71,7 @@ class ExactnessError(FastcodecError, ValueError):
 
 class TargetError(FastcodecError, ValueError):
     """A size target that no quality of the model reaches."""
+
+
+class NotPortableWarning(UserWarning):
+    """A floating-point file was written on another kind of machine, and may not decode on this one."""

@@ -49,6 +49,9 @@ LOOPS = (
     # Both latents and values are stored, and a mean is read.
     Marked("step", ("reconstruct_full_dense", "reconstruct_mixed_dense"), {**_STEP, "LDG|LD": 2, "STG|ST": 2}),
     Marked("step", ("reconstruct_full_skip", "reconstruct_mixed_skip"), {**_STEP, "LDG|LD": 1, "STG|ST": 2}),
+    # A round of the search in a mixture: a value of Phi for each component.
+    Marked("round", ("decode_mixtures_full_3", "decode_mixtures_mixed_3"), {"LDS": 3}),
+    Marked("round", ("decode_mixtures_full_4", "decode_mixtures_mixed_4"), {"LDS": 4}),
     # The division by a frequency begins with a reciprocal.
     Marked("step", ("encode_dense", "encode_skip"), {"MUFU": 1, "VOTE": 2, "LD|LDS": 3}),
 )

@@ -105,6 +105,8 @@ def test_every_part_runs(bench, machine, sizes, capsys):
         assert shapes[32, 3]["bytes"] > shapes[1, 1]["bytes"]
     assert [row["coder"] for row in found["peers"]] == ["fastcodec", "torch_ans", "nvCOMP ANS"]
     assert found["energy"]["gsymbols"] > 0
+    assert [row["mixtures"] for row in found["mixtures"]] == list(bench.gpu.MIXTURES)
+    assert all(row["encode_msymbols"] > 0 and row["decode_msymbols"] > 0 for row in found["mixtures"])
     text = capsys.readouterr().out
     assert "A full GPU" in text
     assert "One image, swift at quality 60" in text

@@ -28,9 +28,20 @@ from torch import Tensor
 from fastcodec.entropy.gaussian import SCALES, gaussian_tables
 from fastcodec.errors import CorruptStreamError, FastcodecError
 from fastcodec.kernels import nvrtc
-from fastcodec.kernels.rans import Decoder, Pass, TableSet, _cuda, cost_bits, cuda_status, encode
+from fastcodec.kernels.rans import (
+    Decoder,
+    MixturePass,
+    Pass,
+    TableSet,
+    _cuda,
+    cost_bits,
+    cuda_status,
+    encode,
+    quantise_mixtures,
+)
 
-Tiles = list[list[Pass]]
+AnyPass = Pass | MixturePass
+Tiles = list[list[AnyPass]]
 
 # --- where the kernels run --------------------------------------------------------------------------------------------
 
@@ -52,10 +63,10 @@ class Place:
         return tensor.to(self.device)
 
     def tiles(self, tiles: Tiles) -> Tiles:
-        return [
-            [item._replace(symbols=self.put(item.symbols), indexes=self.put(item.indexes)) for item in tile]
-            for tile in tiles
-        ]
+        def moved(item: AnyPass) -> AnyPass:
+            return type(item)(*(self.put(part) if isinstance(part, Tensor) else part for part in item))
+
+        return [[moved(item) for item in tile] for tile in tiles]
 
     def encode(self, tiles: Tiles, **options) -> list[bytes]:
         moved = self.tiles(tiles)
@@ -110,9 +121,11 @@ def _set(name: str) -> TableSet:
     return _GAUSSIAN
 
 
-def draw(rng: np.random.Generator, name: str, positions: int, channels: int) -> Pass:
+def draw(rng: np.random.Generator, name: str, positions: int, channels: int) -> AnyPass:
     """A pass of a kind: see DISTRIBUTIONS."""
     shape = (positions, channels)
+    if name.startswith("mixtures"):
+        return draw_mixtures(rng, shape, wide=name == "mixtures, wide")
     tables = _set(name)
     if name in ("skewed", "uniform"):
         indexes = np.zeros(shape, np.uint8)
@@ -133,7 +146,30 @@ def draw(rng: np.random.Generator, name: str, positions: int, channels: int) -> 
     return Pass(torch.from_numpy(symbols.astype(np.int16)), torch.from_numpy(indexes.astype(np.uint8)), tables)
 
 
+def draw_mixtures(rng: np.random.Generator, shape: tuple[int, int], wide: bool) -> MixturePass:
+    """Of one to four components; wide: with the widest reaches, and most symbols outside of them."""
+    components = int(rng.integers(1, 5))
+    weights = np.moveaxis(rng.dirichlet([0.7] * components, shape), -1, 0)
+    planes = (components, *shape)
+    means = rng.choice([-600.0, 0.0, 600.0], planes) if wide else rng.normal(size=planes) * 6
+    sigmas = np.exp(rng.uniform(np.log(0.1), np.log(150.0 if wide else 3.0), planes))
+    symbols = rng.integers(-(2**15), 2**15, shape) if wide else np.rint(means[0] + rng.normal(size=shape) * sigmas[0])
+    parameters = quantise_mixtures(*map(torch.from_numpy, (weights, means, sigmas)))
+    return MixturePass(torch.from_numpy(symbols.astype(np.int16)), *parameters)
+
+
+def decode_column(
+    decoder: Decoder, column: Sequence[AnyPass], put: Callable[[Tensor], Tensor], out: list[Tensor] | None = None
+) -> list[Tensor]:
+    """The passes of equal number of all tiles, which are of one kind and have one table set."""
+    if isinstance(column[0], MixturePass):
+        weights, means, scales = ([put(part) for part in parts] for parts in zip(*(p[1:] for p in column), strict=True))
+        return decoder.decode_mixtures(weights, means, scales, out=out)
+    return decoder.decode([put(item.indexes) for item in column], column[0].tables, out=out)
+
+
 DISTRIBUTIONS = ("gaussian", "coded", "rare", "skipped", "skewed", "uniform", "escapes", "full")
+DISTRIBUTIONS += ("mixtures", "mixtures, wide")
 SMALL = ((0, 8), (1, 1), (1, 5), (37, 3), (130, 32), (9, 1000))
 LARGE = (700, 100)  # beyond 2^16 elements the estimate of the cost takes samples
 LANES = (1, 2, 4, 8, 16, 32, None)
@@ -148,13 +184,12 @@ def check(place: Place, tiles: Tiles, **options) -> None:
 
 
 def check_decode(place: Place, payloads: list[bytes], tiles: Tiles) -> None:
-    """Payloads of tiles whose passes of equal number have one table set: decoded as one batch."""
+    """Payloads of tiles whose passes of equal number are of one kind: decoded as one batch."""
     with place.kernels():
         decoder = Decoder(payloads, device=place.device)
         assert isinstance(decoder._impl, _cuda.Decoder)
         for column in zip(*tiles, strict=True):
-            decoded = decoder.decode([place.put(item.indexes) for item in column], column[0].tables)
-            for symbols, item in zip(decoded, column, strict=True):
+            for symbols, item in zip(decode_column(decoder, column, place.put), column, strict=True):
                 assert symbols.dtype == torch.int16
                 assert torch.equal(symbols.cpu(), item.symbols.to(torch.int16))
         decoder.finish()
@@ -340,7 +375,7 @@ def mutated(rng: random.Random, payload: bytes, others: Sequence[bytes]) -> byte
 
 
 def outcome(
-    payloads: list[bytes], columns: list[tuple[Pass, ...]], device: torch.device, put: Callable[[Tensor], Tensor]
+    payloads: list[bytes], columns: list[tuple[AnyPass, ...]], device: torch.device, put: Callable[[Tensor], Tensor]
 ) -> tuple[str, list[Tensor], CorruptStreamError | None]:
     """Where the first error was met, if any, and the symbols of every pass: after an error, too, both coders go on."""
     try:
@@ -349,9 +384,9 @@ def outcome(
         return "construction", [], error
     caught, symbols = None, []
     for column in columns:
-        out = [put(torch.full(item.indexes.shape, 77, dtype=torch.int16)) for item in column]
+        out = [put(torch.full(item.symbols.shape, 77, dtype=torch.int16)) for item in column]
         try:
-            decoder.decode([put(item.indexes) for item in column], column[0].tables, out=out)
+            decode_column(decoder, column, put, out)
         except CorruptStreamError as error:  # on the CPU only
             caught = caught or error
         symbols += out
@@ -410,6 +445,48 @@ def test_index_out_of_range_is_told_at_finish(place):
                 decoder.finish()
 
 
+@in_both
+def test_wrong_weights_are_told_at_finish(place):
+    item = draw(np.random.default_rng(1), "mixtures", 60, 40)
+    for lanes, row in itertools.product((1, 8, 32), (0, 33, 59)):
+        [payload] = encode([[item]], lanes=lanes, streams=2)
+        wrong = item.weights.clone()
+        wrong[0, row, 7] += 1 + row
+        with place.kernels():
+            decoder = Decoder([payload, payload], device=place.device)
+            _, symbols = decode_column(decoder, [item._replace(weights=wrong), item], place.put)
+            assert torch.equal(symbols.cpu(), item.symbols)
+            with pytest.raises(ValueError, match="tile 0: the weights of an element do not sum to 4096"):
+                decoder.finish()
+
+
+@on_gpu
+def test_parameters_quantised_on_a_gpu(place):
+    """What a network on a GPU gives goes from there to the coder: no copy in between, one synchronisation in all."""
+    generator = torch.Generator().manual_seed(3)
+    weights, means, sigmas = (torch.rand(3, 200, 40, generator=generator) * scale + 0.1 for scale in (1, 30, 8))
+    symbols = means[1].round().to(torch.int16)
+    parameters = quantise_mixtures(*map(place.put, (weights, means, sigmas)))
+    [payload] = encode([[MixturePass(place.put(symbols), *parameters)]])
+    assert encode([[MixturePass(symbols, *(part.cpu() for part in parameters))]]) == [payload]
+    decoder = Decoder([payload], device=place.device)
+    [decoded] = decoder.decode_mixtures(*([part] for part in parameters))
+    decoder.finish()
+    assert torch.equal(decoded.cpu(), symbols)
+
+
+@in_both
+def test_tiles_of_both_kinds(place):
+    """Passes of equal number may be indexed in one tile and mixtures in another: two launches code them."""
+    rng = np.random.default_rng(6)
+    tiles = [
+        [draw(rng, "gaussian", 20, 8), draw(rng, "mixtures", 50, 3)],
+        [draw(rng, "mixtures", 50, 3)],
+        [draw(rng, "mixtures, wide", 9, 9), draw(rng, "uniform", 3, 50), draw(rng, "mixtures", 7, 7)],
+    ]
+    assert place.encode(tiles) == encode(tiles)
+
+
 @on_gpu
 def test_faults_of_symbols_on_a_gpu(place):
     """What the CPU coder refuses to encode, with the same words."""
@@ -427,13 +504,29 @@ def test_faults_of_symbols_on_a_gpu(place):
         assert (type(by_gpu.value), str(by_gpu.value)) == (type(by_cpu.value), str(by_cpu.value))
 
 
+@in_both
+def test_faults_of_mixtures(place):
+    """Likewise; with both faults in a pass, the weights are told."""
+    item = draw(np.random.default_rng(2), "mixtures", 50, 20)
+    wrong, wide = item.weights.clone(), item.symbols.int()
+    wrong[0, 49, 19] += 1
+    wide[5, 5] = 40_000
+    for change in ({"weights": wrong}, {"symbols": wide}, {"weights": wrong, "symbols": wide}):
+        tiles = [[item], [item, item._replace(**change)]]
+        with pytest.raises(ValueError, match="tile 1, pass 1: ") as by_cpu:
+            encode(tiles)
+        with pytest.raises(ValueError, match="tile 1, pass 1: ") as by_gpu:
+            place.encode(tiles)
+        assert (type(by_gpu.value), str(by_gpu.value)) == (type(by_cpu.value), str(by_cpu.value))
+
+
 # --- PyTorch's streams, threads and graphs ----------------------------------------------------------------------------
 
 
 def exercise(place: Place, seed: int = 0, tables: TableSet | None = None) -> None:
     """Encodes, decodes and reconstructs a little of everything. Also run by compute-sanitizer, in its own process."""
     rng = np.random.default_rng(seed)
-    for name in ("gaussian", "escapes"):
+    for name in ("gaussian", "escapes", "mixtures"):
         tiles = [[draw(rng, name, positions, 20), draw(rng, name, 9, 5)] for positions in (3, 40, 70)]
         if tables is not None and name == "gaussian":
             tiles = [[item._replace(tables=tables) for item in tile] for tile in tiles]
@@ -485,26 +578,27 @@ def test_threads_with_streams_of_their_own(place, fresh):
 
 
 class Passes:
-    """Two decoded passes and a reconstructed one, all into tensors that are there already."""
+    """Three decoded passes, one of mixtures, and a reconstructed one, all into tensors that are there already."""
 
     def __init__(self, place: Place, lanes: int):
         rng = np.random.default_rng(lanes)
-        self.items = [draw(rng, name, positions, 16) for name, positions in (("full", 30), ("gaussian", 210))]
+        kinds = (("full", 30), ("gaussian", 210), ("mixtures", 100))
+        self.items = [draw(rng, name, positions, 16) for name, positions in kinds]
         self.picture = picture(rng, 20, 21, 16, True, "gaussian")
-        self.indexes = [place.put(item.indexes) for item in (*self.items, self.picture.item)]
+        [self.moved] = place.tiles([[*self.items, self.picture.item]])
         self.means = place.put(self.picture.means)
         self.gain = place.put(torch.full((16,), 0.25))
-        self.symbols = [torch.empty(index.shape, dtype=torch.int16, device=place.device) for index in self.indexes[:2]]
+        self.symbols = [torch.empty_like(item.symbols) for item in self.moved[:3]]
         self.values = torch.empty(self.means.shape, dtype=torch.int32, device=place.device)
         self.latents = torch.empty(20, 21, 16, dtype=torch.float16, device=place.device)
         self.payloads = encode([[*self.items, self.picture.item]], lanes=lanes, streams=3)
         self.place = place
 
     def run(self, decoder: Decoder) -> None:
-        for index, item, out in zip(self.indexes, self.items, self.symbols, strict=False):
-            decoder.decode([index], item.tables, out=[out])
+        for item, out in zip(self.moved, self.symbols, strict=False):
+            decode_column(decoder, [item], lambda tensor: tensor, [out])
         decoder.reconstruct(
-            [self.indexes[2]],
+            [self.moved[3].indexes],
             gaussian_tables(),
             [self.means],
             mean_bits=6,
@@ -573,17 +667,19 @@ def test_what_capture_needs_of_the_decoder(place, monkeypatch):
             passes.poison()
             passes.run(decoder)
             passes.check()
-        left = _cuda.CAPTURED_PASSES - 6
-        for _ in range(left):
-            decoder.decode([passes.indexes[0]], passes.items[0].tables, out=passes.symbols[:1])
-        with pytest.raises(FastcodecError, match=f"no more than {_cuda.CAPTURED_PASSES} passes"):
-            decoder.decode([passes.indexes[0]], passes.items[0].tables, out=passes.symbols[:1])
+        first = passes.moved[0]
+        assert _cuda.CAPTURED_PASSES == 8
+        with pytest.raises(FastcodecError, match="no more than 8 passes"):
+            decoder.decode([first.indexes], first.tables, out=passes.symbols[:1])
         monkeypatch.undo()
         other = Decoder(passes.payloads)
         monkeypatch.setattr(other._impl._where, "capturing", lambda: True)
         unseen = TableSet([(0, [2**14 - 5, 5])] * 2)
         with pytest.raises(FastcodecError, match="once before"):
-            other.decode([passes.indexes[0]], unseen, out=passes.symbols[:1])
+            other.decode([first.indexes], unseen, out=passes.symbols[:1])
+        monkeypatch.setattr(_cuda, "_uploaded_for_mixtures", {})
+        with pytest.raises(FastcodecError, match="mixtures once before"):
+            decode_column(other, [passes.moved[2]], lambda tensor: tensor, passes.symbols[2:])
 
 
 # --- images of the kernels and tools ----------------------------------------------------------------------------------

@@ -4,7 +4,9 @@ import doctest
 import hashlib
 import itertools
 import pickle
+import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 
 import fastcodec.rans
 from fastcodec.entropy.gaussian import SCALES, gaussian_tables
-from fastcodec.kernels.rans import _cpu, tables
+from fastcodec.kernels.rans import _cpu, _status, tables
 from fastcodec.rans import (
     CorruptStreamError,
     Decoder,
@@ -537,6 +539,24 @@ def test_what_a_forged_header_may_allocate():
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Documents and constants
+
+
+def test_errors_have_the_libraries_numbers():
+    def members(header: str, name: str) -> list[str]:
+        text = (Path(_cpu.__file__).parent / header).read_text("utf-8")
+        body = re.search(rf"enum {name} : \w+ {{(.*?)}};", text, flags=re.DOTALL)[1]
+        return re.findall(r"^\s*(k\w+)", body, flags=re.MULTILINE)
+
+    def camel(status: _status.Status) -> str:
+        return "kStatus" + status.name.title().replace("_", "")
+
+    assert list(_status.Status) == list(range(len(_status.Status)))
+    assert members("host.h", "Status") == [camel(status) for status in _status.Status]
+    errors = members("rans.h", "Error")
+    assert _status._PARAMETER_ERRORS == {
+        errors.index("kIndexRange"): _status.Status.INDEX_RANGE,
+        errors.index("kWeightsWrong"): _status.Status.WEIGHTS,
+    }
 
 
 def test_constants_have_one_home():

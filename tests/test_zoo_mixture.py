@@ -8,7 +8,7 @@ import torch
 
 from fastcodec.errors import CorruptStreamError
 from fastcodec.images import to_picture
-from fastcodec.kernels.rans import mixture
+from fastcodec.kernels import rans
 from fastcodec.models import zoo
 from fastcodec.models.zoo.mixture_conditional import MixtureConditional
 
@@ -61,8 +61,8 @@ def test_files(name, image):
     with torch.inference_mode():
         y = model.g_a(x.contiguous(memory_format=torch.channels_last))
         coded = model.encode_latents(y)
-        (payload,) = mixture.encode([coded.passes], streams=coded.streams)
-        decoder = mixture.MixtureDecoder([payload])
+        (payload,) = rans.encode([coded.passes], streams=coded.streams)
+        decoder = rans.Decoder([payload])
         y_hat = model.decode_latents(decoder, *y.shape[2:])
         decoder.finish()
     assert torch.equal(y_hat, coded.y_hat)

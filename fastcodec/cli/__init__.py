@@ -81,9 +81,8 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         "-q",
         "--quality",
         type=_integer(MIN_QUALITY, MAX_QUALITY),
-        default=60,
         metavar="Q",
-        help=f"from {MIN_QUALITY} (smallest) to {MAX_QUALITY} (best); %(default)s if not given",
+        help=f"from {MIN_QUALITY} (smallest) to {MAX_QUALITY} (best); 60 if not given",
     )
     sizing.add_argument("--target-bytes", type=_integer(1), metavar="N", help="best quality of at most N bytes a file")
     sizing.add_argument("--target-bpp", type=_positive, metavar="X", help="best quality of at most X bits a pixel")
@@ -156,6 +155,12 @@ def _add_batch_arguments(parser: argparse.ArgumentParser, what: str, output: boo
         "--jobs", type=_integer(1), metavar="N", help="files at a time (default: one a core; 32 on a GPU)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object a file, and no progress")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        metavar="FILE",
+        help="a floating-point model: a checkpoint of CompressAI's, or what zoo.Codec.save wrote (default: swift)",
+    )
     parser.add_argument(
         "--device",
         type=_device,

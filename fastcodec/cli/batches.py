@@ -12,10 +12,17 @@ from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import batch
+from .. import batch, container
 from ..batch import StoppedError, Task
 from ..container import DEFAULT_LIMITS, FileInfo, Limits, info
-from ..errors import CorruptStreamError, FastcodecError, ImageError, NotAFicFileError
+from ..errors import (
+    CorruptStreamError,
+    FastcodecError,
+    ImageError,
+    ModelMismatchError,
+    NotAFicFileError,
+    NotPortableWarning,
+)
 from ..images import (
     IMAGE_SUFFIXES,
     Picture,
@@ -31,9 +38,15 @@ from .report import Report, Terminated, explain, per_pixel, say
 
 if TYPE_CHECKING:
     from ..codec import Codec, Encoded
+    from ..models import zoo
 
 FIC_SUFFIXES = frozenset({".fic"})
+QUALITY = 60
 TOGETHER = 16  # files of equal size that a GPU codes at once, if so many wait
+# A floating-point model's memory for a pixel, in `batch.BYTES_PER_PIXEL`: 0.8 to 1.2 kB, measured from mbt2018-mean at
+# 192 and 320 channels to cheng2020-checkerboard-attention at 192.
+FLOAT_MODEL_PIXELS = 64
+FLOAT_MODEL_JOBS = 2  # on a GPU, where such a model codes its files one by one
 
 
 def compress(arguments: argparse.Namespace) -> int:
@@ -63,19 +76,23 @@ def _run(arguments: argparse.Namespace, steps: type[_Steps], suffix: str, wanted
         arguments.inputs, out, suffix, recursive=arguments.recursive, wanted=wanted, out_is_file=out_is_file
     )
     codec = _load_codec(arguments) if tasks else None
+    if codec is not None and arguments.command == "compress":
+        _settle_quality(arguments, codec)
     total_bytes = sum(task.source_bytes for task in tasks)
     report = Report(verb, len(tasks) + len(failures), total_bytes, arguments.json)
     stopped: StoppedError | None = None
     with report, warnings.catch_warnings():
         # Pillow warns of oddities in files that it reads all the same, in lines that do not name the file.
         warnings.filterwarnings("ignore", module="PIL")
+        warnings.filterwarnings("ignore", category=NotPortableWarning)  # a notice of the file that it is about
         for failure in failures:
             report(failure)
         if tasks:
-            alone = codec.device.type == "cpu" and arguments.device != "sim"
+            on_cpu = codec.device.type == "cpu" and arguments.device != "sim"
             # A GPU wants files read ahead; what it codes together, and what waits for it, are as many again.
-            jobs = arguments.jobs or (batch.available_cores() if alone else 2 * TOGETHER)
-            together = 1 if alone else TOGETHER
+            on_gpu, together = (2 * TOGETHER, TOGETHER) if arguments.model is None else (FLOAT_MODEL_JOBS, 1)
+            jobs = arguments.jobs or (batch.available_cores() if on_cpu else on_gpu)
+            together = 1 if on_cpu else together
             try:
                 batch.run(tasks, steps(arguments, codec), jobs=min(jobs, len(tasks)), report=report, together=together)
             except StoppedError as error:
@@ -112,10 +129,26 @@ def _stop(stopped: StoppedError) -> int:
     return code
 
 
-def _load_codec(arguments: argparse.Namespace) -> Codec:
+def _load_codec(arguments: argparse.Namespace) -> Codec | zoo.Codec:
+    if arguments.model is not None:
+        from ..models import zoo
+
+        return zoo.Codec.load(arguments.model, device=arguments.device, limits=_limits(arguments))
     from ..codec import Codec
 
     return Codec.load("swift", device=arguments.device, limits=_limits(arguments))
+
+
+def _settle_quality(arguments: argparse.Namespace, codec: Codec | zoo.Codec) -> None:
+    """The quality where none was asked for; wrong usage where one was, or a size, and the model has one rate."""
+    if arguments.model is None:
+        arguments.quality = arguments.quality or QUALITY
+    elif codec.model.variable_rate:
+        arguments.quality = arguments.quality or codec.quality
+    elif arguments.quality or arguments.target_bytes or arguments.target_bpp:
+        raise _usage(f"--model {arguments.model}: it has one rate, so that no quality or size can be asked of it")
+    else:
+        arguments.quality = codec.quality
 
 
 def _limits(arguments: argparse.Namespace) -> Limits:
@@ -150,21 +183,33 @@ def _usage(message: str) -> SystemExit:
 class _Steps:
     """What the three batches share."""
 
-    def __init__(self, arguments: argparse.Namespace, codec: Codec):
+    def __init__(self, arguments: argparse.Namespace, codec: Codec | zoo.Codec):
         self.arguments, self.codec, self.limits = arguments, codec, _limits(arguments)
+        self.room = 1 if arguments.model is None else FLOAT_MODEL_PIXELS
 
     def existing(self, task: Task) -> dict[str, Any] | None:
         return None
 
     def pixels(self, task: Task) -> int:
         facts = info(read_fic(task.source), self.limits)
-        return facts.width * facts.height
+        return facts.width * facts.height * self.room
 
     def read(self, task: Task) -> bytes:
         return read_fic(task.source)
 
     def kind(self, item: Any) -> Hashable | None:
         return None
+
+    def check_model(self, item: bytes) -> None:
+        """ModelMismatchError, saying what to do, for a file that no released model reads."""
+        if self.arguments.model is None and container.read(item, self.limits).header.float_entropy:
+            raise ModelMismatchError("written with a model of its own: give its file with --model")
+
+    def notices(self, facts: FileInfo) -> list[str]:
+        """What the user should know of a file that did decode."""
+        if facts.portable or facts.written_on == self.codec.machine:
+            return []
+        return [f"written on {facts.written_on}; not every such file decodes here, on {self.codec.machine}"]
 
 
 class _Compress(_Steps):
@@ -191,7 +236,7 @@ class _Compress(_Steps):
 
     def pixels(self, task: Task) -> int:
         width, height = read_size(task.source, max_pixels=self.arguments.max_pixels)
-        return width * height
+        return width * height * self.room
 
     def read(self, task: Task) -> Picture:
         return read_picture(task.source, max_pixels=self.arguments.max_pixels)
@@ -236,6 +281,7 @@ class _Decompress(_Steps):
         return {"why": "exists already"}
 
     def code(self, item: bytes) -> Picture:
+        self.check_model(item)
         region, precision = self.arguments.region, self.arguments.precision
         return self.codec.decode_picture(item, region=region, precision=precision)
 
@@ -249,17 +295,19 @@ class _Decompress(_Steps):
     def write(self, task: Task, item: bytes, result: Picture, seconds: float) -> dict[str, Any]:
         _make_folder(task.target.parent)
         write_picture(task.target, result)
-        facts = _facts(info(item, self.limits))
-        size = {"width": result.width, "height": result.height}
-        return {**facts, **size, "seconds": round(seconds, 4), "output_bytes": task.target.stat().st_size}
+        facts = info(item, self.limits)
+        record = _facts(facts) | {"width": result.width, "height": result.height, "seconds": round(seconds, 4)}
+        return record | {"output_bytes": task.target.stat().st_size, "notices": self.notices(facts)}
 
 
 class _Verify(_Steps):
     def code(self, item: bytes) -> None:
+        self.check_model(item)
         self.codec.verify(item)
 
     def write(self, task: Task, item: bytes, result: None, seconds: float) -> dict[str, Any]:
-        return {**_facts(info(item, self.limits)), "seconds": round(seconds, 4)}
+        facts = info(item, self.limits)
+        return _facts(facts) | {"seconds": round(seconds, 4), "notices": self.notices(facts)}
 
 
 def _make_folder(folder: Path) -> None:

@@ -37,12 +37,13 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _details(record: dict[str, Any]) -> str:
-    portable = "portable" if record["portable"] else "not portable (floating-point entropy side)"
+    portable = "portable" if record["portable"] else "not portable (floating point)"
     rows = {
         "size": f"{record['width']} x {record['height']}, {record['mode']}",
         "file": f"{record['bytes']} bytes, {record['bpp']:.3f} bits a pixel, {_tiles(record)}",
         "quality": f"{record['quality']}",
         "model": f"{record['model']}, {portable}",
+        **({} if record["portable"] else {"machine": record["written_on"]}),
         "format": f"version {record['version']}",
         "metadata": f"ICC profile {_bytes(record['icc_bytes'])}, EXIF {_bytes(record['exif_bytes'])}",
     }

@@ -1,4 +1,4 @@
-"""The systems that the checkerboard paper builds on and compares with, on real files.
+"""The systems that the checkerboard paper builds on and compares with, and CompressAI's image models, on real files.
 
     model = zoo.create("mbt2018-checkerboard", quality=3)      # N and M of that quality, untrained
     model = zoo.load("mbt2018-mean", torch.load("mbt2018-mean-3.pth"))   # CompressAI's checkpoints, as they are
@@ -6,7 +6,8 @@
     blob = codec.encode(image)
     image = codec.decode(blob)
 
-docs/zoo.md lists them, and says what is the same as in CompressAI and what is not.
+`fastcodec.from_compressai` makes a codec of CompressAI's models in one step (convert.py). docs/zoo.md lists all systems
+and says what is the same as in CompressAI and what is not.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .balle2017 import Balle2017
-from .balle2018 import FactorizedPrior, ScaleHyperprior
+from .balle2018 import FactorizedPrior, FactorizedPriorReLU, ScaleHyperprior
 from .base import Compressed, CompressionModel
 from .cheng2020 import (
     Cheng2020,
@@ -31,7 +32,13 @@ from .cheng2020 import (
 )
 from .codec import Codec
 from .he2021 import Checkerboard, RandomMask
+from .he2022 import Elic2022, Elic2022Chandelier
 from .integer import skeleton
+from .kamisli2024 import (
+    JointAutoregressiveVariableRate,
+    MeanScaleHyperpriorVariableRate,
+    ScaleHyperpriorVariableRate,
+)
 from .minnen2018 import JointAutoregressive, MeanScaleHyperprior
 
 __all__ = ["SYSTEMS", "Codec", "Compressed", "CompressionModel", "System", "create", "load"]
@@ -51,6 +58,7 @@ _CHENG = (*[(128,)] * 3, *[(192,)] * 3)
 SYSTEMS = {
     "bls2017": System(Balle2017, (*[(128,)] * 5, *[(192,)] * 3)),
     "bmshj2018-factorized": System(FactorizedPrior, (*[_SMALL] * 5, *[_LARGE] * 3)),
+    "bmshj2018-factorized-relu": System(FactorizedPriorReLU, (*[_SMALL] * 5, *[_LARGE] * 3)),
     "bmshj2018-hyperprior": System(ScaleHyperprior, (*[_SMALL] * 5, *[_LARGE] * 3)),
     "mbt2018-mean": System(MeanScaleHyperprior, (*[_SMALL] * 4, *[_LARGE] * 4)),
     "mbt2018": System(JointAutoregressive, (*[_EQUAL] * 4, *[_LARGE] * 4)),
@@ -65,6 +73,11 @@ SYSTEMS = {
     "cheng2020-serial-mixture-attention": System(Cheng2020MixtureAttention, _CHENG),
     "cheng2020-checkerboard-mixture": System(Cheng2020CheckerboardMixture, _CHENG),
     "cheng2020-checkerboard-mixture-attention": System(Cheng2020CheckerboardMixtureAttention, _CHENG),
+    "bmshj2018-hyperprior-vbr": System(ScaleHyperpriorVariableRate, (_LARGE,)),
+    "mbt2018-mean-vbr": System(MeanScaleHyperpriorVariableRate, (_LARGE,)),
+    "mbt2018-vbr": System(JointAutoregressiveVariableRate, (_LARGE,)),
+    "elic2022-official": System(Elic2022, (_LARGE,) * 8),
+    "elic2022-chandelier": System(Elic2022Chandelier, (_LARGE,) * 8),
 }
 
 
@@ -80,6 +93,8 @@ def create(name: str, quality: int, **options) -> CompressionModel:
     options: rounding="latents" for y^ = round(y), as in He et al. 2021, in the systems that predict means.
     """
     system = _system(name)
+    if system.model.variable_rate:
+        raise ValueError(f"{name} is loaded from CompressAI's weights, not trained here")
     if not 1 <= quality <= len(system.channels):
         raise ValueError(f"{name} has the qualities 1 to {len(system.channels)}, not {quality}")
     return system.model(*system.channels[quality - 1], **options)

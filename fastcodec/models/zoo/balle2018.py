@@ -52,6 +52,15 @@ class FactorizedPrior(CompressionModel):
         return self.entropy_bottleneck.decode(decoder, height, width)
 
 
+class FactorizedPriorReLU(FactorizedPrior):
+    """The same with rectifiers for GDN (CompressAI: bmshj2018-factorized-relu)."""
+
+    def __init__(self, n: int, m: int):
+        super().__init__(n, m)
+        for transform in (self.g_a, self.g_s):
+            transform[1], transform[3], transform[5] = (nn.ReLU(inplace=True) for _ in range(3))
+
+
 class Hyperprior(CompressionModel):
     """z and the parameters psi = h_s(z^) of the latents: what all systems with hyper latents share.
 
@@ -62,10 +71,12 @@ class Hyperprior(CompressionModel):
     h_s: nn.Module
     hyper_stride = 4  # latents a hyper latent
 
-    def __init__(self, n: int, gaussian_conditional: GaussianConditional):
+    def __init__(self, n: int, gaussian_conditional: GaussianConditional | None):
+        """n: channels of z. gaussian_conditional: None for a system that has several, and defines `latent_bits`."""
         super().__init__()
         self.entropy_bottleneck = EntropyBottleneck(n)
-        self.gaussian_conditional = gaussian_conditional
+        if gaussian_conditional is not None:
+            self.gaussian_conditional = gaussian_conditional
 
     def hyper_analysis(self, y: Tensor) -> Tensor:
         """z of y."""
@@ -74,6 +85,10 @@ class Hyperprior(CompressionModel):
     def parameters_while_training(self, psi: Tensor, y_hat: Tensor) -> Tensor:
         """The latents' parameters of h_s's output and of y with noise, both on the grid."""
         return psi
+
+    def latent_bits(self, y_hat: Tensor, psi: Tensor) -> Tensor:
+        """The code length of each latent in training, like y_hat [B, M, h, w], which is y with noise."""
+        return self.gaussian_conditional.bits(y_hat, self.parameters_while_training(psi, y_hat))
 
     def encode_given(self, y: Tensor, psi: Tensor) -> Coded:
         """Code y [1, M, h, w] by the output psi [1, C, h, w] of h_s: here in one pass (equation 7)."""
@@ -88,7 +103,7 @@ class Hyperprior(CompressionModel):
         y = self.g_a(x)
         z_hat, z_bits = self.entropy_bottleneck(self.hyper_analysis(y))
         noisy = y + torch.rand_like(y) - 0.5
-        y_bits = self.gaussian_conditional.bits(noisy, self.parameters_while_training(self.h_s(z_hat), noisy))
+        y_bits = self.latent_bits(noisy, self.h_s(z_hat))
         return {"x_hat": self.g_s(noisy), "y_bits": y_bits.flatten(1).sum(1), "z_bits": z_bits.flatten(1).sum(1)}
 
     def encode_latents(self, y: Tensor) -> Coded:

@@ -1,8 +1,8 @@
 """What every system of the zoo is: a network that compresses one image to one payload and back.
 
 A system defines its layers, `encode_latents` and `decode_latents`, the coding in the order of its paper, and `forward`
-for training. Everything is floating point: a payload decodes where the same library runs on the same kind of machine
-with the same number of threads, as with any other codec of this kind, and nowhere else for sure.
+for training. Everything is floating point: a payload decodes where the same library runs on the same kind of machine,
+as with any other codec of this kind, and nowhere else for sure.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from fastcodec.errors import ImageError
 from fastcodec.kernels import rans
-from fastcodec.kernels.rans import mixture
 
 from .entropy_bottleneck import CodedEntropyModel, EntropyBottleneck
-from .mixture_conditional import MixtureConditional
 
 # Constants that CompressAI keeps as buffers; older checkpoints lack some of them.
 _CONSTANTS = re.compile(r"(^|\.)(bound|pedestal|target|scale_bound|mask)$")
@@ -30,7 +28,7 @@ _CONSTANTS = re.compile(r"(^|\.)(bound|pedestal|target|scale_bound|mask)$")
 class Coded:
     """An image's latents, coded: the passes in order, the latents as the decoder will have them, the code length."""
 
-    passes: list[rans.Pass | mixture.MixturePass]
+    passes: list[rans.Pass | rans.MixturePass]
     bits: float
     y_hat: Tensor  # [1, M, h, w]
     streams: int | None = None  # of the coder, which chooses for None; passes of one position can use but one
@@ -51,10 +49,14 @@ class CompressionModel(nn.Module):
     Attributes:
         stride: pixels a latent of the deepest layer: images must be multiples of it.
         latent_stride: pixels a latent y.
+        portable: whether the entropy side is in integers (integer.py), so that a payload decodes everywhere.
+        variable_rate: whether it has a rate for each quality (`at`); the others have one.
     """
 
     stride = 64
     latent_stride = 16
+    portable = False
+    variable_rate = False
     #: (ours, CompressAI's) prefixes of parameter names, where its class of a model nests them otherwise.
     layout: tuple[tuple[str, str], ...] = ()
 
@@ -94,8 +96,12 @@ class CompressionModel(nn.Module):
 
     # --- the same for all -------------------------------------------------------------------------------------------
 
-    def compress(self, x: Tensor) -> Compressed:
-        """x: RGB float32 [1, 3, H, W] in 0..1, multiples of `stride`, on the model's device.
+    def at(self, quality: int) -> CompressionModel:
+        """The system that codes at a quality, 1..100: this one, unless it has several rates (kamisli2024.py)."""
+        return self
+
+    def compress(self, x: Tensor, preset: str = "size") -> Compressed:
+        """x: RGB float32 [1, 3, H, W] in 0..1, multiples of `stride`, on the model's device. preset: the coder's.
 
         Raises ImageError where the analysis gives no finite latents, SymbolRangeError for symbols beyond 16 bits,
         ValueError for another size.
@@ -106,9 +112,9 @@ class CompressionModel(nn.Module):
             y = self.g_a(channels_last(x.to(_dtype(self.g_a))))
             if not torch.isfinite(y).all():
                 raise ImageError("the analysis did not give finite latents")
-            coded = self.encode_latents(y)
-        mixed = any(isinstance(item, mixture.MixturePass) for item in coded.passes)
-        (payload,) = (mixture if mixed else rans).encode([coded.passes], streams=coded.streams)
+            with one_thread():
+                coded = self.encode_latents(y)
+        (payload,) = rans.encode([coded.passes], preset=preset, streams=coded.streams)
         return Compressed(payload, (y.shape[2], y.shape[3]), coded.bits)
 
     def decompress(self, payload: bytes | memoryview, shape: tuple[int, int]) -> Tensor:
@@ -116,12 +122,19 @@ class CompressionModel(nn.Module):
 
         Raises CorruptStreamError for what `compress` did not write, as far as the coder can tell.
         """
-        device = next(self.parameters()).device
-        with coding():
-            mixed = any(isinstance(module, MixtureConditional) for module in self.modules())
-            decoder = mixture.MixtureDecoder([payload]) if mixed else rans.Decoder([payload], device=device)
+        return self.reconstruct(self.decompress_latents(payload, shape))
+
+    def decompress_latents(self, payload: bytes | memoryview, shape: tuple[int, int]) -> Tensor:
+        """`decompress` without synthesis: y^ [1, M, h, w]. Checks all that `decompress` does."""
+        with coding(), one_thread():
+            decoder = rans.Decoder([payload], device=next(self.parameters()).device)
             y_hat = self.decode_latents(decoder, *shape)
             decoder.finish()
+        return y_hat
+
+    def reconstruct(self, y_hat: Tensor) -> Tensor:
+        """The image of decoded latents y^ [1, M, h, w], float32 [1, 3, H, W] in 0..1."""
+        with coding():
             return self.g_s(channels_last(y_hat.to(_dtype(self.g_s)))).clamp(0, 1).float()
 
     def update(self, *, fit_quantiles: bool = False, force: bool = False) -> None:
@@ -177,6 +190,18 @@ def coding() -> Iterator[None]:
             yield
     finally:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread of the CPU for this thread's operations: with more, convolutions and matrix products sum in another
+    order, and a file would decode only where there are as many as where it was written."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def channels_last(x: Tensor) -> Tensor:

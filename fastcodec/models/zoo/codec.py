@@ -1,31 +1,35 @@
-"""Real .fic files of the zoo's systems: one whole-image payload, the flag of a floating-point entropy side."""
+"""Real .fic files of the zoo's systems: one payload and one tile for the whole image, and the kind of machine.
+
+The methods are those of `fastcodec.Codec`. Images are coded one by one: in a batch, convolutions may sum in another
+order, and the decoder would need the encoder's batch.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
+from fastcodec import codec as swift
 from fastcodec import container
-from fastcodec.constants import IDENTITY_BYTES
+from fastcodec.codec import DecodedTensor, Encoded, Output, Precision, Preset
+from fastcodec.constants import IDENTITY_BYTES, MAX_QUALITY, MIN_QUALITY
 from fastcodec.container import DEFAULT_LIMITS, Container, Header, Limits, TileData
-from fastcodec.errors import CorruptStreamError, ImageError, ModelMismatchError
-from fastcodec.geometry import ceil_div
+from fastcodec.errors import CorruptStreamError, ModelMismatchError, NotPortableWarning, UnsupportedError
+from fastcodec.geometry import Rect, ceil_div
 from fastcodec.images import ImageLike, Picture, from_picture, to_picture
 
 from .base import CompressionModel
+from .machine import kind_of
 
-
-@dataclass(frozen=True)
-class Encoded:
-    """A file, and the code length that the model's float64 probabilities give."""
-
-    data: bytes
-    estimated_bits: float
+_VARIABLE_QUALITY = 60  # as `fastcodec.Codec`
 
 
 def identity(model: CompressionModel) -> bytes:
@@ -42,77 +46,243 @@ def identity(model: CompressionModel) -> bytes:
 class Codec:
     """Encodes and decodes images with one system of the zoo, on the device of its weights.
 
-    A file decodes with the same weights, on a machine of the same kind (`Compressed` says why). The model must not
-    change while a codec has it. quality: what the header says, 1..100; for information only.
+    A file decodes with the same weights, on a machine of the same kind; on another, NotPortableWarning is given, and
+    what does not decode there ends in CorruptStreamError. The model must not change while a codec has it. One instance
+    may be shared by any number of threads.
+
+    quality: 1..100. Where the system has a variable rate, what `encode` takes if it is not told, 60 if None; else only
+    what the header says, 1 if None.
     """
 
-    def __init__(self, model: CompressionModel, quality: int = 1, limits: Limits = DEFAULT_LIMITS):
+    def __init__(self, model: CompressionModel, quality: int | None = None, limits: Limits = DEFAULT_LIMITS):
         model.update()
         self.model = model.eval().to(memory_format=torch.channels_last)
         self.identity = identity(model)
-        self.quality, self.limits = quality, limits
+        self.limits = limits
+        self.device = next(model.parameters()).device
+        usual = _VARIABLE_QUALITY if model.variable_rate else MIN_QUALITY
+        self.quality = usual if quality is None else _checked(quality)
 
-    def encode(self, image: ImageLike) -> bytes:
+    @property
+    def machine(self) -> str:
+        """The kind of machine for which files are written; empty if they decode everywhere."""
+        return "" if self.model.portable else kind_of(self.device)
+
+    def encode(self, image: ImageLike, quality: int | None = None, preset: Preset = "size") -> bytes:
         """A PIL image, an HWC or HW uint8 array, or a CHW uint8 tensor, of any size, to a .fic file's bytes.
 
-        Raises ImageError for what is not an image, and for one with alpha.
+        quality: the codec's if None. preset: "size", or "latency" for more of the coder's lanes. Raises ImageError for
+        what is not an image, UnsupportedError for another quality than the codec's if the system has one rate.
         """
-        return self.encode_picture(to_picture(image)).data
+        return self.encode_picture(to_picture(image), quality, preset).data
 
-    def encode_picture(self, picture: Picture) -> Encoded:
-        """`encode` for a `Picture`, with the estimate beside the bytes."""
-        if picture.alpha is not None:
-            raise ImageError("the papers' systems code no alpha: flatten the image first")
-        compressed = self.model.compress(self._input(picture.pixels))
+    def encode_batch(
+        self, images: Sequence[ImageLike], quality: int | None = None, preset: Preset = "size"
+    ) -> list[bytes]:
+        """`encode` for several images."""
+        return [self.encode(image, quality, preset) for image in images]
+
+    def encode_pictures(
+        self, pictures: Sequence[Picture], quality: int | None = None, preset: Preset = "size"
+    ) -> list[Encoded]:
+        """`encode_picture` for several."""
+        return [self.encode_picture(picture, quality, preset) for picture in pictures]
+
+    def encode_picture(self, picture: Picture, quality: int | None = None, preset: Preset = "size") -> Encoded:
+        """`encode` for a `Picture`, with the model's float64 code length beside the bytes."""
+        quality = self._chosen(quality)
+        compressed = self.model.at(quality).compress(self._input(picture.pixels), preset)
         header = Header(
             width=picture.width,
             height=picture.height,
-            quality=self.quality,
+            quality=quality,
             identity=self.identity,
             grayscale=picture.pixels.ndim == 2,
+            alpha=picture.alpha is not None,
             float_entropy=True,
             icc=picture.icc,
             exif=picture.exif,
+            written_on=self.machine,
         )
-        return Encoded(container.write(header, [TileData(compressed.payload)]), compressed.estimated_bits)
+        (tile,) = header.grid.tiles()
+        alpha = swift._encode_alpha(picture.alpha, tile, header.grid)
+        data = container.write(header, [TileData(compressed.payload, alpha)])
+        return Encoded(data, compressed.estimated_bits, quality)
 
-    def decode(self, data: bytes | bytearray | memoryview, out: str = "pil"):
-        """A file to uint8 pixels: a PIL image ("pil"), an HWC array ("numpy") or a CHW tensor ("tensor").
+    def encode_to_size(self, picture: Picture, target_bytes: int, preset: Preset = "size") -> Encoded:
+        """Encode at the highest quality whose file has at most `target_bytes` bytes; TargetError if none has.
 
-        Raises CorruptStreamError, UnsupportedVersionError, LimitError, and ModelMismatchError for a file of another
-        model or of other weights.
+        UnsupportedError if the system has one rate.
         """
-        return from_picture(self.decode_picture(data), out)
+        if not self.model.variable_rate:
+            raise UnsupportedError("this model has one rate: no quality meets a size")
+        return swift.Codec.encode_to_size(self, picture, target_bytes, preset)  # a search by `encode_picture`
 
-    def decode_picture(self, data: bytes | bytearray | memoryview) -> Picture:
-        """`decode` to a `Picture`: pixels and metadata."""
-        parsed = container.read(data, self.limits)
-        header = parsed.header
-        if not header.float_entropy or header.identity != self.identity:
-            raise ModelMismatchError(f"written with model {header.identity.hex()}, not with {self.identity.hex()}")
-        x = self.model.decompress(_payload(parsed), self._latent_shape(header))
-        levels = (x[0, :, : header.height, : header.width] * 255).round().to(torch.uint8)
-        pixels = levels.permute(1, 2, 0).contiguous().cpu().numpy()
-        if header.grayscale:
-            pixels = ((pixels.astype(np.uint16).sum(2) + 1) // 3).astype(np.uint8)
-        return Picture(pixels, None, header.icc, header.exif)
+    def decode(
+        self,
+        data: bytes | bytearray | memoryview,
+        *,
+        out: Output = "pil",
+        region: tuple[int, int, int, int] | None = None,
+        precision: Precision = "exact",
+    ) -> Image.Image | np.ndarray | Tensor:
+        """A file to uint8 pixels: a PIL image, an HWC (HW if grayscale) array or a CHW tensor, on the CPU.
+
+        Raises CorruptStreamError, UnsupportedVersionError, LimitError, ModelMismatchError for a file of another model
+        or of other weights, UnsupportedError for a region or another precision than "exact".
+        """
+        return from_picture(self.decode_picture(data, region=region, precision=precision), out)
+
+    def decode_batch(
+        self, files: Sequence[bytes | bytearray | memoryview], *, out: Output = "pil", precision: Precision = "exact"
+    ) -> list[Image.Image | np.ndarray | Tensor]:
+        """`decode` for several files."""
+        return [self.decode(data, out=out, precision=precision) for data in files]
+
+    def decode_pictures(
+        self, files: Sequence[bytes | bytearray | memoryview], *, precision: Precision = "exact"
+    ) -> list[Picture]:
+        """`decode_picture` for several."""
+        return [self.decode_picture(data, precision=precision) for data in files]
+
+    def decode_picture(
+        self,
+        data: bytes | bytearray | memoryview,
+        *,
+        region: tuple[int, int, int, int] | None = None,
+        precision: Precision = "exact",
+    ) -> Picture:
+        """`decode` to a `Picture`: pixels, alpha and metadata."""
+        _whole(region, precision)
+        parsed = self._read(data)
+        levels = self._levels(parsed).cpu().numpy()
+        return swift._picture(parsed.header, levels, self._alpha(parsed))
+
+    def decode_tensor(
+        self,
+        files: Sequence[bytes | bytearray | memoryview],
+        *,
+        out: Tensor | None = None,
+        region: tuple[int, int, int, int] | None = None,
+    ) -> DecodedTensor:
+        """Decode files of equal size to uint8 [files, 3, height, width] on the codec's device, without alpha.
+
+        out: where to, if not None. Returns when it is done. Raises what `decode` raises, and ValueError for files of
+        different sizes or an `out` that does not fit.
+        """
+        _whole(region)
+        parsed = [self._read(data) for data in files]
+        sizes = {(item.header.height, item.header.width) for item in parsed}
+        if len(sizes) != 1:
+            raise ValueError(f"files of one size are needed, not of {len(sizes)}")
+        shape = (len(parsed), 3, *sizes.pop())
+        if out is None:
+            out = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        elif out.shape != shape or out.dtype != torch.uint8 or out.device != self.device:
+            raise ValueError(
+                f"out must be uint8 {list(shape)} on {self.device}, not {out.dtype} {list(out.shape)} on {out.device}"
+            )
+        for item, pixels in zip(parsed, out, strict=True):
+            pixels.copy_(self._levels(item).permute(2, 0, 1))
+        return DecodedTensor(out, lambda: None)
+
+    def verify(self, data: bytes | bytearray | memoryview) -> None:
+        """Decode the latents and alpha, check every state, cursor and CRC; run no synthesis.
+
+        Raises what `decode` raises; returns only if the whole file is sound and decodes on this machine.
+        """
+        parsed = self._read(data)
+        self._latents(parsed)
+        self._alpha(parsed)
+
+    def latents(self, data: bytes | bytearray | memoryview) -> Tensor:
+        """The decoded latents y^ of a file, float [h, w, M], on the codec's device."""
+        return self._latents(self._read(data))[0].permute(1, 2, 0)
+
+    def save(self, path: str | Path) -> None:
+        """Write the model to a file that `Codec.load` and the command line's --model take."""
+        from . import convert
+
+        convert.save(self.model, path)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, device: str = "auto", limits: Limits = DEFAULT_LIMITS, name: str | None = None
+    ) -> Codec:
+        """The codec of a model file: what `save` wrote, or a checkpoint of CompressAI's (.pth, .pth.tar).
+
+        device: "cpu", "cuda", "cuda:N", or "auto", a GPU where there is one that the coder can use. name: as for
+        `from_compressai`. Raises UnknownModelError for another file, UnavailableError for a device that is not there.
+        """
+        from . import convert
+
+        return cls(convert.read(path, name).to(convert.device_of(device)), limits=limits)
+
+    def _chosen(self, quality: int | None) -> int:
+        if quality is None:
+            return self.quality
+        if _checked(quality) != self.quality and not self.model.variable_rate:
+            raise UnsupportedError(f"this model has one rate, called quality {self.quality}, and no quality {quality}")
+        return quality
 
     def _input(self, pixels: np.ndarray) -> Tensor:
         """[1, 3, H, W] in 0..1, the edge replicated to multiples of the model's stride."""
-        device = next(self.model.parameters()).device
-        x = torch.tensor(pixels, device=device).float().div_(255)
+        x = torch.tensor(pixels, device=self.device).float().div_(255)
         x = x.expand(3, -1, -1) if x.ndim == 2 else x.permute(2, 0, 1)
         height, width = x.shape[1:]
         return F.pad(x[None], (0, -width % self.model.stride, 0, -height % self.model.stride), mode="replicate")
 
-    def _latent_shape(self, header: Header) -> tuple[int, int]:
-        stride = self.model.stride
-        per_block = stride // self.model.latent_stride
-        return ceil_div(header.height, stride) * per_block, ceil_div(header.width, stride) * per_block
+    def _elsewhere(self, header: Header) -> bool:
+        """Whether another kind of machine wrote a file for itself."""
+        return not header.portable and header.written_on != self.machine
+
+    def _read(self, data: bytes | bytearray | memoryview) -> Container:
+        """The container of a file of this model. Warns of another machine."""
+        parsed = container.read(data, self.limits)
+        header = parsed.header
+        if not header.float_entropy or header.identity != self.identity:
+            raise ModelMismatchError(f"written with model {header.identity.hex()}, not with {self.identity.hex()}")
+        if self._elsewhere(header):
+            warnings.warn(
+                f"written on {header.written_on}, and this is {self.machine}: it may not decode",
+                NotPortableWarning,
+                stacklevel=4,  # who called `decode`
+            )
+        return parsed
+
+    def _latents(self, parsed: Container) -> Tensor:
+        """y^ [1, M, h, w]."""
+        header, model = parsed.header, self.model.at(parsed.header.quality)
+        payload, per_block = parsed.tile(0).payload, model.stride // model.latent_stride
+        shape = [ceil_div(size, model.stride) * per_block for size in (header.height, header.width)]
+        try:
+            return model.decompress_latents(payload, tuple(shape))
+        except CorruptStreamError as error:
+            if not self._elsewhere(header):
+                raise
+            raise CorruptStreamError(
+                f"{error}; the file is undamaged, but {header.written_on} wrote it, and floating point differs here"
+            ) from error
+
+    def _levels(self, parsed: Container) -> Tensor:
+        """Pixels as the network gives them, uint8 [H, W, 3]."""
+        x = self.model.reconstruct(self._latents(parsed))
+        levels = (x[0, :, : parsed.header.height, : parsed.header.width] * 255).round().to(torch.uint8)
+        return levels.permute(1, 2, 0).contiguous()
+
+    def _alpha(self, parsed: Container) -> np.ndarray | None:
+        return swift._alpha_of(parsed, Rect(0, 0, parsed.header.height, parsed.header.width))
 
 
-def _payload(parsed: Container) -> memoryview:
-    """The whole image's payload; CorruptStreamError if there is more than that."""
-    if parsed.header.alpha:
-        raise CorruptStreamError("a file of a floating-point model has no alpha")
-    return parsed.tile(0).payload
+def _checked(quality: int) -> int:
+    if not MIN_QUALITY <= quality <= MAX_QUALITY or quality != int(quality):
+        raise ValueError(f"quality {quality!r} is not an integer from {MIN_QUALITY} to {MAX_QUALITY}")
+    return int(quality)
+
+
+def _whole(region: tuple[int, int, int, int] | None, precision: Precision = "exact") -> None:
+    """UnsupportedError for what only a portable model can do."""
+    if region is not None:
+        raise UnsupportedError("this model's networks see the whole image: no region decodes alone, decode and crop")
+    if precision != "exact":
+        raise UnsupportedError(f"this model has no precision {precision!r}, only 'exact'")

@@ -28,9 +28,9 @@ NEIGHBOURS = tuple(
 )
 
 
-def mask_of(taps: Sequence[tuple[int, int]]) -> Tensor:
+def mask_of(taps: Sequence[tuple[int, int]], device: str | None = None) -> Tensor:
     """The 5x5 mask that is 1 at (dy, dx) from its centre, float32."""
-    mask = torch.zeros(KERNEL, KERNEL)
+    mask = torch.zeros(KERNEL, KERNEL, device=device)
     for dy, dx in taps:
         mask[dy + RADIUS, dx + RADIUS] = 1
     return mask
@@ -42,6 +42,7 @@ class MaskedConvolution(nn.Conv2d):
     def __init__(self, latents: int, taps: Sequence[tuple[int, int]]):
         super().__init__(latents, 2 * latents, KERNEL, padding=RADIUS)
         self.register_buffer("mask", mask_of(taps).expand_as(self.weight).clone())
+        self.taps = tuple(taps)
         self.any_mask = False  # whether a state dict may bring another one
 
     def forward(self, y: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -57,7 +58,8 @@ class MaskedConvolution(nn.Conv2d):
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
         mask = state_dict.get(prefix + "mask")
-        if not self.any_mask and mask is not None and not torch.equal(mask.to(self.mask), self.mask):
+        own = mask_of(self.taps, "cpu")  # not the buffer, which has no values on the meta device
+        if not self.any_mask and mask is not None and not torch.equal(mask.to(own), own.expand_as(mask)):
             errors.append(f"{prefix}mask is that of another context model: what it was trained to see is not seen here")
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
 

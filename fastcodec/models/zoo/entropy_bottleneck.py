@@ -131,7 +131,11 @@ class EntropyBottleneck(CodedEntropyModel):
     @torch.no_grad()
     def update(self) -> None:
         """Make the CDFs of the density as it is: for each channel, the symbols between its outer quantiles."""
-        low, median, high = self.quantiles.double().unbind(2)
+        self._store(*self._cdfs(self.quantiles))
+
+    def _cdfs(self, quantiles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Offsets, CDFs and their lengths of the integers about the medians between the outer quantiles [C, 1, 3]."""
+        low, median, high = quantiles.detach().double().unbind(2)
         below = (median - low).ceil().clamp(0, _MAX_REACH)
         above = (high - median).ceil().clamp(0, _MAX_REACH)
         reach = int(torch.maximum(below, above).max())
@@ -141,7 +145,7 @@ class EntropyBottleneck(CodedEntropyModel):
         for row, first, last in zip(pmf, (reach - below).int().tolist(), (reach + above).int().tolist(), strict=True):
             inside = row[first[0] : last[0] + 1]
             cdfs.append(quantised_cdf(inside, max(1 - float(inside.sum()), _TAIL_MASS)))
-        self._store(-below[:, 0], *stack_cdfs(cdfs))
+        return (-below[:, 0], *stack_cdfs(cdfs))
 
     @torch.no_grad()
     def encode(self, z: Tensor) -> tuple[list[rans.Pass], Tensor, float]:

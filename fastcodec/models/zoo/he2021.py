@@ -23,10 +23,11 @@ def anchor_mask(height: int, width: int, like: Tensor) -> Tensor:
     return ((rows[:, None] + columns) % 2 == 0).to(like.dtype)
 
 
-class Checkerboard(ContextModel):
-    """Two passes: all anchors by the hyperprior alone, then all non-anchors, which see the anchors around them."""
+class TwoPasses:
+    """All anchors by the hyperprior alone, then all non-anchors, which see the anchors around them.
 
-    taps = checkerboard.LIVE_TAPS
+    For a module that has context_prediction, entropy_parameters, gaussian_conditional and `merged`.
+    """
 
     def parameters_while_training(self, psi: Tensor, y_hat: Tensor) -> Tensor:
         """All parameters in one pass: g_ep(psi, g_cm(y_half) - b_half) (equation 11).
@@ -75,6 +76,12 @@ def _halves(grid: Tensor) -> tuple[Tensor, Tensor]:
 def _whole(anchors: Tensor, others: Tensor, height: int, width: int) -> Tensor:
     """The inverse of `_halves`."""
     return checkerboard.merge(anchors[None], others[None], height, width).permute(0, 3, 1, 2)
+
+
+class Checkerboard(TwoPasses, ContextModel):
+    """Minnen 2018 in two passes."""
+
+    taps = checkerboard.LIVE_TAPS
 
 
 class RandomMask(Checkerboard, JointAutoregressive):

@@ -5,9 +5,10 @@
     image = codec.decode(blob)
     fastcodec.info(blob)                     # no network, no pixels
 
-    codec = fastcodec.from_compressai(model) # the same for the models of CompressAI's zoo
+    codec = fastcodec.from_compressai(model)        # the same for the models of CompressAI's zoo
+    codec = fastcodec.integerize(codec, photographs)  # and their files decode on every device
 
-`Codec` and `from_compressai` are imported on first use, so that `info` and the command line's help need no PyTorch.
+All of these are imported on first use, so that `info` and the command line's help need no PyTorch.
 """
 
 from __future__ import annotations
@@ -19,10 +20,20 @@ from .errors import FastcodecError
 
 if TYPE_CHECKING:
     from .codec import Codec, Encoded
-    from .models.zoo.convert import from_compressai
+    from .models.zoo.convert import from_compressai, integerize
 
 __version__ = "0.1.0"
-__all__ = ["Codec", "Encoded", "FastcodecError", "FileInfo", "Limits", "__version__", "from_compressai", "info"]
+__all__ = [
+    "Codec",
+    "Encoded",
+    "FastcodecError",
+    "FileInfo",
+    "Limits",
+    "__version__",
+    "from_compressai",
+    "info",
+    "integerize",
+]
 
 
 def __getattr__(name: str):
@@ -30,8 +41,8 @@ def __getattr__(name: str):
         from . import codec
 
         return getattr(codec, name)
-    if name == "from_compressai":
-        from .models.zoo.convert import from_compressai
+    if name in ("from_compressai", "integerize"):
+        from .models.zoo import convert
 
-        return from_compressai
+        return getattr(convert, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from test_zoo import as_input, lively
 from torch import nn
 
-from fastcodec.errors import CorruptStreamError, ExactnessError
+import fastcodec
+from fastcodec import container
+from fastcodec.cli import main
+from fastcodec.errors import ExactnessError, UnsupportedError
+from fastcodec.kernels import rans
 from fastcodec.models import zoo
 from fastcodec.models.zoo import integer
 from fastcodec.models.zoo.context import RASTER_TAPS, MaskedConvolution
 
 SYSTEMS = ["bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018-checkerboard"]
-SYSTEMS += ["cheng2020-checkerboard", "mbt2018"]
+SYSTEMS += ["cheng2020-checkerboard", "elic2022-official", "elic2022-chandelier", "mbt2018"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -197,17 +203,16 @@ def test_latents_do_not_depend_on_how_the_decoder_computes(name, converted, monk
     assert torch.equal(decoded(twin), expected)
 
 
-def test_the_float_system_does_depend_on_it(converted, monkeypatch):
+def test_the_float_system_does_depend_on_it(converted):
     """What the test before this one would miss if it could not see a difference."""
     model, _, _, x = converted("mbt2018-checkerboard")
     compressed = model.compress(x)
-    plain = F.linear
-    monkeypatch.setattr(
-        F, "linear", lambda rows, weight, bias=None: (plain(rows.double(), weight.double()) + bias).float()
-    )
-    monkeypatch.setattr(model.gaussian_conditional, "scale_table", model.gaussian_conditional.scale_table * (1 + 1e-4))
-    with pytest.raises(CorruptStreamError):
-        model.decompress(compressed.payload, compressed.shape)
+    wide = copy.deepcopy(model)
+    for network in (wide.h_s, wide.context_prediction, wide.entropy_parameters):
+        network.double()
+    wide.h_s.register_forward_pre_hook(lambda _, arguments: arguments[0].double())
+    latents = (part.decompress_latents(compressed.payload, compressed.shape).double() for part in (model, wide))
+    assert not torch.equal(*latents)
 
 
 @pytest.mark.parametrize("name", ["mbt2018-mean", "cheng2020-checkerboard"])
@@ -227,12 +232,71 @@ def test_a_saved_one_is_the_same(name, converted, tmp_path):
         zoo.load(name, state | {bias: torch.full_like(state[bias], 2**53)})
 
 
+def test_files_of_a_converted_codec(converted, photograph, tmp_path, monkeypatch):
+    model, _, report, _ = converted("mbt2018-checkerboard")
+    codec = fastcodec.integerize(zoo.Codec(model, quality=7), [photograph])
+    assert (codec.quality, codec.report) == (7, report)
+    data = codec.encode(photograph)
+    assert container.info(data).portable
+    codec.save(tmp_path / "model.pth")
+    again = zoo.Codec.load(tmp_path / "model.pth", device="cpu")
+    # Another kind of machine decodes it without a word.
+    monkeypatch.setattr("fastcodec.models.zoo.codec.kind_of", lambda device: "another kind")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(again.decode(data, out="numpy"), codec.decode(data, out="numpy"))
+        again.verify(data)
+
+
+def test_tables_are_those_of_the_conversion(converted, monkeypatch):
+    """Nothing is computed from the CDFs at load."""
+    _, twin, _, x = converted("mbt2018-mean")
+    compressed, state = twin.compress(x), twin.state_dict()
+    monkeypatch.setattr(rans.TableSet, "from_pmfs", None)
+    again = zoo.load("mbt2018-mean", state)
+    assert again.compress(x).payload == compressed.payload
+    broken = state | {"entropy_bottleneck.coder_tables": state["entropy_bottleneck.coder_tables"][:-2]}
+    with pytest.raises(ExactnessError, match="tables"):
+        zoo.load("mbt2018-mean", broken).compress(x)
+
+
+def test_command_line(photograph, tmp_path, capsys):
+    for part in ("images", "out"):
+        (tmp_path / part).mkdir()
+    Image.fromarray(photograph).save(tmp_path / "images" / "cat.png")
+    model = lively("cheng2020-checkerboard", photograph[:64, :64])
+    zoo.Codec(model).save(tmp_path / "float.pth")
+    portable, images = str(tmp_path / "portable.pth"), str(tmp_path / "images")
+    assert main(["integerize", str(tmp_path / "float.pth"), "-o", portable, "--images", images]) == 0
+    assert "bits on 1 images" in capsys.readouterr().err
+    files = str(tmp_path / "out")
+    assert main(["compress", images, "-o", files, "--model", portable]) == 0
+    assert main(["verify", files, "--model", portable]) == 0
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / "out" / "cat.fic")]) == 0
+    assert "not portable" not in capsys.readouterr().out
+    assert main(["integerize", portable, "-o", portable, "--images", images]) == 1
+    assert "already" in capsys.readouterr().err
+    assert main(["integerize", str(tmp_path / "float.pth"), "-o", portable, "--images", files]) == 1
+    assert "no images" in capsys.readouterr().err
+
+
 def test_what_cannot_be_converted(photograph):
     x = as_input(photograph[:64, :64])
     with pytest.raises(ValueError, match="images"):
         integer.integerized(lively("mbt2018-mean", photograph[:64, :64]), [])
-    with pytest.raises(ValueError, match="gaussian_conditional is a RoundedGaussianConditional"):
-        integer.integerized(lively("mbt2018-mean", photograph[:64, :64], rounding="latents"), [x])
+    for model, message in (
+        (lively("mbt2018-mean", photograph[:64, :64], rounding="latents"), "is a RoundedGaussianConditional"),
+        (zoo.SYSTEMS["cheng2020-checkerboard-mixture"].model(8), "is a MixtureConditional"),
+    ):
+        with pytest.raises(UnsupportedError, match=f"gaussian_conditional {message}"):
+            integer.integerized(model, [x])
+    variable = zoo.SYSTEMS["mbt2018-mean-vbr"].model(8, 12)
+    with pytest.raises(UnsupportedError, match="variable-rate"):
+        integer.integerized(variable, [x])
+    twin, _ = integer.integerized(lively("bmshj2018-factorized", photograph[:64, :64]), [x])
+    with pytest.raises(UnsupportedError, match="already"):
+        integer.integerized(twin, [x])
     model = lively("mbt2018-checkerboard", photograph[:64, :64])
     with torch.no_grad():
         model.entropy_parameters[2].bias[3] = float("inf")

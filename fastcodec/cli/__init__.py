@@ -1,4 +1,4 @@
-"""The command line: `fastcodec compress | decompress | info | verify | eval | train`.
+"""The command line: `fastcodec compress | decompress | info | verify | integerize | eval | train`.
 
 Each command is a function of its parsed arguments that returns the exit code: 0; 1 if any file failed; 2 for wrong
 usage; 130 after Ctrl-C. Errors are one line each; FASTCODEC_DEBUG=1 adds the traceback. PyTorch is imported by the
@@ -117,6 +117,17 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     _add_batch_arguments(sub, ".fic files, or folders of them", output=False)
 
+    sub = command(
+        "integerize", "make a model whose files decode on every device", _call("integerize"), _INTEGERIZE_DETAILS
+    )
+    sub.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint of CompressAI's, or of the trainer")
+    sub.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="FILE", help="the model file to write, for --model"
+    )
+    sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="photographs to calibrate on, a handful")
+    sub.add_argument("--system", metavar="NAME", help="which system it is, where the checkpoint does not tell")
+    _add_device(sub)
+
     chosen = next((word for word in argv if not word.startswith("-")), None)
     for name, module, summary in (
         ("eval", "evaluate", "measure the codec on a folder of images"),
@@ -136,6 +147,12 @@ _COMPRESS_DETAILS = (
 _DECOMPRESS_DETAILS = (
     "A file photo.fic becomes OUT/photo.png. Folders are mirrored under OUT. Images that are there already are "
     "skipped, so an interrupted batch goes on when its command is repeated."
+)
+
+
+_INTEGERIZE_DETAILS = (
+    "Converts the entropy side of a floating-point model to integers, after training, and prints what that costs in "
+    "bits on the photographs (docs/portable.md)."
 )
 
 
@@ -159,8 +176,13 @@ def _add_batch_arguments(parser: argparse.ArgumentParser, what: str, output: boo
         "--model",
         type=Path,
         metavar="FILE",
-        help="a floating-point model: a checkpoint of CompressAI's, or what zoo.Codec.save wrote (default: swift)",
+        help="another model: a checkpoint of CompressAI's, or what integerize or Codec.save wrote (default: swift)",
     )
+    _add_device(parser)
+    _add_limit(parser)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device",
         type=_device,
@@ -168,7 +190,6 @@ def _add_batch_arguments(parser: argparse.ArgumentParser, what: str, output: boo
         metavar="D",
         help="where to run: cpu, cuda, cuda:N, or auto, which is a GPU if there is one (%(default)s)",
     )
-    _add_limit(parser)
 
 
 def _add_limit(parser: argparse.ArgumentParser) -> None:
@@ -195,7 +216,7 @@ def _batch(name: str) -> Callable[[argparse.Namespace], int]:
 
 def _call(module: str) -> Callable[[argparse.Namespace], int]:
     def run(arguments: argparse.Namespace) -> int:
-        package = "fastcodec.cli" if module == "info" else "fastcodec"
+        package = "fastcodec.cli" if module in ("info", "integerize") else "fastcodec"
         return importlib.import_module(f"{package}.{module}").main(arguments)
 
     return run

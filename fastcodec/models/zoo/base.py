@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -112,7 +112,7 @@ class CompressionModel(nn.Module):
             y = self.g_a(channels_last(x.to(_dtype(self.g_a))))
             if not torch.isfinite(y).all():
                 raise ImageError("the analysis did not give finite latents")
-            with one_thread():
+            with self._threads():
                 coded = self.encode_latents(y)
         (payload,) = rans.encode([coded.passes], preset=preset, streams=coded.streams)
         return Compressed(payload, (y.shape[2], y.shape[3]), coded.bits)
@@ -126,7 +126,7 @@ class CompressionModel(nn.Module):
 
     def decompress_latents(self, payload: bytes | memoryview, shape: tuple[int, int]) -> Tensor:
         """`decompress` without synthesis: y^ [1, M, h, w]. Checks all that `decompress` does."""
-        with coding(), one_thread():
+        with coding(), self._threads():
             decoder = rans.Decoder([payload], device=next(self.parameters()).device)
             y_hat = self.decode_latents(decoder, *shape)
             decoder.finish()
@@ -136,6 +136,9 @@ class CompressionModel(nn.Module):
         """The image of decoded latents y^ [1, M, h, w], float32 [1, 3, H, W] in 0..1."""
         with coding():
             return self.g_s(channels_last(y_hat.to(_dtype(self.g_s)))).clamp(0, 1).float()
+
+    def _threads(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.portable else one_thread()
 
     def update(self, *, fit_quantiles: bool = False, force: bool = False) -> None:
         """Make the coder's tables, where a checkpoint did not bring them. Part of the state dict from then on.

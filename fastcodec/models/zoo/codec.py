@@ -26,6 +26,7 @@ from fastcodec.errors import CorruptStreamError, ModelMismatchError, NotPortable
 from fastcodec.geometry import Rect, ceil_div
 from fastcodec.images import ImageLike, Picture, from_picture, to_picture
 
+from . import integer
 from .base import CompressionModel
 from .machine import kind_of
 
@@ -50,9 +51,13 @@ class Codec:
     what does not decode there ends in CorruptStreamError. The model must not change while a codec has it. One instance
     may be shared by any number of threads.
 
+    report: what its conversion to integers cost, if `fastcodec.integerize` made it.
+
     quality: 1..100. Where the system has a variable rate, what `encode` takes if it is not told, 60 if None; else only
     what the header says, 1 if None.
     """
+
+    report: integer.Report | None = None
 
     def __init__(self, model: CompressionModel, quality: int | None = None, limits: Limits = DEFAULT_LIMITS):
         model.update()
@@ -60,6 +65,8 @@ class Codec:
         self.identity = identity(model)
         self.limits = limits
         self.device = next(model.parameters()).device
+        if model.portable:
+            integer.require_exact(self.device)
         usual = _VARIABLE_QUALITY if model.variable_rate else MIN_QUALITY
         self.quality = usual if quality is None else _checked(quality)
 

@@ -6,7 +6,7 @@ codec.save("mbt2018-mean-3.pth")                  # fastcodec compress --model m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from fastcodec.codec import _engines
 from fastcodec.container import DEFAULT_LIMITS, Limits
 from fastcodec.errors import UnknownModelError, UnsupportedError
+from fastcodec.images import ImageLike, read_picture, replacing, to_picture
 from fastcodec.models import zoo
 
+from . import integer
 from .base import CompressionModel
 from .codec import Codec
 from .rounded_gaussian import RoundedGaussianConditional
@@ -86,6 +88,27 @@ def from_compressai(
     return Codec(system.to(where), quality, limits)
 
 
+def integerize(model: Codec | CompressionModel | nn.Module, calibration_images: Iterable[ImageLike | Path]) -> Codec:
+    """A codec of the same model with its entropy side in integers: its files decode on every device (docs/portable.md).
+
+    model: a codec, a system of the zoo, or an instance of one of CompressAI's classes; it stays as it is.
+    calibration_images: photographs like those to be coded, a handful, as `Codec.encode` takes them or paths. They set
+    the ranges of the 16-bit activations. The result's `report` has what the conversion costs on them.
+
+    Raises UnsupportedError for a system without an integer twin (variable rates, mixtures, y^ = round(y)),
+    ExactnessError for weights that have none, ValueError without images, ImageError for what is no image, and what
+    `from_compressai` raises.
+    """
+    if isinstance(model, CompressionModel):
+        model = Codec(model)
+    codec = model if isinstance(model, Codec) else from_compressai(model)
+    pictures = (read_picture(image) if isinstance(image, Path) else to_picture(image) for image in calibration_images)
+    twin, report = integer.integerized(codec.model, [codec._input(picture.pixels) for picture in pictures])
+    out = Codec(twin, None if codec.model.variable_rate else codec.quality, codec.limits)
+    out.report = report
+    return out
+
+
 def system_of(state: Mapping[str, Any], name: str | None = None) -> CompressionModel:
     """The system of a state dict, or of a checkpoint that has one in it. UnknownModelError for another dictionary."""
     facts: Mapping[str, Any] = {}
@@ -134,7 +157,8 @@ def save(model: CompressionModel, path: str | Path) -> None:
         raise UnknownModelError(f"{type(model).__name__} is no system of the zoo")
     rounded = isinstance(getattr(model, "gaussian_conditional", None), RoundedGaussianConditional)
     facts = {"system": names[0], "options": {"rounding": "latents"} if rounded else {}}
-    torch.save({_FACTS: facts, "state_dict": model.state_dict()}, path)
+    with replacing(Path(path)) as stream:
+        torch.save({_FACTS: facts, "state_dict": model.state_dict()}, stream)
 
 
 def read(path: str | Path, name: str | None = None) -> CompressionModel:

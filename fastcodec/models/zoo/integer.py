@@ -17,7 +17,9 @@ entry is the shift. Scales become table numbers by comparison with such numbers.
 from __future__ import annotations
 
 import copy
+import functools
 import math
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -26,13 +28,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fastcodec.errors import ExactnessError
+from fastcodec.errors import ExactnessError, UnsupportedError
+from fastcodec.kernels import rans
 
 from .balle2018 import Hyperprior
 from .base import CompressionModel, channels_last, coding
 from .context import RADIUS, MaskedConvolution
-from .entropy_bottleneck import EntropyBottleneck
+from .entropy_bottleneck import CodedEntropyModel, EntropyBottleneck
 from .gaussian_conditional import GaussianConditional
+from .he2022 import Group, ScalesFirst
 from .layers import LowerBound
 
 INPUT_MAX = 2**15 - 1
@@ -49,7 +53,7 @@ LEAST_SHARE = 1 / 256
 #: Fraction bits of a mean: a step of 1/256 costs nothing even where sigma is least.
 MEAN_BITS = 8
 #: What is exact in float64 as it is, and containers.
-EXACT = (nn.ReLU, nn.PixelShuffle, nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, LowerBound)
+EXACT = (nn.ReLU, nn.PixelShuffle, nn.Sequential, nn.ModuleList, nn.ParameterList, LowerBound, Group, ScalesFirst)
 #: Parts of the model that are never in the decoder's way to a probability.
 TRANSFORMS = ("g_a.", "g_s.", "h_a.")
 
@@ -74,6 +78,13 @@ def float64_is_exact(device: torch.device) -> bool:
     start = (1 << 53) - 4096 * INPUT_MAX * WEIGHT_MAX - 2  # what is left to the limit
     sums = product(a.double().to(device), b.double().to(device)) + start
     return torch.equal(sums.cpu().long(), a @ b + start)
+
+
+@functools.cache
+def require_exact(device: torch.device) -> None:
+    """ExactnessError for a device whose float64 products are not exact. Measured once."""
+    if not float64_is_exact(device):
+        raise ExactnessError(f"{device}: float64 matrix products are not exact there, so integer systems cannot run")
 
 
 class IntegerConvolution(nn.Module):
@@ -269,11 +280,52 @@ class IntegerLeakyReLU(nn.Module):
         return torch.where(x < 0, x * self.slope, x)
 
 
-class IntegerGaussianConditional(GaussianConditional):
+class StoredTables(CodedEntropyModel):
+    """The coder's integer tables as a buffer: uint8, each set's `to_bytes` behind its length, u32 little endian.
+
+    Making them from the CDFs takes logarithms, whose last bit may differ between machines, and with it a frequency.
+    """
+
+    _SIZED = (*CodedEntropyModel._SIZED, "coder_tables")
+
+    def keep_tables(self, sets: Sequence[rans.TableSet]) -> None:
+        """Store these as the tables."""
+        data = b"".join(struct.pack("<I", len(part)) + part for part in (tables.to_bytes() for tables in sets))
+        self.coder_tables = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self.coder_tables.device)
+        self._table_sets = None
+
+    def table_sets(self) -> list[rans.TableSet]:
+        """As they were stored. ExactnessError for a buffer that holds no tables."""
+        if self._table_sets is None:
+            data, self._table_sets = self.coder_tables.cpu().numpy().tobytes(), []
+            try:
+                while data:
+                    end = 4 + struct.unpack_from("<I", data)[0]
+                    self._table_sets.append(rans.TableSet.from_bytes(data[4:end]))
+                    data = data[end:]
+            except (ValueError, struct.error) as error:
+                raise ExactnessError(f"the stored tables cannot be read: {error}") from None
+        return self._table_sets
+
+
+class IntegerEntropyBottleneck(StoredTables, EntropyBottleneck):
+    """The factorised prior with its tables as they are. Its medians take part in one addition of float32 alone."""
+
+    @classmethod
+    def of(cls, bottleneck: EntropyBottleneck) -> IntegerEntropyBottleneck:
+        """The twin of one, with its tables if it has them."""
+        out = cls(bottleneck.channels)
+        out.load_state_dict(bottleneck.state_dict() | {"coder_tables": out.coder_tables})
+        if bottleneck.updated:
+            out.keep_tables(bottleneck.table_sets())
+        return out
+
+
+class IntegerGaussianConditional(StoredTables, GaussianConditional):
     """Means in steps of 2^-mean_bits, and table numbers by integer thresholds on the scales, int64 [levels - 1] in
     units of 2^-16."""
 
-    _SIZED = (*GaussianConditional._SIZED, "thresholds")
+    _SIZED = (*StoredTables._SIZED, "scale_table", "thresholds")
 
     def __init__(self, with_means: bool = True):
         super().__init__(with_means)
@@ -281,12 +333,14 @@ class IntegerGaussianConditional(GaussianConditional):
 
     @classmethod
     def of(cls, conditional: GaussianConditional, mean_bits: int) -> IntegerGaussianConditional:
-        """The twin of one that has its tables."""
+        """The twin of one, with its tables if it has them."""
         out, state = cls(conditional.with_means), conditional.state_dict()
         table = conditional.scale_table.double()
         state["thresholds"] = floor_half(torch.sqrt(table[:-1] * table[1:]) * 2**SCALE_BITS).long()
         state["mean_bits"] = torch.tensor(mean_bits)
-        out.load_state_dict(state)
+        out.load_state_dict(state | {"coder_tables": out.coder_tables})
+        if conditional.updated:
+            out.keep_tables(conditional.table_sets())
         return out
 
     def split(self, parameters: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -325,8 +379,13 @@ def integerized(model: CompressionModel, images: Iterable[Tensor]) -> tuple[Comp
     images: RGB float32 [1, 3, H, W] in 0..1, multiples of the model's stride, on its device; a few photographs do. They
     decide the range of each layer's inputs, and the cost is reported on them.
 
-    Raises ValueError without images or for a system that cannot be converted, ExactnessError for weights that cannot.
+    Raises ValueError without images, UnsupportedError for a system that cannot be converted, ExactnessError for weights
+    that cannot.
     """
+    if model.portable:
+        raise UnsupportedError("this model is in integers already")
+    if model.variable_rate:
+        raise UnsupportedError("a variable-rate model has no integer twin: its gains lie between the layers")
     for name, parameter in model.named_parameters():
         if not torch.isfinite(parameter).all():
             raise ExactnessError(f"{name} is not finite")
@@ -352,7 +411,7 @@ def integerized(model: CompressionModel, images: Iterable[Tensor]) -> tuple[Comp
 def skeleton(model: CompressionModel) -> CompressionModel:
     """A copy of a float system with integer layers in their places, their values not set yet.
 
-    ValueError, naming the part, for a system that has parts without an integer twin.
+    UnsupportedError, naming the part, for a system that has parts without an integer twin.
     """
     out = copy.deepcopy(model)
     for name, layer in list(out.named_modules()):
@@ -381,11 +440,13 @@ def _twin(layer: nn.Module, name: str) -> nn.Module:
         return IntegerConvTranspose2d(layer)
     if isinstance(layer, nn.LeakyReLU):
         return IntegerLeakyReLU(layer.negative_slope)
+    if type(layer) is EntropyBottleneck:
+        return IntegerEntropyBottleneck.of(layer)
     if type(layer) is GaussianConditional:
         return IntegerGaussianConditional.of(layer, MEAN_BITS)
-    if isinstance(layer, (*EXACT, EntropyBottleneck)):
+    if isinstance(layer, EXACT):
         return layer
-    raise ValueError(f"{name} is a {type(layer).__name__}, which has no integer twin")
+    raise UnsupportedError(f"{name} is a {type(layer).__name__}, which has no integer twin")
 
 
 def _plain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:

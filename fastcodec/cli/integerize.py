@@ -1,0 +1,28 @@
+"""`fastcodec integerize`: a model of CompressAI's or of the zoo to one whose files decode on every device."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..errors import ImageError
+from .report import say
+
+MOST_IMAGES = 64
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Run `fastcodec integerize`."""
+    from ..evaluate import find_images
+    from ..models.zoo import Codec
+    from ..models.zoo.convert import integerize
+
+    images = find_images(arguments.images)
+    if not images:
+        raise ImageError(f"{arguments.images}: no images to calibrate on")
+    codec = Codec.load(arguments.model, arguments.device, name=arguments.system)
+    converted = integerize(codec, images[:: -(-len(images) // MOST_IMAGES)])
+    converted.save(arguments.out)
+    report = converted.report
+    cost = f"{report.cost:+.3%} bits on {report.images} images"
+    say(f"{arguments.out}: model {converted.identity.hex()}, in integers; {cost}")
+    return 0

@@ -1,0 +1,118 @@
+"""What coding costs a trained system of the zoo: real bytes beside the model's code length, and integers beside floats.
+
+    python -m fastcodec.studies.zoo_rates NAME WEIGHTS --images KODAK --calibration PHOTOGRAPHS --out JSON
+
+For each image: the file's bytes against the estimate; the latents' payload alone against their ideal code length (of a
+mixture: docs/mixture.md); and, where the system can be converted, the code length and the bytes with an entropy side of
+integers that was calibrated on other photographs (docs/portable.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcodec import _machine
+from fastcodec.evaluate import find_images
+from fastcodec.images import Picture, read_picture
+from fastcodec.kernels import rans
+from fastcodec.models import zoo
+from fastcodec.models.zoo import integer
+from fastcodec.models.zoo.balle2018 import Hyperprior
+from fastcodec.models.zoo.base import channels_last, coding
+
+CALIBRATION_IMAGES = 8
+
+
+def latents_cost(codec: zoo.Codec, picture: Picture) -> tuple[float, float, int]:
+    """The ideal code length of a picture's latents y in bits, what their passes alone take, and how many they are."""
+    model = codec.model
+    with coding():
+        y = model.g_a(channels_last(codec._input(picture.pixels)))
+        coded = model.encode_latents(y)
+        hyper, z_bits = 0, 0.0
+        if isinstance(model, Hyperprior):
+            passes, _, z_bits = model.entropy_bottleneck.encode(model.hyper_analysis(y))
+            hyper = len(passes)
+    (payload,) = rans.encode([coded.passes[hyper:]], streams=coded.streams)
+    return coded.bits - z_bits, 8.0 * len(payload), y.numel()
+
+
+def measure(codec: zoo.Codec, pictures: Sequence[Picture]) -> dict[str, Any]:
+    """Sums over the pictures: bits of files and latents, ideal and real; every file is decoded again."""
+    out = {"pixels": 0, "file_bits": 0.0, "estimated_bits": 0.0, "latents": 0, "latent_bits": 0.0, "latent_ideal": 0.0}
+    worst = 0.0
+    for picture in pictures:
+        encoded = codec.encode_picture(picture)
+        codec.decode_picture(encoded.data)
+        out["pixels"] += picture.width * picture.height
+        out["file_bits"] += 8 * len(encoded.data)
+        out["estimated_bits"] += encoded.estimated_bits
+        # The goal of every system: real bytes <= 1.01 estimate + 100 bytes.
+        worst = max(worst, len(encoded.data) / (1.01 * encoded.estimated_bits / 8 + 100))
+        ideal, real, count = latents_cost(codec, picture)
+        out["latent_ideal"] += ideal
+        out["latent_bits"] += real
+        out["latents"] += count
+    return out | {
+        "bits_per_pixel": out["file_bits"] / out["pixels"],
+        "file_overhead": out["file_bits"] / out["estimated_bits"] - 1,
+        "latent_overhead": out["latent_bits"] / out["latent_ideal"] - 1,
+        "share_of_the_allowed_bytes_at_worst": worst,
+    }
+
+
+def study(model: zoo.CompressionModel, pictures: Sequence[Picture], calibration: Sequence[Picture]) -> dict[str, Any]:
+    """All figures of one system; "integers" is None where it has no integer twin."""
+    codec = zoo.Codec(model)
+    record: dict[str, Any] = {"images": len(pictures), "floats": measure(codec, pictures), "integers": None}
+    try:
+        twin, report = integer.integerized(model, [codec._input(picture.pixels) for picture in calibration])
+    except ValueError as error:
+        return record | {"why_no_integers": str(error)}
+    whole = measure(zoo.Codec(twin), pictures)
+    return record | {
+        "integers": whole,
+        "calibration_images": report.images,
+        "cost_on_calibration": report.cost,
+        "cost_in_code_length": whole["estimated_bits"] / record["floats"]["estimated_bits"] - 1,
+        "cost_in_bytes": whole["file_bits"] / record["floats"]["file_bits"] - 1,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study."""
+    parser = argparse.ArgumentParser(prog="python -m fastcodec.studies.zoo_rates", description=__doc__.split("\n")[0])
+    parser.add_argument("name", choices=zoo.SYSTEMS, metavar="NAME", help="a system of the zoo")
+    parser.add_argument("weights", type=Path, help="its state dict, as the trainer writes it")
+    parser.add_argument("--images", type=Path, required=True, help="folder of images to report on")
+    parser.add_argument("--calibration", type=Path, required=True, help="folder of other photographs, of which 8 serve")
+    parser.add_argument("--out", type=Path, help="JSON; a system's record joins those that it has")
+    args = parser.parse_args(arguments)
+    model = zoo.load(args.name, torch.load(args.weights, map_location="cpu", weights_only=True))
+    pictures = [read_picture(path) for path in find_images(args.images)]
+    calibration = [read_picture(path) for path in find_images(args.calibration)[:CALIBRATION_IMAGES]]
+    record = study(model, pictures, calibration)
+    floats, whole = record["floats"], record["integers"]
+    print(f"{args.name}: {record['images']} images, {floats['bits_per_pixel']:.3f} bits a pixel")
+    print(f"  files        {floats['file_overhead']:+.3%} over the estimate")
+    print(f"  latents      {floats['latent_overhead']:+.3%} over their ideal code length")
+    if whole is not None:
+        print(f"  in integers  {record['cost_in_code_length']:+.4%} code length, {record['cost_in_bytes']:+.4%} bytes")
+    if args.out is not None:
+        known = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {"systems": {}}
+        known["machine"] = _machine.describe()
+        known["systems"][args.name] = record
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,7 +14,7 @@ CXX_SOURCES = find kernels tests bench fastcodec -name build -prune -o -type f \
 	\( -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' \) -print0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench gpu gpu-check gpu-site gpu-run build venv clean distclean
+.PHONY: help demo test lint format bench compressai gpu gpu-check gpu-site gpu-run build venv clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,10 @@ format: venv  ## format Python, C++ and CUDA, and mend what ruff can
 
 bench: build $(VENV)/bench.stamp  ## run the benchmarks, with the other coders beside ours (ARGS= to choose)
 	$(BIN)/python -m bench $(ARGS)
+
+compressai: build $(VENV)/bench.stamp  ## run CompressAI's own tests, which pip fetches, on the adapter in both modes
+	$(BIN)/python tests/compressai_suite.py compatible
+	$(BIN)/python tests/compressai_suite.py native
 
 gpu: gpu-check  ## on a machine with a GPU: all GPU tests and benchmarks, with PYTHON's own packages
 	@$(MAKE) --no-print-directory gpu-run

@@ -33,7 +33,7 @@ from fastcodec.entropy.gaussian import COUNT, SCALES, gaussian_tables
 from fastcodec.errors import UnavailableError
 from fastcodec.kernels import nvrtc
 from fastcodec.kernels.rans import _cuda, cuda_status
-from fastcodec.rans import Decoder, Pass, TableSet, available_isas, encode
+from fastcodec.rans import Decoder, MixturePass, Pass, TableSet, available_isas, encode, quantise_mixtures
 
 from . import _common, coder
 
@@ -55,6 +55,9 @@ SWIFT = (
 # fmt: on
 SWIFT_NAME = "swift at quality 60"
 MIXES: dict[str, tuple[int, int] | tuple[int, ...]] = {**coder.MIXES, SWIFT_NAME: SWIFT}
+# Of mixtures: the range of the sigmas, and how far from 0 the means are, for what a trained network gives and for any.
+MIXTURES = {"sigmas 0.11..2": (0.11, 2.0, 2.0), "sigmas 0.11..64": (0.11, 64.0, 20.0)}
+COMPONENTS = 3
 REFERENCE = "1..48"  # the mix whose energy is measured, and that peers get
 
 
@@ -646,6 +649,70 @@ def _cpu(tiles: list[list[Pass]], payloads: list[bytes], options: dict[str, int]
     }
 
 
+# --- mixtures ---------------------------------------------------------------------------------------------------------
+
+
+def draw_mixtures(machine: Machine, shape: tuple[int, int, int], name: str, seed: int = 0) -> list[MixturePass]:
+    """A pass for each tile, symbols drawn from their mixtures."""
+    least, greatest, far = MIXTURES[name]
+    generator = torch.Generator(machine.device).manual_seed(seed)
+    planes = (COMPONENTS, *shape[1:])
+
+    def uniform() -> Tensor:
+        return torch.rand(planes, generator=generator, device=machine.device)
+
+    passes = []
+    for _ in range(shape[0]):
+        weights = uniform().neg().log1p().neg()  # normalised, they are Dirichlet(1)
+        means, sigmas = (2 * uniform() - 1) * far, least * (greatest / least) ** uniform()
+        shares = weights / weights.sum(0)
+        pick = (torch.rand(shape[1:], generator=generator, device=machine.device) > shares.cumsum(0)[:-1]).sum(0)[None]
+        noise = torch.randn(shape[1:], generator=generator, device=machine.device)
+        symbols = (means.gather(0, pick)[0] + noise * sigmas.gather(0, pick)[0]).round()
+        passes.append(MixturePass(symbols.to(torch.int16), *quantise_mixtures(shares, means, sigmas)))
+    return passes
+
+
+def mixtures(machine: Machine, sizes: Sizes, name: str) -> dict[str, Any]:
+    """One row: mixtures of three on a full GPU, kernels alone; and a core of the CPU on one of the tiles."""
+    tiles, streams = machine.multiprocessors, _threads("kMixtureThreads") // WARP * WAVES
+    positions = max(1, min(sizes.peer_symbols, machine.most_symbols()) // (tiles * coder.CHANNELS * WARP)) * WARP
+    passes = draw_mixtures(machine, (tiles, positions, coder.CHANNELS), name)
+    options = {"lanes": WARP, "streams": streams}
+    batch = [[item] for item in passes]
+    with machine.kernels():
+        payloads = encode(batch, **options)
+        decoder = Decoder(payloads, device=machine.device)
+    first = MixturePass(*(part.cpu() for part in passes[0]))
+    _match(payloads[:1], encode([[first]], **options), "payloads of mixtures")
+    encoding = launches(machine, lambda: encode(batch, **options), sizes.repeats)
+    outputs = [torch.full_like(item.symbols, -99) for item in passes]
+    weights, means, scales = ([item[part] for item in passes] for part in (1, 2, 3))
+    call = partial(decoder.decode_mixtures, weights, means, scales, out=outputs)
+    decoding = launches(machine, call, sizes.repeats, _pristine(decoder))
+    with machine.kernels():
+        decoder.finish()
+    for item, found in zip(passes, outputs, strict=True):
+        _match(found, item.symbols, "symbols of mixtures")
+
+    def by_cpu() -> None:
+        reader = Decoder(payloads[:1], threads=1)
+        reader.decode_mixtures([first.weights], [first.means], [first.scales])
+        reader.finish()
+
+    count = tiles * first.symbols.numel()
+    return {
+        "mixtures": name,
+        "components": COMPONENTS,
+        "symbols": count,
+        "bits_per_symbol": 8 * sum(map(len, payloads)) / count,
+        "encode_msymbols": count / encoding.median("encode") / 1e6,
+        "encode_msymbols_of_all_kernels": count / encoding.median("examine", "encode", "arrange", "gather") / 1e6,
+        "decode_msymbols": count / decoding.median("decode") / 1e6,
+        "cpu_decode_msymbols": first.symbols.numel() / coder.seconds(by_cpu, 3) / 1e6,
+    }
+
+
 # --- one image --------------------------------------------------------------------------------------------------------
 
 
@@ -965,6 +1032,15 @@ def _print_latency(found: dict[str, Any], sizes: Sizes) -> None:
 
 def _print_rest(found: dict[str, Any]) -> None:
     console, spent = _common.console, found["energy"]
+    for row in found["mixtures"]:
+        if "decode_msymbols" in row:
+            console.print(
+                f"mixtures of {row['components']}, {row['mixtures']}: {row['bits_per_symbol']:.2f} bits a symbol, "
+                f"encode {row['encode_msymbols']:.0f}, decode {row['decode_msymbols']:.0f} Msymbol/s; "
+                f"a CPU core decodes {row['cpu_decode_msymbols']:.0f}",
+                highlight=False,
+                soft_wrap=True,
+            )
     if (joules := spent.get("joules_per_gsymbol")) is not None:
         clock = f", {spent['sm_mhz']:.0f} MHz" if spent["sm_mhz"] else ""
         console.print(f"decoding: {joules:.2f} J a Gsymbol ({spent['measured_by']}){clock}", highlight=False)
@@ -1037,6 +1113,11 @@ def run(machine: Machine | None = None, sizes: Sizes | None = None, seconds: flo
             found["energy"] = (
                 attempt("energy", lambda: energy(machine, sizes)) if budget.allows("energy", "energy") else skipped
             )
+            found["mixtures"] = [
+                attempt(f"mixtures, {row}", partial(mixtures, machine, sizes, row), mixtures=row)
+                for row in MIXTURES
+                if budget.allows("mixtures", f"mixtures, {row}", 5.0)
+            ]
             found["peers"] = (
                 attempt("peers", lambda: peers(machine, sizes)) if budget.allows("peers", "peers") else skipped
             )

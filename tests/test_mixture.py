@@ -273,6 +273,17 @@ def test_passes_in_any_order():
     assert payloads == [encode([tile])[0] for tile in tiles]
 
 
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+@pytest.mark.parametrize("scale", [100, 160, 200, 210, 221, 235, 255])
+def test_every_entry_of_few_lanes(scale, lanes):
+    """At the ends of a wide reach an entry has a slot or two: there a search that guesses is off by several entries."""
+    for element in (([4096], [5], [scale]), ([1000, 3000, 96], [-9, 640, 77], [scale, scale - 7, scale // 2])):
+        first, edges = model(*element)
+        symbols = np.repeat(np.arange(first - 2, first + len(edges) + 1, dtype=np.int16), 2)[:, None]
+        item = pass_of([element], symbols.shape)._replace(symbols=torch.from_numpy(symbols))
+        assert_round_trip([item], lanes=lanes, streams=1)
+
+
 def test_extreme_symbols_and_int32():
     for element in corners():
         item = pass_of([element], (4, 8))

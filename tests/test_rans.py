@@ -553,10 +553,10 @@ def test_errors_have_the_libraries_numbers():
     assert list(_status.Status) == list(range(len(_status.Status)))
     assert members("host.h", "Status") == [camel(status) for status in _status.Status]
     errors = members("rans.h", "Error")
-    assert _status._PARAMETER_ERRORS == {
+    assert {
         errors.index("kIndexRange"): _status.Status.INDEX_RANGE,
         errors.index("kWeightsWrong"): _status.Status.WEIGHTS,
-    }
+    } == _status._PARAMETER_ERRORS
 
 
 def test_constants_have_one_home():

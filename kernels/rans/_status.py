@@ -32,7 +32,7 @@ _RAISED: dict[Status, tuple[type[Exception], str]] = {
 
 _OF_TENSORS = (Status.INDEX_RANGE, Status.SYMBOL_RANGE, Status.SYMBOL_SKIPPED, Status.WEIGHTS)
 
-# The last two of rans.h's enum Error: a GPU finds while it decodes what the CPU coder refuses before.
+# The last two of rans.h's enum Error: what a GPU finds while it decodes, and the CPU coder refuses before.
 _PARAMETER_ERRORS = {12: Status.INDEX_RANGE, 13: Status.WEIGHTS}
 
 

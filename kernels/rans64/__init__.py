@@ -161,17 +161,23 @@ def encode(streams: Sequence[Sequence[tuple[Tensor, Tensor, Tables]]], *, thread
 
 
 def decode(
-    streams: Sequence[bytes], indexes: Sequence[Tensor], tables: Tables, *, threads: int | None = None
+    streams: Sequence[bytes],
+    indexes: Sequence[Tensor],
+    tables: Tables,
+    *,
+    out: Sequence[Tensor] | None = None,
+    threads: int | None = None,
 ) -> list[Tensor]:
     """Decodes whole streams: symbols int32, of the shapes of the indexes.
 
     Args:
         streams: as `encode` or CompressAI wrote them.
         indexes: for each stream, int32, contiguous, on the CPU.
+        out: where to put the symbols, instead of into new tensors.
         threads: as for `encode`.
 
     Raises:
-        ValueError: a tensor's dtype or layout, or an index that names no table.
+        ValueError: a tensor's dtype, size or layout, or an index that names no table.
         CorruptStreamError: a stream that no encoder wrote with these indexes and tables. The format has no checksum:
             what is seen is that it does not end where and as it must. Damage to the nibbles of an escape changes only
             that symbol, and is not seen.
@@ -179,16 +185,18 @@ def decode(
     decoders = (Stream * len(streams))()
     for i, stream in enumerate(streams):
         _library.check(_library.library().fastcodec_rans64_start(byref(decoders[i]), stream, len(stream)), i)
-    symbols = _decode(decoders, indexes, tables, _threads(threads))
+    symbols = _decode(decoders, indexes, tables, out, _threads(threads))
     for i, decoder in enumerate(decoders):
         _library.check(_library.library().fastcodec_rans64_finish(byref(decoder)), i)
     return symbols
 
 
-def _decode(decoders: ctypes.Array, indexes: Sequence[Tensor], tables: Tables, threads: int) -> list[Tensor]:
-    if len(indexes) != len(decoders):
+def _decode(
+    decoders: ctypes.Array, indexes: Sequence[Tensor], tables: Tables, out: Sequence[Tensor] | None, threads: int
+) -> list[Tensor]:
+    symbols = [torch.empty(index.shape, dtype=torch.int32) for index in indexes] if out is None else list(out)
+    if not len(indexes) == len(symbols) == len(decoders):
         raise ValueError(f"{len(decoders)} streams for {len(indexes)} tensors of indexes")
-    symbols = [torch.empty(index.shape, dtype=torch.int32) for index in indexes]
     segments = (Segment * len(indexes))()
     for segment, symbol, index in zip(segments, symbols, indexes, strict=True):
         _fill(segment, symbol, index, tables)
@@ -217,7 +225,7 @@ class Decoder:
             ValueError: as `decode`; the stream is then where it was.
             CorruptStreamError: as `decode`; the stream gives nothing more.
         """
-        return _decode(self._streams, [indexes], tables, 1)[0]
+        return _decode(self._streams, [indexes], tables, None, 1)[0]
 
     def finish(self) -> None:
         """Raises CorruptStreamError unless all of the stream was decoded."""

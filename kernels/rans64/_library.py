@@ -95,7 +95,6 @@ def list_library() -> ctypes.PyDLL:
         {
             "lists_use": (None, c_void_p),
             "lists_read": (c_size_t, ctypes.py_object, c_size_t, c_void_p),
-            "lists_make": (ctypes.py_object, c_size_t, c_void_p),
         },
     )
 

@@ -303,7 +303,7 @@ FASTCODEC_API int fastcodec_rans64_tables_new(uint64_t count, const int32_t* cdf
             uint32_t entry = 0;
             for (uint32_t slot = 0; slot < kProbabilityTotal; slot += 1u << shift) {
                 // Buckets beyond the end of the CDF are never used.
-                while (entry + 2 < size && static_cast<uint32_t>(cdf[entry + 1]) <= slot + 1) {
+                while (entry + 2 < size && static_cast<uint32_t>(cdf[entry + 1]) <= slot) {
                     ++entry;
                 }
                 set->buckets.push_back(static_cast<uint16_t>(entry));

@@ -18,7 +18,7 @@
 //    low first; each as 4 bits of probability 2^-4. A count of 15 would be followed by another, but 32 bits are eight.
 //
 // CompressAI reads past the end of a short stream, and divides by 0 or loops without end on some input. None of this
-// can happen here: decode_symbols checks every read, and an invariant holds for any bytes. With L <= x < 2^63 and
+// can happen here: the decoder checks every read, and an invariant holds for any bytes. With L <= x < 2^63 and
 // f >= 1, a pop gives 2^15 <= x' < 2^63, so that one word always brings it back to L; likewise 4 bits leave 2^27.
 #pragma once
 

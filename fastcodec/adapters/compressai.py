@@ -1,0 +1,462 @@
+"""CompressAI's models on fastcodec's coders: `install()`, and `uninstall()`.
+
+    import fastcodec.adapters.compressai as adapter
+
+    adapter.install()                      # compatible: CompressAI's own bytes
+    with adapter.install("native"):        # fastcodec's streams, for as long as the block runs
+        strings = model.compress(x)["strings"]
+
+What is replaced, and what is not: docs/adapters.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+import threading
+import types
+import weakref
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from fastcodec import rans
+from fastcodec.errors import UnavailableError
+from fastcodec.kernels import rans64
+from fastcodec.kernels.rans.tables import MAX_TABLES
+from fastcodec.kernels.rans64.latents import quantise
+
+from . import _ans
+
+__all__ = ["Installation", "active", "install", "uninstall"]
+
+Mode = Literal["compatible", "native"]
+_MODES = ("compatible", "native")
+
+_lock = threading.RLock()
+_installations: list[Installation] = []
+_patches: list[_Patch] = []
+
+
+def install(mode: Mode = "compatible") -> Installation:
+    """From now on CompressAI's models, those that exist already too, code through fastcodec, in the whole process.
+
+    Installations nest: the last one that was not undone says how. The result undoes this one, by its `uninstall()` or
+    as a context manager.
+
+    Args:
+        mode: "compatible" writes and reads CompressAI's bytes. "native" makes of `EntropyModel.compress` and
+            `decompress` fastcodec's own streams, coded on the device of the tensors, all images of a batch at once;
+            strings remain one `bytes` an image, but only native mode reads them. What models do with `compressai.ans`
+            itself (the autoregressive ones) is compatible in both.
+
+    Raises:
+        ValueError: another mode.
+        UnavailableError: CompressAI is not installed.
+    """
+    if mode not in _MODES:
+        raise ValueError(f"mode must be one of {', '.join(_MODES)}, not {mode!r}")
+    with _lock:
+        if not _installations:
+            _patch()
+        installation = Installation(mode)
+        _installations.append(installation)
+        return installation
+
+
+def uninstall() -> None:
+    """Undoes every installation: CompressAI is as it was.
+
+    A function that something else has put in the place of ours meanwhile is left where it is; ours, should that one
+    call it, then calls CompressAI's.
+    """
+    with _lock:
+        for installation in list(_installations):
+            installation.uninstall()
+
+
+def active() -> Mode | None:
+    """The mode that is in force, or None."""
+    last = _installations[-1:]
+    return last[0].mode if last else None
+
+
+class Installation:
+    """What `install` returns. Leaving it as a context, or `uninstall()`, undoes it; a second time does nothing."""
+
+    def __init__(self, mode: Mode) -> None:
+        self.mode: Mode = mode
+
+    def uninstall(self) -> None:
+        """Undoes this installation; those before and after it remain."""
+        with _lock:
+            if self in _installations:
+                _installations.remove(self)
+                if not _installations:
+                    _restore()
+
+    def __enter__(self) -> Installation:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.uninstall()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What is replaced
+
+
+class _Patch:
+    """One attribute of a class: ours, and what was there before, if it was the class's own."""
+
+    def __init__(self, owner: type, name: str, ours: Any) -> None:
+        self.owner, self.name, self.ours = owner, name, ours
+        self.before = vars(owner).get(name)
+        setattr(owner, name, ours)
+
+    def restore(self) -> None:
+        if vars(self.owner).get(self.name) is not self.ours:
+            return  # someone else's by now
+        if self.before is None:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, self.before)
+
+
+_PARTS = ("ans", "_CXX", "entropy_models.entropy_models", "entropy_models.entropy_models_vbr")
+# Of the installation in force: CompressAI's compiled classes and functions, each with ours, and its quantisers.
+_replacements: list[tuple[Any, Any]] = []
+_quantisers: list[Callable] = []
+
+
+def _patch() -> None:
+    if importlib.util.find_spec("compressai") is None:
+        raise UnavailableError("CompressAI is not installed: pip install compressai (docs/dependencies.md)")
+    ans, cxx, models, vbr = (importlib.import_module(f"compressai.{name}") for name in _PARTS)
+    names = ("RansEncoder", "BufferedRansEncoder", "RansDecoder")
+    _replacements[:] = [(getattr(ans, name), getattr(_ans, name)) for name in names]
+    _replacements.append((cxx.pmf_to_quantized_cdf, _ans.pmf_to_quantized_cdf))
+    _quantisers[:] = [models.EntropyModel.quantize, vbr.EntropyModelVbr.quantize]
+    _exchange(_replacements)
+    for owner, compress, decompress in (
+        (models.EntropyModel, _compress, _decompress),
+        (vbr.EntropyModelVbr, _compress_vbr, _decompress_vbr),
+    ):
+        _patches.append(_Patch(owner, "compress", compress(owner.compress)))
+        _patches.append(_Patch(owner, "decompress", decompress(owner.decompress)))
+    for name in ("_encoder", "_decoder"):
+        _patches.append(_Patch(models._EntropyCoder, name, _held_coder(name)))
+
+
+def _restore() -> None:
+    while _patches:
+        _patches.pop().restore()
+    _exchange([(ours, theirs) for theirs, ours in _replacements])
+    _model_tables.clear()
+    _own_coders.clear()
+    _ans.forget_tables()
+
+
+def _exchange(pairs: list[tuple[Any, Any]]) -> None:
+    """Replaces each first by its second wherever a loaded module has it as an attribute, by whatever name."""
+    for module in list(sys.modules.values()):
+        if not isinstance(module, types.ModuleType) or module is _ans:
+            continue
+        for name, value in list(vars(module).items()):
+            for old, new in pairs:
+                if value is old:
+                    setattr(module, name, new)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The coders that entropy models hold
+
+_own_coders: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+
+def _held_coder(name: str) -> property:
+    """`_EntropyCoder`'s attribute: what the object holds remains CompressAI's, and ours is given in its place.
+
+    So models made before, during and after an installation all follow it.
+    """
+
+    def get(self):
+        if name not in self.__dict__:
+            raise AttributeError(name)
+        held = self.__dict__[name]
+        for theirs, ours in _replacements:
+            if type(held) is theirs:
+                own = _own_coders.setdefault(self, {})
+                return own.setdefault(name, ours())
+        return held
+
+    def put(self, value) -> None:
+        for theirs, ours in _replacements:
+            if type(value) is ours:
+                value = theirs()
+        self.__dict__[name] = value
+
+    return property(get, put)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The entropy models' own compress and decompress: the same checks, the same errors, tensors to bytes
+
+
+def _compress(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def compress(self, inputs: Tensor, indexes: Tensor, means: Tensor | None = None) -> list[bytes]:
+        if (mode := _mode_for(self)) is None:
+            return original(self, inputs, indexes, means)
+        symbols = functools.partial(self.quantize, inputs, "symbols", means)
+        return _coded(self, mode, inputs, indexes, means, symbols, _is_plain(self))
+
+    return compress
+
+
+def _decompress(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def decompress(
+        self, strings: list[bytes], indexes: Tensor, dtype: torch.dtype = torch.float, means: Tensor | None = None
+    ) -> Tensor:
+        if (mode := _mode_for(self)) is None:
+            return original(self, strings, indexes, dtype, means)
+        return self.dequantize(_decoded(self, mode, strings, indexes, means), means, dtype)
+
+    return decompress
+
+
+def _compress_vbr(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def compress(
+        self, inputs: Tensor, indexes: Tensor, means: Tensor | None = None, qs: Tensor | None = None
+    ) -> list[bytes]:
+        if (mode := _mode_for(self)) is None:
+            return original(self, inputs, indexes, means, qs)
+        if qs is None:
+            symbols = functools.partial(self.quantize, inputs, "symbols", means)
+        else:
+            symbols = functools.partial(self.quantize_variable, inputs, "symbols", means=means, qs=qs)
+        return _coded(self, mode, inputs, indexes, means, symbols, qs is None and _is_plain(self))
+
+    return compress
+
+
+def _decompress_vbr(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def decompress(
+        self,
+        strings: list[bytes],
+        indexes: Tensor,
+        dtype: torch.dtype = torch.float,
+        means: Tensor | None = None,
+        qs: Tensor | None = None,
+    ) -> Tensor:
+        if (mode := _mode_for(self)) is None:
+            return original(self, strings, indexes, dtype, means, qs)
+        symbols = _decoded(self, mode, strings, indexes, means)
+        if qs is None:
+            return self.dequantize(symbols, means, dtype)
+        return self.dequantize_variable(symbols, means=means, dtype=dtype, qs=qs)
+
+    return decompress
+
+
+def _mode_for(model: nn.Module) -> Mode | None:
+    """How to code for this entropy model; None: as CompressAI does, since nothing is installed or its coder is another
+    one than rANS."""
+    mode = active()
+    return mode if mode is not None and getattr(model.entropy_coder, "name", None) == "ans" else None
+
+
+def _is_plain(model: nn.Module) -> bool:
+    """Whether the model quantises as CompressAI's classes do."""
+    return getattr(model.quantize, "__func__", None) in _quantisers
+
+
+def _coded(
+    model: nn.Module,
+    mode: Mode,
+    inputs: Tensor,
+    indexes: Tensor,
+    means: Tensor | None,
+    quantised: Callable[[], Tensor],
+    plain: bool,
+) -> list[bytes]:
+    """The strings of inputs. quantised() gives their symbols; plain: these are round(inputs - means)."""
+    one_pass = mode == "native" and plain and _one_pass(inputs, indexes, means)
+    symbols = None if one_pass else quantised()
+    if inputs.dim() < 2:
+        raise ValueError("Invalid `inputs` size. Expected a tensor with at least 2 dimensions.")
+    if inputs.size() != indexes.size():
+        raise ValueError("`inputs` and `indexes` should have the same size.")
+    _check_tables(model)
+    tables = _tables_of(model)
+    if mode == "compatible":
+        symbols, indexes = (tensor.to("cpu", torch.int32).contiguous() for tensor in (symbols, indexes))
+        return rans64.encode([[(*image, tables.compatible)] for image in zip(symbols, indexes, strict=True)])
+    if one_pass:
+        means = None if means is None else means.expand_as(inputs).contiguous()
+        pair = quantise(inputs.contiguous(), means, indexes.contiguous(), tables.compatible.count)
+        if pair is not None:
+            return tables.encode(*pair, indexes)
+        symbols = quantised()  # what is wrong with them, the general way says
+    indexes = indexes.to(symbols.device)
+    return tables.encode(symbols.to(torch.int32), _narrow(indexes, tables.compatible.count), indexes)
+
+
+def _one_pass(inputs: Tensor, indexes: Tensor, means: Tensor | None) -> bool:
+    """Whether `quantise` takes them, but for what is not contiguous."""
+    floats = [inputs] if means is None else [inputs, means]
+    return (
+        all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in floats)
+        and indexes.dtype == torch.int32
+        and indexes.device.type == "cpu"
+        and indexes.size() == inputs.size()
+    )
+
+
+def _decoded(model: nn.Module, mode: Mode, strings: list[bytes], indexes: Tensor, means: Tensor | None) -> Tensor:
+    """The symbols, int32, of the indexes' shape, on the device of the model's tables."""
+    if not isinstance(strings, tuple | list):
+        raise ValueError("Invalid `strings` parameter type.")
+    if len(strings) != indexes.size(0):
+        raise ValueError("Invalid strings or indexes parameters")
+    if indexes.dim() < 2:
+        raise ValueError("Invalid `indexes` size. Expected a tensor with at least 2 dimensions.")
+    _check_tables(model)
+    if means is not None:
+        if means.size()[:2] != indexes.size()[:2]:
+            raise ValueError("Invalid means or indexes parameters")
+        if means.size() != indexes.size() and any(means.size(i) != 1 for i in range(2, indexes.dim())):
+            raise ValueError("Invalid means parameters")
+    for string in strings:
+        if not isinstance(string, bytes | bytearray):
+            raise TypeError(f"a string of a compressed tensor is bytes, not {type(string).__name__}")
+    tables, device = _tables_of(model), model._quantized_cdf.device
+    if mode == "native":
+        return tables.decode(strings, indexes).to(device)
+    indexes = indexes.to("cpu", torch.int32).contiguous()
+    symbols = torch.empty(indexes.shape, dtype=torch.int32)
+    rans64.decode([bytes(string) for string in strings], list(indexes), tables.compatible, out=list(symbols))
+    return symbols.to(device)
+
+
+def _check_tables(model: nn.Module) -> None:
+    model._check_cdf_size()
+    model._check_cdf_length()
+    model._check_offsets_size()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables
+
+_model_tables: weakref.WeakKeyDictionary[nn.Module, _ModelTables] = weakref.WeakKeyDictionary()
+
+
+def _tables_of(model: nn.Module) -> _ModelTables:
+    """A model's tables, made anew when its buffers hold other numbers than the last time.
+
+    The numbers themselves are compared: addresses and versions do not tell of changes through `.data`, through NumPy or
+    in inference mode.
+    """
+    buffers = (model._quantized_cdf.detach(), model._cdf_length.detach(), model._offset.detach())
+    with _lock:
+        tables = _model_tables.get(model)
+        if tables is None or not tables.match(buffers):
+            tables = _model_tables[model] = _ModelTables(buffers)
+        return tables
+
+
+class _ModelTables:
+    """The quantised CDFs of one entropy model as both coders want them."""
+
+    def __init__(self, buffers: tuple[Tensor, Tensor, Tensor]) -> None:
+        self._copies = tuple(buffer.clone() for buffer in buffers)
+        self.compatible = rans64.Tables.from_matrix(*self._on_cpu())
+
+    def _on_cpu(self) -> tuple[Tensor, ...]:
+        return tuple(buffer.to("cpu", torch.int32) for buffer in self._copies)
+
+    def match(self, buffers: tuple[Tensor, Tensor, Tensor]) -> bool:
+        """Whether the buffers hold what the tables were made of."""
+        if all(b.is_contiguous() and b.device.type == "cpu" and b.dtype == torch.int32 for b in buffers):
+            return self.compatible.are_of_matrix(*buffers)  # a hundred times as fast as torch.equal
+        return all(
+            mine.device == buffer.device and torch.equal(mine, buffer)
+            for mine, buffer in zip(self._copies, buffers, strict=True)
+        )
+
+    @functools.cached_property
+    def native(self) -> list[rans.TableSet]:
+        """fastcodec's tables, as many to a set as it takes."""
+        from fastcodec.models.zoo.tables import CDF_BITS, table_sets
+
+        cdf, lengths, offsets = self._on_cpu()
+        ends = cdf.gather(1, (lengths.long() - 1)[:, None])
+        return list(table_sets(cdf * ((1 << CDF_BITS) // ends), lengths, offsets))
+
+    def encode(self, symbols: Tensor, narrow: Tensor, indexes: Tensor) -> list[bytes]:
+        """Native streams, one for each of the symbols, int16 or int32 [B, ...]. narrow: the indexes mod 256, uint8."""
+        symbols, narrow = _as_rows(symbols), _as_rows(narrow)
+        tiles = []
+        for image, where in enumerate(self._where(_as_rows(indexes))):
+            parts = zip(where, self.native, strict=True)
+            tiles.append([rans.Pass(_column(symbols[image, w]), _column(narrow[image, w]), set_) for w, set_ in parts])
+        return rans.encode(tiles)
+
+    def decode(self, strings: list[bytes], indexes: Tensor) -> Tensor:
+        """The inverse of `encode`: int32, of the indexes' shape, on their device."""
+        out = torch.empty(indexes.shape, dtype=torch.int32, device=indexes.device)
+        if not strings:
+            return out
+        narrow = _as_rows(_narrow(indexes, self.compatible.count))
+        decoder = rans.Decoder(strings, device=indexes.device)
+        rows, where = _as_rows(out), self._where(_as_rows(indexes))
+        for number, tables in enumerate(self.native):
+            parts = [narrow[image, where[image][number]] for image in range(len(rows))]
+            symbols = decoder.decode([_column(part) for part in parts], tables)
+            for image, values in enumerate(symbols):
+                part, values = where[image][number], values.view(parts[image].shape)
+                rows[image, part] = values if isinstance(part, slice) else values.int()  # a mask converts nothing
+        decoder.finish()
+        return out
+
+    def _where(self, indexes: Tensor) -> list[list[Any]]:
+        """For each image and set of tables, where in [C, others] the set's elements are. indexes: [B, C, others]."""
+        if len(self.native) == 1 or not indexes.numel():
+            return [[slice(None)] * len(self.native)] * len(indexes)
+        least, greatest = (bound // MAX_TABLES for bound in indexes.aminmax(dim=2))
+        if not torch.equal(least, greatest):
+            sets = indexes // MAX_TABLES
+        elif (least.diff() >= 0).all():  # a factorised prior, whose channels have a table each: nothing is copied
+            return [
+                [slice(bisect_left(image, n), bisect_right(image, n)) for n in range(len(self.native))]
+                for image in least.tolist()
+            ]
+        else:
+            sets = least
+        return [[image == n for n in range(len(self.native))] for image in sets]
+
+
+def _narrow(indexes: Tensor, tables: int) -> Tensor:
+    """Indexes mod 256, uint8. ValueError if one names no table."""
+    if indexes.numel():
+        least, greatest = (int(bound) for bound in indexes.aminmax())
+        if least < 0 or greatest >= tables:
+            raise ValueError(f"indexes {least} to {greatest}: there are {tables} tables")
+    return indexes.to(torch.uint8)
+
+
+def _as_rows(tensor: Tensor) -> Tensor:
+    """[B, C, ...] as [B, C, others]."""
+    return tensor.flatten(2) if tensor.dim() > 2 else tensor[:, :, None]
+
+
+def _column(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, 1).contiguous()

@@ -87,7 +87,7 @@ def _name(case: tuple[int, float, float, float]) -> str:
 
 def _decoded(payload: bytes, item: MixturePass, isa: str) -> Tensor:
     decoder = Decoder([payload], threads=1, isa=isa)
-    [symbols] = decoder.decode_mixtures([item.weights], [item.means], [item.scales])
+    [symbols] = decoder.decode_mixtures([item[1:]])
     decoder.finish()
     return symbols
 

@@ -18,10 +18,10 @@ Symbols of Gaussian mixtures need no tables: their parameters go with them, as i
 >>> from fastcodec.rans import MixturePass, quantise_mixtures
 >>> weights = torch.tensor([0.75, 0.25]).view(2, 1, 1).expand(2, 2, 4)   # of two components, [K, positions, channels]
 >>> means = torch.tensor([0.0, 10.0]).view(2, 1, 1).expand(2, 2, 4)
->>> mixtures = quantise_mixtures(weights, means, torch.ones(2, 2, 4))
->>> [payload] = encode([[MixturePass(symbols, *mixtures)]])
+>>> mixture = quantise_mixtures(weights, means, torch.ones(2, 2, 4))
+>>> [payload] = encode([[MixturePass(symbols, *mixture)]])
 >>> decoder = Decoder([payload])
->>> [decoded] = decoder.decode_mixtures(*([part] for part in mixtures))
+>>> [decoded] = decoder.decode_mixtures([mixture])
 >>> decoder.finish()
 >>> torch.equal(decoded, symbols)
 True
@@ -41,6 +41,7 @@ from .entropy.gaussian import gaussian_tables
 from .kernels.errors import CorruptStreamError, SymbolRangeError, UnavailableError
 from .kernels.rans import (
     Decoder,
+    Mixture,
     MixturePass,
     Pass,
     TableSet,
@@ -56,6 +57,7 @@ __all__ = [
     "GAUSSIAN_SCALES",
     "CorruptStreamError",
     "Decoder",
+    "Mixture",
     "MixturePass",
     "Pass",
     "SymbolRangeError",

@@ -11,7 +11,7 @@ from fastcodec.entropy.gaussian import gaussian_tables
 from fastcodec.errors import CorruptStreamError, SymbolRangeError
 from fastcodec.kernels.rans import _cpu, mixture, passes
 from fastcodec.kernels.rans.mixture import frequencies
-from fastcodec.rans import Decoder, MixturePass, Pass, available_isas, cost_bits, encode, quantise_mixtures
+from fastcodec.rans import Decoder, Mixture, MixturePass, Pass, available_isas, cost_bits, encode, quantise_mixtures
 
 ISAS = available_isas()
 GAUSSIAN = gaussian_tables()
@@ -184,8 +184,7 @@ def decode_all(payloads, tiles, **options) -> list[list[torch.Tensor]]:
     result = [[] for _ in tiles]
     for column in zip(*tiles, strict=True):
         if isinstance(column[0], MixturePass):
-            parameters = zip(*(p[1:] for p in column), strict=True)
-            decoded = decoder.decode_mixtures(*map(list, parameters))
+            decoded = decoder.decode_mixtures([p[1:] for p in column])
         else:
             decoded = decoder.decode([p.indexes for p in column], column[0].tables)
         for tile, symbols in zip(result, decoded, strict=True):
@@ -359,10 +358,73 @@ def test_quantise():
     means = torch.tensor([[0.25, 1e6, -1e6], [0.0, -0.008, 0.008], [-3.0, 511.99, -512.0]])
     sigmas = torch.tensor([[1.0, 2.0, 0.5], [64.0, 1e-9, 1e9], [0.11, 1.0, 1.0]])
     integers = quantise_mixtures(weights, means, sigmas)
+    assert isinstance(integers, Mixture)
     assert [t.dtype for t in integers] == [torch.int16, torch.int16, torch.uint8]
     assert integers[0].tolist() == [[819, 4096, 0], [2458, 0, 0], [819, 0, 4096]]
     assert integers[1].tolist() == [[16, 32767, -32768], [0, -1, 1], [-192, 32767, -32768]]
     assert integers[2].tolist() == [[80, 104, 56], [224, 0, 255], [4, 80, 80]]
+
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"weights": (0.0, 0.0)},
+        {"weights": (NAN, 1.0)},
+        {"weights": (INF, 1.0)},
+        {"weights": (-1.0, 2.0)},
+        {"weights": (2.0, -1.0)},
+        {"weights": (-1.0, -2.0)},
+        {"means": (5.0, NAN)},
+        {"sigmas": (NAN, 1.0)},
+        {"sigmas": (1.0, -1.0)},
+    ],
+    ids=str,
+)
+def test_what_is_no_mixture_is_refused_by_the_coder(bad):
+    """The element that is none, and no other, has weights of 0, and integers that do not depend on the machine."""
+    floats = {"weights": torch.ones(2, 3, 40), "means": torch.full((2, 3, 40), 5.0), "sigmas": torch.ones(2, 3, 40)}
+    good = quantise_mixtures(**floats)
+    for name, values in bad.items():
+        floats[name][:, 1, 7] = torch.tensor(values)
+    mixture = quantise_mixtures(**floats)
+    assert mixture.weights[:, 1, 7].tolist() == [0, 0]
+    for name, values in bad.items():
+        wanted = {"means": [320, 0], "sigmas": [0 if not value > 0 else 80 for value in values]}.get(name)
+        found = mixture.means if name == "means" else mixture.scales
+        assert wanted is None or found[:, 1, 7].tolist() == wanted
+    elsewhere = torch.ones(3, 40, dtype=torch.bool)
+    elsewhere[1, 7] = False
+    for part, wanted in zip(mixture, good, strict=True):
+        assert torch.equal(part[:, elsewhere], wanted[:, elsewhere])
+    symbols = torch.full((3, 40), 5, dtype=torch.int16)
+    [payload] = encode([[MixturePass(symbols, *good)]])
+    with pytest.raises(ValueError, match="tile 0, pass 0: the weights of an element do not sum to 4096"):
+        encode([[MixturePass(symbols, *mixture)]])
+    with pytest.raises(ValueError, match="tile 0: the weights of an element do not sum to 4096"):
+        Decoder([payload]).decode_mixtures([mixture])
+
+
+def test_infinite_means_and_sigmas_are_clamped():
+    mixture = quantise_mixtures(torch.ones(4), torch.tensor([INF, -INF, 0, 0]), torch.tensor([1.0, 1.0, INF, 0.0]))
+    assert [part.tolist() for part in mixture] == [[1024] * 4, [32767, -32768, 0, 0], [80, 80, 255, 0]]
+
+
+def test_shapes_that_are_no_mixture():
+    def refused(*shapes):
+        with pytest.raises(ValueError, match=r"of one shape \[components, ...\]|1 to 4 components"):
+            quantise_mixtures(*map(torch.ones, shapes))
+
+    refused((5, 2, 2), (5, 2, 2), (5, 2, 2))
+    refused((0, 2, 2), (0, 2, 2), (0, 2, 2))
+    refused((), (), ())
+    refused((3, 2, 2), (3, 2, 2), (2, 2, 2))
+    refused((3, 2, 2), (3, 2, 1), (3, 2, 2))  # would broadcast
+    refused((3, 2, 2), (3, 2, 2), (2, 2))
+    for components in (1, 4):
+        assert quantise_mixtures(*[torch.ones(components, 0, 5)] * 3).scales.shape == (components, 0, 5)
 
 
 def test_bad_parameters():
@@ -375,7 +437,7 @@ def test_bad_parameters():
             encode([[good], [good, item]])
         if "symbols" not in changes:
             with pytest.raises(ValueError, match=match.replace("tile 1, pass 1", "tile 1")):
-                Decoder([payload] * 2).decode_mixtures(*map(list, zip(good[1:], item[1:], strict=True)))
+                Decoder([payload] * 2).decode_mixtures([good[1:], item[1:]])
 
     wrong = good.weights.clone()
     wrong[1, 3, 4] += 1
@@ -401,8 +463,12 @@ def test_bad_parameters():
         encode([[good, good._replace(symbols=good.symbols.int() + 70000)]])
     with pytest.raises(ValueError, match="lanes must be"):
         encode([[good]], lanes=3)
-    with pytest.raises(ValueError, match="each of the 1 tiles"):
-        Decoder([payload]).decode_mixtures([], [], [])
+    with pytest.raises(ValueError, match="one mixture for each of the 1 tiles is needed, not 0"):
+        Decoder([payload]).decode_mixtures([])
+    with pytest.raises(ValueError, match="tile 0: a mixture is weights, means and scales, not 4 things"):
+        Decoder([payload]).decode_mixtures([good])
+    with pytest.raises(ValueError, match="weights must be contiguous"):
+        Decoder([payload] * 3).decode_mixtures(Mixture(*good[1:]))  # one mixture, and not one for each tile
     with pytest.raises(ValueError, match="sum to 4096"):
         frequencies([4095], [0], [0])
 
@@ -412,8 +478,8 @@ def test_a_refused_pass_leaves_the_decoder_as_it_was():
     [payload] = encode([[item]])
     decoder = Decoder([payload])
     with pytest.raises(ValueError):
-        decoder.decode_mixtures([item.weights + 1], [item.means], [item.scales])
-    assert torch.equal(decoder.decode_mixtures(*([t] for t in item[1:]))[0], item.symbols)
+        decoder.decode_mixtures([(item.weights + 1, item.means, item.scales)])
+    assert torch.equal(decoder.decode_mixtures([item[1:]])[0], item.symbols)
     decoder.finish()
 
 
@@ -428,7 +494,7 @@ def test_a_missing_escape():
             decoder = Decoder([payload[:-2]], isa=isa)
             out = torch.full((20, 16), -1, dtype=torch.int16)
             with pytest.raises(CorruptStreamError, match="tile 0: a stream ran out of escapes"):
-                decoder.decode_mixtures(*([t] for t in item[1:]), out=[out])
+                decoder.decode_mixtures([item[1:]], out=[out])
             same = (out == item.symbols).flatten().tolist()
             done = same.index(False) if False in same else len(same)
             step = done // lanes * lanes

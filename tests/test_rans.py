@@ -1,6 +1,7 @@
 """The entropy coder: round trips, equal bytes from all twins, an independent slow decoder, errors, corrupt payloads."""
 
 import doctest
+import gc
 import hashlib
 import itertools
 import pickle
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastcodec.rans
 from fastcodec.entropy.gaussian import SCALES, gaussian_tables
@@ -18,12 +20,14 @@ from fastcodec.kernels.rans import _cpu, _status, tables
 from fastcodec.rans import (
     CorruptStreamError,
     Decoder,
+    MixturePass,
     Pass,
     SymbolRangeError,
     TableSet,
     available_isas,
     cost_bits,
     encode,
+    quantise_mixtures,
 )
 
 GAUSSIAN = gaussian_tables()
@@ -583,3 +587,57 @@ def test_table_sets_travel():
     assert copy == HYPER
     item = table_pass((20, 20), HYPER)
     assert encode([[item]]) == encode([[item._replace(tables=copy)]])
+
+
+def test_operators_find_a_set_as_long_as_an_equal_one_lives():
+    tables_of_one = [(0, [5, 2**14 - 5])]
+    first, second = TableSet(tables_of_one), TableSet(tables_of_one)
+    assert TableSet._find(first.identity) == first == second
+    del first
+    gc.collect()
+    item = Pass(torch.zeros(3, 4, dtype=torch.int16), torch.zeros(3, 4, dtype=torch.uint8), second)
+    [payload] = encode([[item]])
+    assert torch.equal(decode_all([payload], [[item]])[0][0], item.symbols)
+    identity = second.identity
+    del second, item
+    gc.collect()
+    with pytest.raises(LookupError, match="keep the TableSet while it is in use"):
+        TableSet._find(identity)
+
+
+def test_tables_count_from_either_end():
+    last = HYPER.count - 1
+    assert HYPER.first_symbol(-1) == HYPER.first_symbol(last)
+    assert np.array_equal(HYPER.frequencies(-2), HYPER.frequencies(last - 1))
+    for method in (HYPER.first_symbol, HYPER.frequencies):
+        for i in (last + 1, -last - 2):
+            with pytest.raises(IndexError):
+                method(i)
+
+
+def test_decoding_in_a_compiled_function():
+    """All passes of a tile in one graph, which serves every Decoder: it is compiled for the first, then for any."""
+    shape = (12, 8)
+    items = [gaussian_pass(shape, 1, 1), table_pass(shape, HYPER), gaussian_pass(shape, 2, 1)]
+    ones = torch.ones(3, *shape)
+    mixture = MixturePass(items[0].symbols, *quantise_mixtures(ones, ones, ones))
+    counter = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(backend=counter, fullgraph=True)
+    def all_passes(decoder, first, second, means, third):
+        [a] = decoder.decode([first], GAUSSIAN)
+        [b] = decoder.decode([second], HYPER)
+        [c] = decoder.decode_mixtures([mixture[1:]])
+        [d] = decoder.reconstruct([third], GAUSSIAN, [means], mean_bits=4)
+        return a + b, c, d
+
+    [payload] = encode([[items[0], items[1], mixture, items[2]]])
+    for number in range(10):
+        decoder = Decoder([payload])
+        means = torch.full(shape, number, dtype=torch.int16)
+        total, mixed, values = all_passes(decoder, items[0].indexes, items[1].indexes, means, items[2].indexes)
+        decoder.finish()
+        assert torch.equal(total, items[0].symbols + items[1].symbols)
+        assert torch.equal(mixed, mixture.symbols)
+        assert torch.equal(values, items[2].symbols.int() * 16 + number)
+    assert counter.frame_count <= 2

@@ -8,19 +8,21 @@ indexes or parameters of a pass may depend on the symbols of those before it.
 Tensors say where the work is done: on the CPU, or on the GPU that they lie on. Both write the same bytes.
 """
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from . import _cpu, _cuda, _operators
 from .mixture import quantise_mixtures
-from .passes import MixturePass, Pass, check_indexes, check_mixtures, check_pass
+from .passes import Mixture, MixturePass, Pass, check_indexes, check_mixtures, check_pass
 from .tables import TableSet
 
 __all__ = [
     "Decoder",
+    "Mixture",
     "MixturePass",
     "Pass",
     "TableSet",
@@ -72,10 +74,12 @@ def encode(
         isa: one of `available_isas()`; None takes $FASTCODEC_ISA, else the best. Of no meaning on a GPU.
 
     Raises:
-        ValueError: a tensor's dtype, shape or layout, an index that names no table, weights that do not sum to
-            4096, or an option out of range.
+        ValueError: a tensor's dtype, shape, layout or device, an index that names no table, weights that do not sum to
+            4096, or an option out of range. On a GPU also a pass of 2^32 elements or more, and payloads of 2^32 words
+            or more together.
         SymbolRangeError: a symbol outside int16, or not 0 where nothing is coded.
         UnavailableError: tensors on a GPU that the coder has no kernels for.
+        MemoryError: the coder got too little memory; on a GPU that is PyTorch's OutOfMemoryError.
     """
     if preset not in _cpu.PRESETS:
         raise ValueError(f"preset must be one of {', '.join(_cpu.PRESETS)}, not {preset!r}")
@@ -106,6 +110,17 @@ def encode(
     return [data[begin:end].tobytes() for begin, end in bounds.tolist()]
 
 
+def _or_planes(decode_mixtures: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
+    """Takes `weights, means, scales`, each with a tensor for every tile, too: bench/gpu.py, tests/test_cuda_mixture.py
+    and tests/test_gpu_rans.py call it so."""
+
+    @functools.wraps(decode_mixtures)
+    def either(self, mixtures, *planes, out=None):
+        return decode_mixtures(self, list(zip(mixtures, *planes, strict=True)) if planes else mixtures, out=out)
+
+    return either
+
+
 class Decoder:
     """Decodes a batch of tiles pass by pass; coder states and cursors are kept between the passes.
 
@@ -120,7 +135,9 @@ class Decoder:
 
     Raises:
         CorruptStreamError: a payload that no encoder wrote; the message names the tile and the cause.
+        ValueError: `threads` below 1, an `isa` that this machine lacks, or payloads too large for a GPU.
         UnavailableError: a GPU that is not there, or that the coder has no kernels for.
+        MemoryError: the coder got too little memory.
     """
 
     def __init__(
@@ -142,7 +159,11 @@ class Decoder:
         self._number = _operators.register(self._impl)
 
     def shape(self, tile: int) -> tuple[int, int]:
-        """The lanes N and streams S of a tile."""
+        """The lanes N and streams S of a tile.
+
+        Raises:
+            IndexError: there is no such tile; numbers are 0 and more.
+        """
         if not 0 <= tile < self._tiles:
             raise IndexError(f"no tile {tile} among {self._tiles}")
         return self._impl.shape(tile)
@@ -185,21 +206,21 @@ class Decoder:
         """
         self._check(indexes)
         symbols = self._outputs(indexes, out, torch.int16)
-        _operators.decode(self._impl.state, self._number, list(indexes), tables.named(), symbols)
+        _operators.decode(self._impl.state, self._number, list(indexes), tables.identity, symbols)
         return symbols
 
+    @_or_planes
     def decode_mixtures(
         self,
-        weights: Sequence[Tensor],
-        means: Sequence[Tensor],
-        scales: Sequence[Tensor],
+        mixtures: Sequence[Mixture | tuple[Tensor, Tensor, Tensor]],
         *,
         out: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """The symbols of the next pass of every tile, one of mixtures: int16 [P, C].
 
         Args:
-            weights, means, scales: one of each for every tile, as in a MixturePass; shapes may differ.
+            mixtures: one for each tile, as `quantise_mixtures` gives it, of tensors [K, P, C]. Shapes may differ, K
+                too.
             out: where to put the symbols, instead of into new tensors.
 
         Raises:
@@ -207,16 +228,17 @@ class Decoder:
             ValueError: a tensor's dtype, shape, layout or device, or weights that do not sum to 4096 (on a GPU,
                 `finish` raises that). Nothing is decoded then.
         """
-        if {len(weights), len(means), len(scales)} != {self._tiles}:
-            raise ValueError(f"weights, means and scales are needed for each of the {self._tiles} tiles")
-        for t, parameters in enumerate(zip(weights, means, scales, strict=True)):
-            check_mixtures(*parameters, f"tile {t}")
-            if parameters[0].device != self._device:
-                raise ValueError(
-                    f"tile {t}: parameters are on {parameters[0].device}, the decoder is on {self._device}"
-                )
+        if len(mixtures) != self._tiles:
+            raise ValueError(f"one mixture for each of the {self._tiles} tiles is needed, not {len(mixtures)}")
+        for t, mixture in enumerate(mixtures):
+            if len(mixture) != 3:
+                raise ValueError(f"tile {t}: a mixture is weights, means and scales, not {len(mixture)} things")
+            check_mixtures(*mixture, f"tile {t}")
+            if mixture[0].device != self._device:
+                raise ValueError(f"tile {t}: the mixture is on {mixture[0].device}, the decoder is on {self._device}")
+        weights, means, scales = ([mixture[part] for mixture in mixtures] for part in range(3))
         symbols = self._outputs([tensor[0] for tensor in scales], out, torch.int16)
-        _operators.decode_mixtures(self._impl.state, self._number, list(weights), list(means), list(scales), symbols)
+        _operators.decode_mixtures(self._impl.state, self._number, weights, means, scales, symbols)
         return symbols
 
     def reconstruct(
@@ -247,7 +269,7 @@ class Decoder:
             out: where to put the values, instead of into new tensors.
 
         Raises:
-            As `decode`.
+            CorruptStreamError, ValueError: as `decode`; also `mean_bits`, means, latents or a gain that do not fit.
         """
         self._check(indexes)
         latents = list(latents)
@@ -267,7 +289,7 @@ class Decoder:
             self._impl.state,
             self._number,
             list(indexes),
-            tables.named(),
+            tables.identity,
             list(means),
             mean_bits,
             gain,
@@ -282,7 +304,8 @@ class Decoder:
 
         Raises:
             CorruptStreamError: a state or a cursor is elsewhere: the bytes, the indexes or the tables are not those of
-                the encoder.
+                the encoder. On a GPU also what went wrong in the passes before.
+            ValueError: on a GPU, an index of a pass before named no table, or weights did not sum to 4096.
         """
         self._impl.finish()
 

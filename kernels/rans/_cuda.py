@@ -414,7 +414,7 @@ def _table_writer(tables: TableSet | None, layout: _TableSet) -> Callable[[int |
     """A function that completes the layout and writes the blob to an address on the host, unless it is None."""
     if tables is None:
         return lambda address: library().fastcodec_rans_cuda_mixture_tables(byref(layout), address)
-    firsts, sizes, frequencies = tables.arrays()
+    firsts, sizes, frequencies = tables._arrays()
 
     def write(address: int | None) -> None:
         status = library().fastcodec_rans_cuda_tables(

@@ -1,8 +1,9 @@
 """The coder as PyTorch operators: what `torch.compile`, fake tensors and graph capture see.
 
-Each is dispatched by the device of its tensors, to the CPU coder or to the CUDA one. Tables go by their identity (see
-`TableSet.named`), decoders by a number; a decoder's `state` is a tensor that the operator says it changes, so that no
-compiler reorders the passes of a decoder or drops one. What they decode is written to tensors that the caller gives.
+Each is dispatched by the device of its tensors, to the CPU coder or to the CUDA one. Tables go by their identity,
+decoders by a number, a SymInt, so that a compiled function is not compiled anew for every decoder. A decoder's `state`
+is a tensor that the operator says it changes, so that no compiler reorders the passes of a decoder or drops one. What
+they decode is written to tensors that the caller gives.
 
 `rans_encode` takes the passes of all tiles one after the other. `parameters` has one tensor for an indexed pass, its
 indexes, and three for a pass of mixtures, its weights, means and scales; the latter's name in `tables` is empty.
@@ -41,13 +42,15 @@ _library.define(
     "rans_encode(Tensor[] symbols, Tensor[] parameters, str[] tables, int[] begins, str preset, int lanes, "
     "int streams, int threads, str isa) -> (Tensor payloads, Tensor bounds)"
 )
-_library.define("rans_decode(Tensor(a!) state, int decoder, Tensor[] indexes, str tables, Tensor(b!)[] symbols) -> ()")
 _library.define(
-    "rans_decode_mixtures(Tensor(a!) state, int decoder, Tensor[] weights, Tensor[] means, Tensor[] scales, "
+    "rans_decode(Tensor(a!) state, SymInt decoder, Tensor[] indexes, str tables, Tensor(b!)[] symbols) -> ()"
+)
+_library.define(
+    "rans_decode_mixtures(Tensor(a!) state, SymInt decoder, Tensor[] weights, Tensor[] means, Tensor[] scales, "
     "Tensor(b!)[] symbols) -> ()"
 )
 _library.define(
-    "rans_reconstruct(Tensor(a!) state, int decoder, Tensor[] indexes, str tables, Tensor[] means, int mean_bits, "
+    "rans_reconstruct(Tensor(a!) state, SymInt decoder, Tensor[] indexes, str tables, Tensor[] means, int mean_bits, "
     "Tensor? gain, Tensor(b!)[] values, Tensor(c!)[] latents, bool anchors) -> ()"
 )
 
@@ -57,7 +60,7 @@ def encode_arguments(passes: Sequence[Pass | MixturePass]) -> tuple[list[Tensor]
     parameters, names = [], []
     for item in passes:
         parameters += item[1:] if isinstance(item, MixturePass) else [item.indexes]
-        names.append("" if isinstance(item, MixturePass) else item.tables.named())
+        names.append("" if isinstance(item, MixturePass) else item.tables.identity)
     return [item.symbols for item in passes], parameters, names
 
 
@@ -66,7 +69,7 @@ def _tiles(
 ) -> list[list[Pass | MixturePass]]:
     left = iter(parameters)
     passes = [
-        Pass(values, next(left), TableSet.find(name)) if name else MixturePass(values, *itertools.islice(left, 3))
+        Pass(values, next(left), TableSet._find(name)) if name else MixturePass(values, *itertools.islice(left, 3))
         for values, name in zip(symbols, tables, strict=True)
     ]
     return [passes[begin:end] for begin, end in itertools.pairwise(begins)]
@@ -93,7 +96,7 @@ def _encode_fake(symbols, parameters, tables, begins, preset, lanes, streams, th
 
 
 def _decode(state, decoder, indexes, tables, symbols):
-    _decoder(decoder).decode(indexes, TableSet.find(tables), symbols)
+    _decoder(decoder).decode(indexes, TableSet._find(tables), symbols)
 
 
 def _decode_mixtures(state, decoder, weights, means, scales, symbols):
@@ -101,7 +104,7 @@ def _decode_mixtures(state, decoder, weights, means, scales, symbols):
 
 
 def _reconstruct(state, decoder, indexes, tables, means, mean_bits, gain, values, latents, anchors):
-    _decoder(decoder).reconstruct(indexes, TableSet.find(tables), means, mean_bits, gain, values, latents, anchors)
+    _decoder(decoder).reconstruct(indexes, TableSet._find(tables), means, mean_bits, gain, values, latents, anchors)
 
 
 for _device in ("CPU", "CUDA"):

@@ -10,20 +10,52 @@ MAX_COMPONENTS = 4  # of a mixture: mixture.h's kMixtureComponents, and a test c
 
 
 class Pass(NamedTuple):
-    """What is coded together by tables: positions row-major, channels fastest; all contiguous and on one device."""
+    """What is coded together by tables: P positions, row-major, of C channels, which lie fastest.
 
-    symbols: Tensor  # int16 or int32 [P, C]; values must fit int16, and be 0 where nothing is coded
-    indexes: Tensor  # uint8 [P, C]; the table of each symbol, below tables.count
+    All tensors are contiguous and on one device. `encode` checks them.
+
+    Attributes:
+        symbols: int16 or int32 [P, C]. Values fit int16, and are 0 where nothing is coded (index 0 of a set with skip).
+        indexes: uint8 [P, C], the table of each symbol, below `tables.count`.
+        tables: the distributions.
+    """
+
+    symbols: Tensor
+    indexes: Tensor
     tables: TableSet
 
 
-class MixturePass(NamedTuple):
-    """What is coded together by Gaussian mixtures of K components, 1 to 4; all contiguous and on one device."""
+class Mixture(NamedTuple):
+    """The distributions of P positions of C channels: Gaussian mixtures of K components, 1 to 4, in integers.
 
-    symbols: Tensor  # int16 or int32 [P, C]; values must fit int16
-    weights: Tensor  # int16 [K, P, C], in units of 2^-12, at least 0; the K of an element sum to 4096
-    means: Tensor  # int16 [K, P, C], with 6 fraction bits
-    scales: Tensor  # uint8 [K, P, C]; sigma = 2^((scale - 80) / 24)
+    All tensors are contiguous and on one device.
+
+    Attributes:
+        weights: int16 [K, P, C], in units of 2^-12, at least 0; the K of an element sum to 4096.
+        means: int16 [K, P, C], in units of 2^-6 of a symbol.
+        scales: uint8 [K, P, C], the logarithms of standard deviations: sigma = 2^((scale - 80) / 24) symbols.
+    """
+
+    weights: Tensor
+    means: Tensor
+    scales: Tensor
+
+
+class MixturePass(NamedTuple):
+    """What is coded together by Gaussian mixtures: P positions, row-major, of C channels, which lie fastest.
+
+    All tensors are contiguous and on one device. `encode` checks them. `MixturePass(symbols, *mixture)` makes one of a
+    `Mixture`.
+
+    Attributes:
+        symbols: int16 or int32 [P, C]. Values fit int16.
+        weights, means, scales: as those of a `Mixture`, [K, P, C] each.
+    """
+
+    symbols: Tensor
+    weights: Tensor
+    means: Tensor
+    scales: Tensor
 
 
 def _described(tensor: Tensor) -> str:

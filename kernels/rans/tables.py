@@ -6,7 +6,6 @@ import math
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 
 import numpy as np
 
@@ -25,6 +24,9 @@ def quantise_pmf(pmf: np.ndarray) -> np.ndarray:
 
     Args:
         pmf: float64 [K], at least 0, K from 1 to 2^14; need not sum to 1.
+
+    Raises:
+        ValueError: another shape, or probabilities that are negative, not finite, or all 0.
     """
     pmf = np.asarray(pmf, dtype=np.float64)
     if pmf.ndim != 1 or not 1 <= pmf.size <= PROBABILITY_TOTAL:
@@ -59,7 +61,8 @@ def quantise_pmf(pmf: np.ndarray) -> np.ndarray:
 
 
 _handle_lock = threading.Lock()
-_known: weakref.WeakValueDictionary[str, "TableSet"] = weakref.WeakValueDictionary()
+_known_lock = threading.Lock()
+_known: weakref.WeakValueDictionary[str, "TableSet"] = weakref.WeakValueDictionary()  # by identity
 
 
 class TableSet:
@@ -95,13 +98,19 @@ class TableSet:
             raise ValueError(f"a set has 1 to {MAX_TABLES} tables, not {len(arrays)}")
         if skip and (arrays[0].size != 1 or firsts[0] != 0):
             raise ValueError("table 0 of a set with skip must be the sentinel alone: (0, [2**14])")
-        self.skip = bool(skip)
+        self._skip = bool(skip)
         self._firsts = np.array(firsts, dtype="<i2")
         self._sizes = np.array([array.size for array in arrays], dtype="<u2")
         self._frequencies = np.concatenate(arrays).astype("<u2")
         self._ends = np.cumsum(self._sizes, dtype=np.int64)
         self._frequencies.flags.writeable = False
         self._cpu_tables = None
+        self._identity = hashlib.sha256(self.to_bytes()).hexdigest()
+        # Operators take tables by their identity. It is registered here and not where they are called, as torch.compile
+        # cannot trace that; of equal sets the first one is, so the others keep it.
+        with _known_lock:
+            known = _known.setdefault(self._identity, self)
+        self._twin = known if known is not self else None
 
     @classmethod
     def from_pmfs(cls, pmfs: Iterable[tuple[int, np.ndarray, float]], *, skip: bool = False) -> "TableSet":
@@ -109,8 +118,11 @@ class TableSet:
 
         Args:
             pmfs: for each table its first symbol, the probabilities of its symbols (float64 [K - 1]) and the mass of
-                all other values (the sentinel's). With `skip`, the first one is not read.
+                all other values (the sentinel's). They need not sum to 1. With `skip`, the first one is not read.
             skip: as for the class.
+
+        Raises:
+            ValueError: as `quantise_pmf`, of the probabilities with the mass behind them, and as the class.
         """
         tables = []
         for i, (first, pmf, tail_mass) in enumerate(pmfs):
@@ -125,19 +137,32 @@ class TableSet:
         """The number of tables."""
         return len(self._sizes)
 
+    @property
+    def skip(self) -> bool:
+        """Whether index 0 means "not coded": symbols there are 0 and take no bits."""
+        return self._skip
+
+    @property
+    def identity(self) -> str:
+        """The SHA-256 of `to_bytes()` in hexadecimal digits: equal for equal sets."""
+        return self._identity
+
     def first_symbol(self, i: int) -> int:
-        """The symbol of table i's first entry."""
+        """The symbol of table i's first entry. As in a list, a negative i counts from the end.
+
+        Raises:
+            IndexError: there is no table i.
+        """
         return int(self._firsts[i])
 
     def frequencies(self, i: int) -> np.ndarray:
-        """Table i's frequencies, uint16 [K], the sentinel last; read-only."""
+        """Table i's frequencies, uint16 [K], the sentinel last; read-only. A negative i counts from the end.
+
+        Raises:
+            IndexError: there is no table i.
+        """
         end = int(self._ends[i])
         return self._frequencies[end - int(self._sizes[i]) : end]
-
-    @cached_property
-    def identity(self) -> str:
-        """The SHA-256 of `to_bytes()` in hexadecimal digits: equal for equal sets."""
-        return hashlib.sha256(self.to_bytes()).hexdigest()
 
     def to_bytes(self) -> bytes:
         """The set's integers, little endian: u16 count, u16 skip, i16 firsts, u16 sizes, u16 frequencies of all."""
@@ -146,7 +171,11 @@ class TableSet:
 
     @classmethod
     def from_bytes(cls, data: bytes | memoryview) -> "TableSet":
-        """The inverse of `to_bytes`. Raises ValueError when the bytes are not a table set."""
+        """The inverse of `to_bytes`.
+
+        Raises:
+            ValueError: the bytes are not a table set.
+        """
         if len(data) < 4 or len(data) % 2:
             raise ValueError("not a table set: its length does not fit")
         values = np.frombuffer(data, dtype="<u2")
@@ -164,18 +193,17 @@ class TableSet:
         return cls(zip(firsts.tolist(), parts, strict=True), skip=bool(skip))
 
     def named(self) -> str:
-        """The identity, under which `find` gives the set back as long as it exists: operators take tables by name."""
-        _known[self.identity] = self
+        """The identity. For tests/test_cuda_rans.py only, which is to ask for that."""
         return self.identity
 
     @staticmethod
-    def find(identity: str) -> "TableSet":
-        """A set that was `named`. Raises LookupError when it is gone."""
+    def _find(identity: str) -> "TableSet":
+        """A set by its identity. Raises LookupError when it, and each one equal to it, is gone."""
         if (found := _known.get(identity)) is None:
             raise LookupError(f"no table set {identity[:12]} in this process: keep the TableSet while it is in use")
         return found
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """First symbols (int16) and sizes (uint16) of all tables, and the frequencies of all, one after the other."""
         return self._firsts, self._sizes, self._frequencies
 
@@ -186,7 +214,7 @@ class TableSet:
 
         with _handle_lock:
             if self._cpu_tables is None:
-                self._cpu_tables = _cpu.TablesHandle(self.skip, *self.arrays())
+                self._cpu_tables = _cpu.TablesHandle(self.skip, *self._arrays())
             return self._cpu_tables
 
     def __eq__(self, other: object) -> bool:

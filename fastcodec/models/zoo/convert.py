@@ -173,7 +173,8 @@ def read(path: str | Path, name: str | None = None) -> CompressionModel:
     except OSError:
         raise
     except Exception as error:  # whatever the bytes are, PyTorch has an error of its own for it
-        raise UnknownModelError(f"{path} is no model file: {_first_line(error)}") from error
+        # PyTorch's own advice would be to let the file run code.
+        raise UnknownModelError(f"{path} is no model file, or has other things than tensors in it") from error
     try:
         if not isinstance(state, Mapping):
             raise UnknownModelError(f"a {type(state).__name__}, not a state dict")
@@ -193,7 +194,3 @@ def _unwrapped(model: nn.Module) -> nn.Module:
         if isinstance(getattr(model, inner, None), nn.Module) and type(model).__module__.startswith("torch."):
             return _unwrapped(getattr(model, inner))
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -52,10 +52,9 @@ class MixtureConditional(nn.Module):
 
     def decode(self, decoder: rans.Decoder, parameters: Tensor) -> Tensor:
         """The inverse of `encode`: y^ [P, M]."""
-        weights, means, scales = self._integers(parameters)
-        (symbols,) = decoder.decode_mixtures([weights], [means], [scales])
+        (symbols,) = decoder.decode_mixtures([self._integers(parameters)])
         return symbols.float()
 
-    def _integers(self, parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _integers(self, parameters: Tensor) -> rans.Mixture:
         """What the coder takes: encoder and decoder get the same from equal parameters."""
         return rans.quantise_mixtures(*self.split(parameters))

@@ -687,8 +687,7 @@ def mixtures(machine: Machine, sizes: Sizes, name: str) -> dict[str, Any]:
     _match(payloads[:1], encode([[first]], **options), "payloads of mixtures")
     encoding = launches(machine, lambda: encode(batch, **options), sizes.repeats)
     outputs = [torch.full_like(item.symbols, -99) for item in passes]
-    weights, means, scales = ([item[part] for item in passes] for part in (1, 2, 3))
-    call = partial(decoder.decode_mixtures, weights, means, scales, out=outputs)
+    call = partial(decoder.decode_mixtures, [item[1:] for item in passes], out=outputs)
     decoding = launches(machine, call, sizes.repeats, _pristine(decoder))
     with machine.kernels():
         decoder.finish()
@@ -697,7 +696,7 @@ def mixtures(machine: Machine, sizes: Sizes, name: str) -> dict[str, Any]:
 
     def by_cpu() -> None:
         reader = Decoder(payloads[:1], threads=1)
-        reader.decode_mixtures([first.weights], [first.means], [first.scales])
+        reader.decode_mixtures([first[1:]])
         reader.finish()
 
     count = tiles * first.symbols.numel()

@@ -417,6 +417,95 @@ def test_native_takes_more_tables_than_a_set_holds(compressai):
         assert all(len(ours) < 1.005 * len(string) for ours, string in zip(strings, theirs, strict=True))
 
 
+def bottleneck(kind: type[nn.Module], channels: int) -> nn.Module:
+    """A factorised prior whose channels differ, with medians that are no integers."""
+    torch.manual_seed(5)
+    model = kind(channels)
+    with torch.no_grad():
+        model.quantiles += torch.randn(channels, 1, 1)
+    model.update(force=True)
+    return model
+
+
+@pytest.mark.parametrize("channels, shape", [(6, (4, 5)), (6, ()), (6, (7,)), (300, (3, 2)), (6, (0, 3))])
+def test_factorised_priors_by_channels(compressai, monkeypatch, channels, shape):
+    """The same strings and values as by indexes."""
+    model = bottleneck(compressai.entropy_models.EntropyBottleneck, channels)
+    x = torch.randn(2, channels, *shape) * 4
+    wide = torch.stack([x, x], -1)[..., 0]  # not contiguous
+    with adapter.install("native"):
+        strings = model.compress(x)
+        values = model.decompress(strings, shape)
+        assert model.compress(wide) == model.compress(x.double()) == strings
+        assert model.decompress(tuple(strings), shape).equal(values)
+        assert model.compress(x[:0]) == []
+        assert model.decompress([], shape).shape == (0, channels, *shape)
+        # Strings' errors, and those of symbols, are the general way's.
+        with pytest.raises(CorruptStreamError):
+            model.decompress([strings[0], strings[1] + b"12"], shape)
+        with pytest.raises(TypeError, match="a string of a compressed tensor is bytes, not str"):
+            model.decompress(["0", "1"], shape)
+        if x.numel():
+            x.view(-1)[3] = 1e9
+            with pytest.raises(SymbolRangeError):
+                model.compress(x)
+            x.view(-1)[3] = wide.reshape(-1)[3]
+        monkeypatch.setattr(sys.modules[adapter.__name__], "_factorised", lambda model: None)
+        assert model.compress(x) == strings
+        assert torch.equal(model.decompress(strings, shape), values)
+    assert values.dtype == torch.float32
+    assert values.is_contiguous()
+    if x.numel():  # else CompressAI's coder crashes
+        assert torch.equal(values, model.decompress(model.compress(x), shape))
+
+
+def test_what_a_factorised_prior_has_of_its_own_is_obeyed(compressai):
+    stock = compressai.entropy_models.EntropyBottleneck
+
+    class Medians(stock):
+        def _get_medians(self):
+            return torch.zeros_like(super()._get_medians())
+
+    class Indexes(stock):
+        @staticmethod
+        def _build_indexes(size):
+            return stock._build_indexes(size).flip(1)
+
+    class Floor(stock):
+        def quantize(self, inputs, mode, means=None):
+            return torch.floor(inputs - means).int()
+
+    class Twice(stock):
+        @staticmethod
+        def dequantize(inputs, means=None, dtype=torch.float):
+            assert inputs.dtype == torch.int32
+            return inputs * 2.0
+
+    class Counting(compressai.entropy_models.EntropyModel):
+        calls = 0
+
+        def compress(self, *arguments):
+            Counting.calls += 1
+            return super().compress(*arguments)
+
+    class Between(stock, Counting):
+        pass
+
+    for kind in (Medians, Indexes, Floor, Twice, Between):
+        model = bottleneck(kind, 5)
+        x = torch.randn(1, 5, 6, 6) * 4
+        theirs = model.decompress(model.compress(x), (6, 6))
+        with adapter.install("native"):
+            strings = model.compress(x)
+            assert torch.equal(model.decompress(strings, (6, 6)), theirs), kind
+        assert len(model.compress(x)[0]) - 8 < len(strings[0]) < len(model.compress(x)[0]) + 40
+    assert Counting.calls == 4
+    model = bottleneck(stock, 5)
+    model.quantize = lambda inputs, mode, means=None: torch.floor(inputs).int()
+    with adapter.install("native"):
+        assert torch.equal(model.decompress(model.compress(x), (6, 6)), torch.floor(x) + model._get_medians().detach())
+
+
 def test_precisions_below_16_bits(compressai):
     model = compressai.entropy_models.EntropyBottleneck(6, entropy_coder_precision=12)
     model.update(force=True)
@@ -457,7 +546,7 @@ def snapshot() -> dict:
     models = sys.modules["compressai.entropy_models.entropy_models"]
     vbr = sys.modules["compressai.entropy_models.entropy_models_vbr"]
     holders = [module for name, module in sys.modules.items() if name.startswith("compressai")]
-    holders += [models.EntropyModel, models._EntropyCoder, vbr.EntropyModelVbr]
+    holders += [models.EntropyModel, models.EntropyBottleneck, models._EntropyCoder, vbr.EntropyModelVbr]
     return {(str(holder), name): id(value) for holder in holders for name, value in list(vars(holder).items())}
 
 

@@ -84,8 +84,7 @@ def test_public_interface_in_the_shim(simulator, tiles):
         assert isinstance(decoder._impl, _cuda.Decoder)
         decoded = [decoder.decode([tile[0].indexes for tile in tiles], tiles[0][0].tables)]
         for number in (1, 2):
-            parameters = zip(*(tile[number][1:] for tile in tiles), strict=True)
-            decoded.append(decoder.decode_mixtures(*map(list, parameters)))
+            decoded.append(decoder.decode_mixtures([tile[number][1:] for tile in tiles]))
         decoder.finish()
     for number, symbols in enumerate(decoded):
         for tile, found in zip(tiles, symbols, strict=True):

@@ -163,8 +163,7 @@ def decode_column(
 ) -> list[Tensor]:
     """The passes of equal number of all tiles, which are of one kind and have one table set."""
     if isinstance(column[0], MixturePass):
-        weights, means, scales = ([put(part) for part in parts] for parts in zip(*(p[1:] for p in column), strict=True))
-        return decoder.decode_mixtures(weights, means, scales, out=out)
+        return decoder.decode_mixtures([tuple(map(put, item[1:])) for item in column], out=out)
     return decoder.decode([put(item.indexes) for item in column], column[0].tables, out=out)
 
 
@@ -466,11 +465,11 @@ def test_parameters_quantised_on_a_gpu(place):
     generator = torch.Generator().manual_seed(3)
     weights, means, sigmas = (torch.rand(3, 200, 40, generator=generator) * scale + 0.1 for scale in (1, 30, 8))
     symbols = means[1].round().to(torch.int16)
-    parameters = quantise_mixtures(*map(place.put, (weights, means, sigmas)))
-    [payload] = encode([[MixturePass(place.put(symbols), *parameters)]])
-    assert encode([[MixturePass(symbols, *(part.cpu() for part in parameters))]]) == [payload]
+    mixture = quantise_mixtures(*map(place.put, (weights, means, sigmas)))
+    [payload] = encode([[MixturePass(place.put(symbols), *mixture)]])
+    assert encode([[MixturePass(symbols, *(part.cpu() for part in mixture))]]) == [payload]
     decoder = Decoder([payload], device=place.device)
-    [decoded] = decoder.decode_mixtures(*([part] for part in parameters))
+    [decoded] = decoder.decode_mixtures([mixture])
     decoder.finish()
     assert torch.equal(decoded.cpu(), symbols)
 

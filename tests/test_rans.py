@@ -641,3 +641,16 @@ def test_decoding_in_a_compiled_function():
         assert torch.equal(mixed, mixture.symbols)
         assert torch.equal(values, items[2].symbols.int() * 16 + number)
     assert counter.frame_count <= 2
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo::torch", "ignore:Graph break::torch")
+def test_encoding_in_a_compiled_function():
+    """The graph breaks there, as the result is bytes."""
+    item = gaussian_pass((12, 8), 1, 1)
+
+    @torch.compile(backend="aot_eager")
+    def encoded(halves):
+        return encode([[item._replace(symbols=halves + halves)]])
+
+    halves = item.symbols // 2
+    assert encoded(halves) == encode([[item._replace(symbols=halves + halves)]])

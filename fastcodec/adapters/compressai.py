@@ -14,13 +14,14 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import math
 import sys
 import threading
 import types
 import weakref
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -128,10 +129,14 @@ class _Patch:
             setattr(self.owner, self.name, self.before)
 
 
+_PARTS_OF_A_BOTTLENECK = ("_build_indexes", "_extend_ndims", "quantize", "dequantize")
 _PARTS = ("ans", "_CXX", "entropy_models.entropy_models", "entropy_models.entropy_models_vbr")
-# Of the installation in force: CompressAI's compiled classes and functions, each with ours, and its quantisers.
+# Of the installation in force: CompressAI's compiled classes and functions, each with ours; its quantisers and their
+# inverse; and, of EntropyBottleneck and what it inherits, what `_factorised` stands for.
 _replacements: list[tuple[Any, Any]] = []
 _quantisers: list[Callable] = []
+_dequantisers: list[Callable] = []
+_bottleneck: dict[str, Any] = {}
 
 
 def _patch() -> None:
@@ -142,6 +147,7 @@ def _patch() -> None:
     _replacements[:] = [(getattr(ans, name), getattr(_ans, name)) for name in names]
     _replacements.append((cxx.pmf_to_quantized_cdf, _ans.pmf_to_quantized_cdf))
     _quantisers[:] = [models.EntropyModel.quantize, vbr.EntropyModelVbr.quantize]
+    _dequantisers[:] = [models.EntropyModel.dequantize]
     _exchange(_replacements)
     for owner, compress, decompress in (
         (models.EntropyModel, _compress, _decompress),
@@ -149,6 +155,14 @@ def _patch() -> None:
     ):
         _patches.append(_Patch(owner, "compress", compress(owner.compress)))
         _patches.append(_Patch(owner, "decompress", decompress(owner.decompress)))
+    bottleneck = models.EntropyBottleneck
+    _bottleneck.update(
+        {name: getattr(bottleneck, name) for name in _PARTS_OF_A_BOTTLENECK},
+        owner=bottleneck,
+        inherited=(models.EntropyModel.compress, models.EntropyModel.decompress),
+    )
+    _patches.append(_Patch(bottleneck, "compress", _compress_factorised(bottleneck.compress)))
+    _patches.append(_Patch(bottleneck, "decompress", _decompress_factorised(bottleneck.decompress)))
     for name in ("_encoder", "_decoder"):
         _patches.append(_Patch(models._EntropyCoder, name, _held_coder(name)))
 
@@ -226,7 +240,10 @@ def _decompress(original: Callable) -> Callable:
     ) -> Tensor:
         if (mode := _mode_for(self)) is None:
             return original(self, strings, indexes, dtype, means)
-        return self.dequantize(_decoded(self, mode, strings, indexes, means), means, dtype)
+        symbols = _decoded(self, mode, strings, indexes, means)
+        if self.dequantize not in _dequantisers:
+            symbols = symbols.to(torch.int32)  # as CompressAI gives them to a subclass's own
+        return self.dequantize(symbols, means, dtype)
 
     return decompress
 
@@ -259,7 +276,7 @@ def _decompress_vbr(original: Callable) -> Callable:
     ) -> Tensor:
         if (mode := _mode_for(self)) is None:
             return original(self, strings, indexes, dtype, means, qs)
-        symbols = _decoded(self, mode, strings, indexes, means)
+        symbols = _decoded(self, mode, strings, indexes, means).to(torch.int32)
         if qs is None:
             return self.dequantize(symbols, means, dtype)
         return self.dequantize_variable(symbols, means=means, dtype=dtype, qs=qs)
@@ -295,7 +312,6 @@ def _coded(
         raise ValueError("Invalid `inputs` size. Expected a tensor with at least 2 dimensions.")
     if inputs.size() != indexes.size():
         raise ValueError("`inputs` and `indexes` should have the same size.")
-    _check_tables(model)
     tables = _tables_of(model)
     if mode == "compatible":
         symbols, indexes = (tensor.to("cpu", torch.int32).contiguous() for tensor in (symbols, indexes))
@@ -304,10 +320,11 @@ def _coded(
         means = None if means is None else means.expand_as(inputs).contiguous()
         pair = quantise(inputs.contiguous(), means, indexes.contiguous(), tables.compatible.count)
         if pair is not None:
-            return tables.encode(*pair, indexes)
+            return tables.encode(*pair, tables.where(indexes))
         symbols = quantised()  # what is wrong with them, the general way says
     indexes = indexes.to(symbols.device)
-    return tables.encode(symbols.to(torch.int32), _narrow(indexes, tables.compatible.count), indexes)
+    narrow = _narrow(indexes, tables.compatible.count)
+    return tables.encode(symbols.to(torch.int32), narrow, tables.where(indexes))
 
 
 def _one_pass(inputs: Tensor, indexes: Tensor, means: Tensor | None) -> bool:
@@ -322,14 +339,14 @@ def _one_pass(inputs: Tensor, indexes: Tensor, means: Tensor | None) -> bool:
 
 
 def _decoded(model: nn.Module, mode: Mode, strings: list[bytes], indexes: Tensor, means: Tensor | None) -> Tensor:
-    """The symbols, int32, of the indexes' shape, on the device of the model's tables."""
+    """The symbols, int32 or int16, of the indexes' shape, on the device of the model's tables."""
     if not isinstance(strings, tuple | list):
         raise ValueError("Invalid `strings` parameter type.")
     if len(strings) != indexes.size(0):
         raise ValueError("Invalid strings or indexes parameters")
     if indexes.dim() < 2:
         raise ValueError("Invalid `indexes` size. Expected a tensor with at least 2 dimensions.")
-    _check_tables(model)
+    tables = _tables_of(model)
     if means is not None:
         if means.size()[:2] != indexes.size()[:2]:
             raise ValueError("Invalid means or indexes parameters")
@@ -338,19 +355,84 @@ def _decoded(model: nn.Module, mode: Mode, strings: list[bytes], indexes: Tensor
     for string in strings:
         if not isinstance(string, bytes | bytearray):
             raise TypeError(f"a string of a compressed tensor is bytes, not {type(string).__name__}")
-    tables, device = _tables_of(model), model._quantized_cdf.device
+    device = model._quantized_cdf.device
     if mode == "native":
-        return tables.decode(strings, indexes).to(device)
+        narrow = _narrow(indexes, tables.compatible.count)
+        return tables.decode(strings, narrow, tables.where(indexes)).view(indexes.shape).to(device)
     indexes = indexes.to("cpu", torch.int32).contiguous()
     symbols = torch.empty(indexes.shape, dtype=torch.int32)
     rans64.decode([bytes(string) for string in strings], list(indexes), tables.compatible, out=list(symbols))
     return symbols.to(device)
 
 
-def _check_tables(model: nn.Module) -> None:
-    model._check_cdf_size()
-    model._check_cdf_length()
-    model._check_offsets_size()
+# ---------------------------------------------------------------------------------------------------------------------
+# Factorised priors in native mode: a channel's number is its index, so where each set's elements are is known without
+# looking through indexes
+
+
+def _compress_factorised(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def compress(self, x: Tensor) -> list[bytes]:
+        prior = _factorised(self)
+        strings = None if prior is None else prior.encode(x)
+        return original(self, x) if strings is None else strings
+
+    return compress
+
+
+def _decompress_factorised(original: Callable) -> Callable:
+    @functools.wraps(original)
+    def decompress(self, strings: list[bytes], size: Sequence[int]) -> Tensor:
+        prior = _factorised(self)
+        if prior is None or not isinstance(strings, list) or not all(isinstance(s, bytes) for s in strings):
+            return original(self, strings, size)
+        return prior.decode(strings, size)
+
+    return decompress
+
+
+class _Factorised(NamedTuple):
+    """An EntropyBottleneck on the CPU: its tables, and the medians of its channels, float32 [C, 1]."""
+
+    tables: _ModelTables
+    medians: Tensor
+
+    def encode(self, x: Tensor) -> list[bytes] | None:
+        """The strings of x, float32 [B, C, ...] on the CPU. None if x is another tensor, or a symbol does not fit: the
+        general way codes it or says what is wrong."""
+        if x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() < 2 or x.size(1) != len(self.medians):
+            return None
+        rows = _as_rows(x).contiguous()
+        channels = torch.arange(len(self.medians), dtype=torch.int32)[:, None]
+        means, indexes = (part.expand_as(rows).contiguous() for part in (self.medians, channels))
+        pair = quantise(rows, means, indexes, len(channels))
+        return None if pair is None else self.tables.encode(*pair, self.tables.where_channels(len(rows)))
+
+    def decode(self, strings: list[bytes], size: Sequence[int]) -> Tensor:
+        """The inverse: float32 [B, C, *size]."""
+        count = len(self.medians)
+        channels = torch.arange(count).to(torch.uint8)[:, None].expand(count, math.prod(size)).contiguous()
+        narrow = channels.expand(len(strings), *channels.shape)
+        symbols = self.tables.decode(strings, narrow, self.tables.where_channels(len(strings)))
+        return torch.add(symbols, self.medians).view(len(strings), count, *size)
+
+
+def _factorised(model: nn.Module) -> _Factorised | None:
+    """The model, if native mode is in force and all is CompressAI's own that takes part: then its indexes are the
+    channels' numbers, its symbols round(x - medians), and EntropyModel's `compress` and `decompress` are ours."""
+    if _mode_for(model) != "native":
+        return None
+    own = vars(model)
+    if any(name in own or getattr(type(model), name) is not _bottleneck[name] for name in _PARTS_OF_A_BOTTLENECK):
+        return None
+    base = super(_bottleneck["owner"], model)
+    if tuple(getattr(call, "__func__", None) for call in (base.compress, base.decompress)) != _bottleneck["inherited"]:
+        return None
+    tables, medians = _tables_of(model), model._get_medians().detach()
+    devices = {medians.device.type, model._quantized_cdf.device.type}
+    if medians.dtype != torch.float32 or devices != {"cpu"} or medians.numel() != tables.compatible.count:
+        return None
+    return _Factorised(tables, medians.reshape(-1, 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -360,7 +442,8 @@ _model_tables: weakref.WeakKeyDictionary[nn.Module, _ModelTables] = weakref.Weak
 
 
 def _tables_of(model: nn.Module) -> _ModelTables:
-    """A model's tables, made anew when its buffers hold other numbers than the last time.
+    """A model's tables, made anew when its buffers hold other numbers than the last time; then CompressAI's own checks
+    of them are made too.
 
     The numbers themselves are compared: addresses and versions do not tell of changes through `.data`, through NumPy or
     in inference mode.
@@ -369,8 +452,15 @@ def _tables_of(model: nn.Module) -> _ModelTables:
     with _lock:
         tables = _model_tables.get(model)
         if tables is None or not tables.match(buffers):
+            model._check_cdf_size()
+            model._check_cdf_length()
+            model._check_offsets_size()
             tables = _model_tables[model] = _ModelTables(buffers)
         return tables
+
+
+# For each image and set of tables, where in [C, others] the set's elements are: a slice of channels, or a mask.
+_Where = list[list[Any]]
 
 
 class _ModelTables:
@@ -385,6 +475,8 @@ class _ModelTables:
 
     def match(self, buffers: tuple[Tensor, Tensor, Tensor]) -> bool:
         """Whether the buffers hold what the tables were made of."""
+        if any(mine.shape != buffer.shape for mine, buffer in zip(self._copies, buffers, strict=True)):
+            return False
         if all(b.is_contiguous() and b.device.type == "cpu" and b.dtype == torch.int32 for b in buffers):
             return self.compatible.are_of_matrix(*buffers)  # a hundred times as fast as torch.equal
         return all(
@@ -401,34 +493,41 @@ class _ModelTables:
         ends = cdf.gather(1, (lengths.long() - 1)[:, None])
         return list(table_sets(cdf * ((1 << CDF_BITS) // ends), lengths, offsets))
 
-    def encode(self, symbols: Tensor, narrow: Tensor, indexes: Tensor) -> list[bytes]:
-        """Native streams, one for each of the symbols, int16 or int32 [B, ...]. narrow: the indexes mod 256, uint8."""
+    def encode(self, symbols: Tensor, narrow: Tensor, where: _Where) -> list[bytes]:
+        """Native streams, one for each of the symbols, int16 or int32 [B, C, ...]. narrow: the indexes mod 256."""
         symbols, narrow = _as_rows(symbols), _as_rows(narrow)
         tiles = []
-        for image, where in enumerate(self._where(_as_rows(indexes))):
-            parts = zip(where, self.native, strict=True)
-            tiles.append([rans.Pass(_column(symbols[image, w]), _column(narrow[image, w]), set_) for w, set_ in parts])
+        for image, parts in enumerate(where):
+            pairs = zip(parts, self.native, strict=True)
+            tiles.append([rans.Pass(_column(symbols[image, w]), _column(narrow[image, w]), set_) for w, set_ in pairs])
         return rans.encode(tiles)
 
-    def decode(self, strings: list[bytes], indexes: Tensor) -> Tensor:
-        """The inverse of `encode`: int32, of the indexes' shape, on their device."""
-        out = torch.empty(indexes.shape, dtype=torch.int32, device=indexes.device)
+    def decode(self, strings: list[bytes], narrow: Tensor, where: _Where) -> Tensor:
+        """The inverse of `encode`: int16 [B, C, others], on the device of `narrow`."""
+        narrow = _as_rows(narrow)
+        out = torch.empty(narrow.shape, dtype=torch.int16, device=narrow.device)
         if not strings:
             return out
-        narrow = _as_rows(_narrow(indexes, self.compatible.count))
-        decoder = rans.Decoder(strings, device=indexes.device)
-        rows, where = _as_rows(out), self._where(_as_rows(indexes))
+        decoder = rans.Decoder(strings, device=narrow.device)
         for number, tables in enumerate(self.native):
-            parts = [narrow[image, where[image][number]] for image in range(len(rows))]
-            symbols = decoder.decode([_column(part) for part in parts], tables)
-            for image, values in enumerate(symbols):
-                part, values = where[image][number], values.view(parts[image].shape)
-                rows[image, part] = values if isinstance(part, slice) else values.int()  # a mask converts nothing
+            parts = [(image, sets[number]) for image, sets in enumerate(where)]
+            picked = [narrow[part] for part in parts]
+            indexes = [_column(part) for part in picked]
+            if all(isinstance(w, slice) for _, w in parts):
+                decoder.decode(indexes, tables, out=[out[part].view(-1, 1) for part in parts])
+            else:
+                for part, index, symbols in zip(parts, picked, decoder.decode(indexes, tables), strict=True):
+                    out[part] = symbols.view(index.shape)
         decoder.finish()
         return out
 
-    def _where(self, indexes: Tensor) -> list[list[Any]]:
-        """For each image and set of tables, where in [C, others] the set's elements are. indexes: [B, C, others]."""
+    def where_channels(self, images: int) -> _Where:
+        """As `where`, of indexes that are the channels' numbers."""
+        return [[slice(n * MAX_TABLES, (n + 1) * MAX_TABLES) for n in range(len(self.native))]] * images
+
+    def where(self, indexes: Tensor) -> _Where:
+        """For each image and set of tables, where in [C, others] the set's elements are. indexes: [B, C, ...]."""
+        indexes = _as_rows(indexes)
         if len(self.native) == 1 or not indexes.numel():
             return [[slice(None)] * len(self.native)] * len(indexes)
         least, greatest = (bound // MAX_TABLES for bound in indexes.aminmax(dim=2))

@@ -8,9 +8,8 @@ indexes or parameters of a pass may depend on the symbols of those before it.
 Tensors say where the work is done: on the CPU, or on the GPU that they lie on. Both write the same bytes.
 """
 
-import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -94,31 +93,21 @@ def encode(
     devices = {item.symbols.device for item in passes}
     if len(devices) > 1:
         raise ValueError(f"the passes lie on several devices: {', '.join(map(str, devices))}")
-    if not passes:  # nothing to dispatch by
-        payloads, bounds = _cpu.encode(tiles, preset, lanes or 0, streams or 0, threads, isa)
-    else:
-        payloads, bounds = _operators.encode(
-            *_operators.encode_arguments(passes),
-            [0, *itertools.accumulate(map(len, tiles))],
-            preset,
-            lanes or 0,
-            streams or 0,
-            _cpu.thread_count(threads),
-            isa or "",
-        )
+    target = _target(devices.pop()) if devices else None
+    if target is None:
+        # The operator would do just this. Its dispatch, and a tensor of the payloads, are a good part of a small call.
+        return _cpu.encode(tiles, preset, lanes or 0, streams or 0, threads, isa)
+    payloads, bounds = _operators.encode(
+        *_operators.encode_arguments(passes),
+        [0, *itertools.accumulate(map(len, tiles))],
+        preset,
+        lanes or 0,
+        streams or 0,
+        _cpu.thread_count(threads),
+        isa or "",
+    )
     data = payloads.cpu().numpy()
     return [data[begin:end].tobytes() for begin, end in bounds.tolist()]
-
-
-def _or_planes(decode_mixtures: Callable[..., list[Tensor]]) -> Callable[..., list[Tensor]]:
-    """Takes `weights, means, scales`, each with a tensor for every tile, too: bench/gpu.py, tests/test_cuda_mixture.py
-    and tests/test_gpu_rans.py call it so."""
-
-    @functools.wraps(decode_mixtures)
-    def either(self, mixtures, *planes, out=None):
-        return decode_mixtures(self, list(zip(mixtures, *planes, strict=True)) if planes else mixtures, out=out)
-
-    return either
 
 
 class Decoder:
@@ -209,7 +198,6 @@ class Decoder:
         _operators.decode(self._impl.state, self._number, list(indexes), tables.identity, symbols)
         return symbols
 
-    @_or_planes
     def decode_mixtures(
         self,
         mixtures: Sequence[Mixture | tuple[Tensor, Tensor, Tensor]],

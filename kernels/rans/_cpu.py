@@ -199,11 +199,8 @@ def encode(
     streams: int,
     threads: int | None,
     isa: str | None,
-) -> tuple[Tensor, Tensor]:
-    """All payloads in one tensor uint8, and begin and end of each, int64 [tiles, 2].
-
-    The passes are checked already; lanes and streams of 0 leave them to the preset.
-    """
+) -> list[bytes]:
+    """The payload of each tile. The passes are checked already; lanes and streams of 0 leave them to the preset."""
     lib = library()
     begins = [0]
     for tile in tiles:
@@ -228,12 +225,8 @@ def encode(
         payloads = []
         for tile in range(len(tiles)):
             data = lib.fastcodec_rans_encoded_payload(encoded, tile, byref(size))
-            payloads.append((data, size.value))
-        ends = np.cumsum([0, *(size for _, size in payloads)])
-        out = torch.empty(int(ends[-1]), dtype=torch.uint8)
-        for (data, size), begin in zip(payloads, ends.tolist(), strict=False):
-            ctypes.memmove(out.data_ptr() + begin, data, size)
-        return out, torch.from_numpy(np.stack([ends[:-1], ends[1:]], axis=1))
+            payloads.append(ctypes.string_at(data, size.value))
+        return payloads
     finally:
         lib.fastcodec_rans_encoded_free(encoded)
 

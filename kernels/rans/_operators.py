@@ -13,6 +13,7 @@ import itertools
 import weakref
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,7 +81,10 @@ def _encode_cpu(symbols, parameters, tables, begins, preset, lanes, streams, thr
     tiles = _tiles(symbols, parameters, tables, begins)
     if (simulator := _cuda.simulator()) is not None:
         return _cuda.encode(tiles, preset, lanes, streams, simulator)
-    return _cpu.encode(tiles, preset, lanes, streams, threads or None, isa or None)
+    payloads = _cpu.encode(tiles, preset, lanes, streams, threads or None, isa or None)
+    ends = torch.tensor([0, *itertools.accumulate(map(len, payloads))])
+    data = np.frombuffer(b"".join(payloads), dtype=np.uint8)
+    return torch.from_numpy(data.copy()), torch.stack([ends[:-1], ends[1:]], dim=1)
 
 
 @torch.library.impl(_library, "rans_encode", "CUDA")

@@ -1,6 +1,6 @@
 // The CPU coder's C interface to encode.
 
-#include <cstring>
+#include <bit>
 #include <memory>
 
 #include "cpu_host.h"
@@ -127,12 +127,32 @@ void prepare_pass(const Pass& pass, const Kernels& kernels, Costing costing, Pre
                                       : prepare_mixtures(pass, kernels, costing, out);
 }
 
+// One of a stream's sections, which is written from its end downwards.
+class Section {
+   public:
+    // At most n values. What is not touched takes no memory.
+    uint16_t* allocate(size_t n) {
+        buffer_ = std::make_unique<Buffer<uint16_t>>(n + kSlack);
+        uint16_t* const end = buffer_->get() + n + kSlack;
+        begin_ = end_ = end;
+        return end;
+    }
+    void set_begin(const uint16_t* begin) { begin_ = begin; }
+    const uint16_t* begin() const { return begin_; }
+    size_t size() const { return static_cast<size_t>(end_ - begin_); }
+
+   private:
+    std::unique_ptr<Buffer<uint16_t>> buffer_;
+    const uint16_t* begin_ = nullptr;
+    const uint16_t* end_ = nullptr;
+};
+
 struct EncodedStream {
     int status = kStatusOk;
     size_t pass = 0;  // of a status other than ok
     std::vector<uint32_t> states;
-    std::vector<uint16_t> words;
-    std::vector<uint16_t> escapes;
+    Section words;
+    Section escapes;
 };
 
 // The serial part of a mixture pass: n coded symbols, last to first.
@@ -167,17 +187,12 @@ void encode_stream(const Pass* passes, const Preparation* prepared, size_t count
             most = std::max(most, n);
         }
     }
-    // A symbol writes at most one word and one escape. What is not touched takes no memory.
-    Buffer<uint16_t> words(total + kSlack);
-    Buffer<uint16_t> escapes(total + kSlack);
     Buffer<uint8_t> packed_indexes(skip ? most + kSlack : 0);
     Buffer<int16_t> packed_symbols(skip ? most + kSlack : 0);
-    uint16_t* const words_end = words.get() + total + kSlack;
-    uint16_t* const escapes_end = escapes.get() + total + kSlack;
     EncodeStream state;
     std::fill(state.states, state.states + kMaxLanes, kStateLow);
-    state.words = words_end;
-    state.escapes = escapes_end;
+    state.words = out.words.allocate(total);  // a symbol writes at most one word and one escape
+    state.escapes = out.escapes.allocate(total);
     for (size_t p = count; p-- > 0;) {
         const Pass& pass = passes[p];
         const size_t begin = pass.begin(shape, stream);
@@ -203,14 +218,21 @@ void encode_stream(const Pass* passes, const Preparation* prepared, size_t count
         kernels_for(kernels, shape.lanes).encode(state, shape.lanes, pass.tables->view, indexes, symbols, n);
     }
     out.states.assign(state.states, state.states + shape.lanes);
-    out.words.assign(state.words, words_end);
-    out.escapes.assign(state.escapes, escapes_end);
+    out.words.set_begin(state.words);
+    out.escapes.set_begin(state.escapes);
 }
 
-void append_u16(std::vector<uint8_t>& out, const std::vector<uint16_t>& values) {
-    for (const uint16_t value : values) {
-        out.push_back(static_cast<uint8_t>(value));
-        out.push_back(static_cast<uint8_t>(value >> 8));
+// Little endian.
+void append(std::vector<uint8_t>& out, const Section& section) {
+    const uint16_t* const values = section.begin();
+    if constexpr (std::endian::native == std::endian::little) {
+        const auto* const bytes = reinterpret_cast<const uint8_t*>(values);
+        out.insert(out.end(), bytes, bytes + 2 * section.size());
+    } else {
+        for (size_t i = 0; i < section.size(); ++i) {
+            out.push_back(static_cast<uint8_t>(values[i]));
+            out.push_back(static_cast<uint8_t>(values[i] >> 8));
+        }
     }
 }
 
@@ -237,10 +259,10 @@ std::vector<uint8_t> write_payload(Shape shape, const EncodedStream* streams) {
         }
     }
     for (uint32_t s = 0; s < shape.streams; ++s) {
-        append_u16(out, streams[s].words);
+        append(out, streams[s].words);
     }
     for (uint32_t s = 0; s < shape.streams; ++s) {
-        append_u16(out, streams[s].escapes);
+        append(out, streams[s].escapes);
     }
     return out;
 }

@@ -192,10 +192,6 @@ class TableSet:
         parts = np.split(values[2 + 2 * count :], np.cumsum(sizes)[:-1])
         return cls(zip(firsts.tolist(), parts, strict=True), skip=bool(skip))
 
-    def named(self) -> str:
-        """The identity. For tests/test_cuda_rans.py only, which is to ask for that."""
-        return self.identity
-
     @staticmethod
     def _find(identity: str) -> "TableSet":
         """A set by its identity. Raises LookupError when it, and each one equal to it, is gone."""

@@ -380,6 +380,19 @@ def test_latents_that_do_not_fit(value, index, fits, place):
         assert all(map(torch.equal, ours, reference))
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 17), (3, 5, 0), (0, 2, 4), (1, 192, 33)])
+def test_rows_of_latents(shape):
+    rng = np.random.default_rng(shape[1])
+    y = torch.from_numpy((rng.integers(-400, 400, shape) / 4).astype(np.float32))
+    means = torch.from_numpy((rng.integers(-9, 9, (shape[1], 1)) / 8).astype(np.float32))
+    ours, reference = (f(y, means) for f in (latents.quantise_rows, latents.quantise_rows_reference))
+    assert torch.equal(ours, reference)
+    assert ours.dtype == torch.int16
+    for value in (32768.0 + 3, float("nan")) if y.numel() else ():
+        y[-1, -1, -1] = value
+        assert latents.quantise_rows(y, means) is latents.quantise_rows_reference(y, means) is None
+
+
 def test_constants_are_as_documented():
     from fastcodec.kernels.rans64 import _library
 

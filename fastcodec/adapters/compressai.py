@@ -30,7 +30,7 @@ from fastcodec import rans
 from fastcodec.errors import UnavailableError
 from fastcodec.kernels import rans64
 from fastcodec.kernels.rans.tables import MAX_TABLES
-from fastcodec.kernels.rans64.latents import quantise
+from fastcodec.kernels.rans64.latents import quantise, quantise_rows
 
 from . import _ans
 
@@ -403,18 +403,26 @@ class _Factorised(NamedTuple):
         if x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() < 2 or x.size(1) != len(self.medians):
             return None
         rows = _as_rows(x).contiguous()
-        channels = torch.arange(len(self.medians), dtype=torch.int32)[:, None]
-        means, indexes = (part.expand_as(rows).contiguous() for part in (self.medians, channels))
-        pair = quantise(rows, means, indexes, len(channels))
-        return None if pair is None else self.tables.encode(*pair, self.tables.where_channels(len(rows)))
+        symbols = quantise_rows(rows, self.medians)
+        if symbols is None:
+            return None
+        narrow = _channel_numbers(*rows.shape[1:]).expand(rows.shape)
+        return self.tables.encode(symbols, narrow, self.tables.where_channels(len(rows)))
 
     def decode(self, strings: list[bytes], size: Sequence[int]) -> Tensor:
         """The inverse: float32 [B, C, *size]."""
         count = len(self.medians)
-        channels = torch.arange(count).to(torch.uint8)[:, None].expand(count, math.prod(size)).contiguous()
-        narrow = channels.expand(len(strings), *channels.shape)
+        numbers = _channel_numbers(count, math.prod(size))
+        narrow = numbers.expand(len(strings), *numbers.shape)
         symbols = self.tables.decode(strings, narrow, self.tables.where_channels(len(strings)))
         return torch.add(symbols, self.medians).view(len(strings), count, *size)
+
+
+@functools.lru_cache(maxsize=4)
+def _channel_numbers(channels: int, columns: int) -> Tensor:
+    """uint8 [channels, columns], each row its number mod 256: a factorised prior's indexes. Not to be written to."""
+    with torch.inference_mode(False):
+        return torch.arange(channels).to(torch.uint8)[:, None].expand(channels, columns).contiguous()
 
 
 def _factorised(model: nn.Module) -> _Factorised | None:
@@ -432,7 +440,7 @@ def _factorised(model: nn.Module) -> _Factorised | None:
     devices = {medians.device.type, model._quantized_cdf.device.type}
     if medians.dtype != torch.float32 or devices != {"cpu"} or medians.numel() != tables.compatible.count:
         return None
-    return _Factorised(tables, medians.reshape(-1, 1))
+    return _Factorised(tables, medians.reshape(-1, 1).contiguous())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

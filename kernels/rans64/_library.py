@@ -83,6 +83,7 @@ def library() -> ctypes.CDLL:
             "finish": (c_int, POINTER(Stream)),
             "quantise_pmf": (c_int, c_uint64, c_void_p, c_int, c_void_p),
             "quantise": (c_int, c_size_t, c_void_p, c_void_p, c_void_p, c_uint32, c_void_p, c_void_p),
+            "quantise_rows": (c_int, c_size_t, c_size_t, c_void_p, c_void_p, c_size_t, c_void_p),
         },
     )
 

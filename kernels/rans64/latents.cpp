@@ -17,16 +17,30 @@ namespace {
 
 constexpr size_t kBlock = 4096;  // of elements: stays in the first cache between the loops
 
+// Adding and taking away this rounds as the processor does, and unlike nearbyint it is vectorised.
+constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
+
+// The symbol of a residual, and whether it does not fit.
+inline int16_t symbol_of(float residual, int& outside) {
+    const float rounded = (residual + kRounder) - kRounder;
+    const float inside = std::min(32767.0f, std::max(-32768.0f, rounded));  // -32768 for NaN too
+    outside |= inside != rounded;
+    return static_cast<int16_t>(static_cast<int32_t>(inside));
+}
+
 FASTCODEC_CLONES bool quantise(size_t n, const float* __restrict latents, const float* __restrict means,
                                int16_t* __restrict symbols) {
-    // Adding and taking away 1.5 * 2^23 rounds as the processor does, and unlike nearbyint it is vectorised.
-    constexpr float kRounder = 12582912.0f;
     int outside = 0;
     for (size_t i = 0; i < n; ++i) {
-        const float rounded = (latents[i] - means[i] + kRounder) - kRounder;
-        const float inside = std::min(32767.0f, std::max(-32768.0f, rounded));  // -32768 for NaN too
-        outside |= inside != rounded;
-        symbols[i] = static_cast<int16_t>(static_cast<int32_t>(inside));
+        symbols[i] = symbol_of(latents[i] - means[i], outside);
+    }
+    return outside == 0;
+}
+
+FASTCODEC_CLONES bool quantise_row(size_t n, const float* __restrict latents, float mean, int16_t* __restrict symbols) {
+    int outside = 0;
+    for (size_t i = 0; i < n; ++i) {
+        symbols[i] = symbol_of(latents[i] - mean, outside);
     }
     return outside == 0;
 }
@@ -53,6 +67,16 @@ FASTCODEC_API int fastcodec_rans64_quantise(size_t n, const float* latents, cons
         const size_t count = std::min(kBlock, n - i);
         good = quantise(count, latents + i, means == nullptr ? zeros : means + i, symbols + i) &&
                narrow(count, indexes + i, tables, out + i);
+    }
+    return good;
+}
+
+// symbols[r][i] = round(latents[r][i] - means[r mod channels]), rows of `columns`; returns whether all fit int16.
+FASTCODEC_API int fastcodec_rans64_quantise_rows(size_t rows, size_t columns, const float* latents, const float* means,
+                                                 size_t channels, int16_t* symbols) {
+    bool good = true;
+    for (size_t r = 0; r < rows && good; ++r) {
+        good = quantise_row(columns, latents + r * columns, means[r % channels], symbols + r * columns);
     }
     return good;
 }

@@ -429,15 +429,8 @@ def _twin(layer: nn.Module, name: str) -> nn.Module:
     """The integer layer for a float one, or the layer itself where it is exact as it is."""
     if isinstance(layer, MaskedConvolution):
         return IntegerContext(layer)
-    if (
-        isinstance(layer, nn.Conv2d)
-        and layer.groups == 1
-        and layer.dilation == (1, 1)
-        and layer.padding_mode == "zeros"
-    ):
-        return IntegerConv2d(layer)
-    if isinstance(layer, nn.ConvTranspose2d) and layer.groups == 1 and layer.dilation == (1, 1):
-        return IntegerConvTranspose2d(layer)
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and _plain(layer):
+        return IntegerConv2d(layer) if isinstance(layer, nn.Conv2d) else IntegerConvTranspose2d(layer)
     if isinstance(layer, nn.LeakyReLU):
         return IntegerLeakyReLU(layer.negative_slope)
     if type(layer) is EntropyBottleneck:

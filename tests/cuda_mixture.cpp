@@ -7,131 +7,21 @@
 //
 // The same seed gives the same cases. On a disagreement it names the case and returns 1.
 
-#include <array>
-#include <memory>
-
-#include "cuda.h"
 #include "mixture_cases.h"
 
-namespace gpu = fastcodec::rans::cuda;
-
-extern "C" {
-const char* fastcodec_rans_cuda_message();
-int fastcodec_rans_cuda_open(const char*, void**);
-int fastcodec_rans_cuda_load(void*, const void*);
-void fastcodec_rans_cuda_close(void*);
-int fastcodec_rans_cuda_tables(uint32_t, int, const int16_t*, const uint16_t*, const uint16_t*, size_t, gpu::TableSet*,
-                               uint8_t*);
-int fastcodec_rans_cuda_plan_decode(uint32_t, const uint8_t* const*, const size_t*, int, uint32_t*, uint32_t*, void**);
-int fastcodec_rans_cuda_plan_encode(uint32_t, const uint32_t*, const uint64_t*, const uint64_t*, const uint32_t*,
-                                    const uint32_t*, void**);
-void fastcodec_rans_cuda_plan_numbers(const void*, uint64_t*);
-void fastcodec_rans_cuda_plan_write(const void*, uint8_t*);
-void fastcodec_rans_cuda_plan_shape(const void*, uint32_t, uint32_t*, uint32_t*);
-uint32_t fastcodec_rans_cuda_plan_error(const void*, const gpu::Stream*, uint32_t*);
-void fastcodec_rans_cuda_plan_free(void*);
-void fastcodec_rans_cuda_shape(uint64_t, uint64_t, uint32_t, uint32_t*, uint32_t*);
-int fastcodec_rans_cuda_complete_passes(uint32_t, gpu::TilePass*);
-int fastcodec_rans_cuda_decode(void*, void*, gpu::DecodeArguments*, int, int);
-int fastcodec_rans_cuda_finish(void*, void*, const gpu::FinishArguments*);
-int fastcodec_rans_cuda_examine(void*, void*, const gpu::ExamineArguments*, uint32_t, uint64_t);
-int fastcodec_rans_cuda_encode(void*, void*, gpu::EncodeArguments*);
-int fastcodec_rans_cuda_arrange(void*, void*, const gpu::PackArguments*);
-int fastcodec_rans_cuda_gather(void*, void*, const gpu::PackArguments*);
-void fastcodec_rans_cuda_mixture_tables(gpu::TableSet*, uint8_t*);
-void cuda_shim_schedule(int, uint64_t);
-}
+#include "cuda_device.h"
 
 namespace {
-
-void check(int status, const char* what) {
-    if (status != 0) {
-        std::printf("%s: status %d, %s\n", what, status, fastcodec_rans_cuda_message());
-        fail();
-    }
-}
-
-// "Device" memory: an allocation of its own, aligned as the driver's.
-template <typename T>
-class Buffer {
-   public:
-    explicit Buffer(size_t n) : data_(static_cast<T*>(std::malloc(n == 0 ? 1 : n * sizeof(T)))) {
-        std::memset(static_cast<void*>(data_), 0x5a, n * sizeof(T));
-    }
-    explicit Buffer(const std::vector<T>& values) : Buffer(values.size()) {
-        std::copy(values.begin(), values.end(), data_);
-    }
-    Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}
-    Buffer(const Buffer&) = delete;
-    Buffer& operator=(const Buffer&) = delete;
-    ~Buffer() { std::free(data_); }
-    T* get() const { return data_; }
-
-   private:
-    T* data_;
-};
-
-class Plan {
-   public:
-    explicit Plan(void* handle) : handle_(handle) {
-        fastcodec_rans_cuda_plan_numbers(handle_, numbers_.data());
-        memory_ = std::make_unique<Buffer<uint8_t>>(numbers_[0]);
-        fastcodec_rans_cuda_plan_write(handle_, memory_->get());
-    }
-    Plan(const Plan&) = delete;
-    Plan& operator=(const Plan&) = delete;
-    ~Plan() { fastcodec_rans_cuda_plan_free(handle_); }
-    const void* handle() const { return handle_; }
-    gpu::Stream* streams() const { return at<gpu::Stream>(0); }
-    gpu::Warp* warps() const { return at<gpu::Warp>(numbers_[1]); }
-    uint32_t* lanes() const { return at<uint32_t>(numbers_[2]); }
-    uint32_t* states() const { return at<uint32_t>(numbers_[3]); }
-    template <typename T>
-    T* rest() const {
-        return at<T>(numbers_[4]);
-    }
-    uint32_t stream_count() const { return static_cast<uint32_t>(numbers_[5]); }
-    uint32_t warp_count() const { return static_cast<uint32_t>(numbers_[6]); }
-    int full() const { return static_cast<int>(numbers_[7]); }
-    uint64_t scratch_units() const { return numbers_[8]; }
-
-   private:
-    template <typename T>
-    T* at(uint64_t offset) const {
-        return reinterpret_cast<T*>(memory_->get() + offset);
-    }
-    void* handle_;
-    std::array<uint64_t, 9> numbers_{};
-    std::unique_ptr<Buffer<uint8_t>> memory_;
-};
 
 // All passes p of the tiles are of one kind: indexed by the one table set, or mixtures.
 using Tile = std::vector<MixedPass>;
 
 struct Gpu {
     void* module = nullptr;
-    gpu::TableSet indexed{};
-    gpu::TableSet mixtures{};
-    std::unique_ptr<Buffer<uint8_t>> indexed_blob;
-    std::unique_ptr<Buffer<uint8_t>> mixture_blob;
+    DeviceTables indexed{};
+    DeviceTables mixtures = upload_by(fastcodec_rans_cuda_mixture_tables);
 
-    void upload(const TableSet& set) {
-        const auto call = [&](uint8_t* to) {
-            check(fastcodec_rans_cuda_tables(static_cast<uint32_t>(set.sizes.size()), set.skip, set.firsts.data(),
-                                             set.sizes.data(), set.frequencies.data(), set.frequencies.size(), &indexed,
-                                             to),
-                  "tables");
-        };
-        call(nullptr);
-        indexed_blob = std::make_unique<Buffer<uint8_t>>(indexed.end);
-        call(indexed_blob->get());
-        indexed.blob = indexed_blob->get();
-        fastcodec_rans_cuda_mixture_tables(&mixtures, nullptr);
-        mixture_blob = std::make_unique<Buffer<uint8_t>>(mixtures.end);
-        fastcodec_rans_cuda_mixture_tables(&mixtures, mixture_blob->get());
-        mixtures.blob = mixture_blob->get();
-    }
-    const gpu::TableSet& tables(uint32_t components) const { return components == 0 ? indexed : mixtures; }
+    const gpu::TableSet& tables(uint32_t components) const { return (components == 0 ? indexed : mixtures).layout; }
 };
 
 // One pass of all tiles in device memory.
@@ -341,7 +231,7 @@ int main(int argc, char** argv) {
     Gpu device;
     check(fastcodec_rans_cuda_open("", &device.module), "open");
     check(fastcodec_rans_cuda_load(device.module, "the shim has its kernels"), "load");
-    device.upload(set);
+    device.indexed = upload(set);
     uint32_t errors[32] = {};
     uint32_t shapes[6] = {};
     uint32_t wrong_weights = 0;

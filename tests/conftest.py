@@ -1,6 +1,8 @@
 """What all tests share: where Triton runs, which tests need a GPU, and photographs to compress."""
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +58,26 @@ def photographs() -> dict[str, np.ndarray]:
     for image in images.values():
         image.flags.writeable = False
     return images
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For networks so small that threads would mostly wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def compressai():
+    """The package, as the benchmarks import it."""
+    if importlib.util.find_spec("compressai") is None:
+        pytest.skip("CompressAI is not installed: `make bench` installs it")
+    sys.path.insert(0, str(ROOT))
+    try:
+        from bench import _compressai
+
+        return _compressai.load()
+    finally:
+        sys.path.pop(0)

@@ -48,17 +48,6 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module")
-def compressai():
-    sys.path.insert(0, str(ROOT))
-    try:
-        from bench import _compressai
-
-        return _compressai.load()
-    finally:
-        sys.path.pop(0)
-
-
 @pytest.fixture(autouse=True)
 def _tidy():
     threads = torch.get_num_threads()

@@ -3,9 +3,7 @@ what happens where a floating-point file does not decode."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -36,6 +34,8 @@ from fastcodec.models.zoo import convert
 from fastcodec.models.zoo.context import RASTER_TAPS, mask_of
 from fastcodec.models.zoo.kamisli2024 import SteppedBottleneck
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # CompressAI's classes, with arguments that make small networks of them.
 GROUPS = (2, 2, 4, 8, 8)
 ARGUMENTS = {
@@ -54,28 +54,6 @@ ARGUMENTS = {
     "JointAutoregressiveHierarchicalPriorsVbr": {},
 }
 VARIABLE = [name for name in zoo.SYSTEMS if name.endswith("-vbr")]
-
-
-@pytest.fixture(scope="module")
-def compressai():
-    if importlib.util.find_spec("compressai") is None:
-        pytest.skip("CompressAI is not installed: `make bench` installs it")
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    try:
-        from bench import _compressai
-
-        return _compressai.load()
-    finally:
-        sys.path.pop(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """These networks are so small that threads would mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

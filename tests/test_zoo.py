@@ -26,6 +26,8 @@ from fastcodec.models.zoo.he2021 import RandomMask, anchor_mask
 from fastcodec.models.zoo.layers import GDN, conv, deconv
 from fastcodec.models.zoo.rounded_gaussian import RoundedGaussianConditional
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SINGLE = [name for name in zoo.SYSTEMS if "mixture" not in name]  # one Gaussian a latent; tests/test_zoo_mixture.py
 WITH_CONTEXT = [name for name in SINGLE if name.startswith(("mbt2018-c", "cheng", "random")) or name == "mbt2018"]
 VARIABLE = [name for name in SINGLE if name.endswith("-vbr")]
@@ -78,15 +80,6 @@ def recorded(model: CompressionModel, monkeypatch: pytest.MonkeyPatch) -> dict[s
 
         monkeypatch.setattr(conditional, what, recording)
     return seen
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """These networks are so small that threads would mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,6 @@ Skipped where it is not installed (docs/dependencies.md; `make bench` installs i
 from __future__ import annotations
 
 import importlib.util
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fastcodec.models import zoo
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 if importlib.util.find_spec("compressai") is None:
     pytest.skip("CompressAI is not installed: `make bench` installs it", allow_module_level=True)
@@ -29,25 +29,6 @@ CLASSES = {
     "cheng2020-serial-attention": ("Cheng2020Attention", (16,)),
     "cheng2020-checkerboard": ("Cheng2020AnchorCheckerboard", (16,)),
 }
-
-
-@pytest.fixture(scope="module")
-def compressai():
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    try:
-        from bench import _compressai
-
-        return _compressai.load()
-    finally:
-        sys.path.pop(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def random_weights(compressai, name: str) -> nn.Module:

@@ -23,16 +23,10 @@ from fastcodec.models import zoo
 from fastcodec.models.zoo import integer
 from fastcodec.models.zoo.context import RASTER_TAPS, MaskedConvolution
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SYSTEMS = ["bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean", "mbt2018-checkerboard"]
 SYSTEMS += ["cheng2020-checkerboard", "elic2022-official", "elic2022-chandelier", "mbt2018"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -12,17 +12,10 @@ from fastcodec.kernels import rans
 from fastcodec.models import zoo
 from fastcodec.models.zoo.mixture_conditional import MixtureConditional
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MIXTURES = [name for name in zoo.SYSTEMS if "mixture" in name]
 CHANNELS = 16
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Two would wait for each other longer than they work, on networks as small as these."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def model_for(name: str, image: np.ndarray) -> zoo.CompressionModel:

@@ -45,6 +45,10 @@ HYPER = TableSet.from_pmfs(
 )
 # More entries than 16 bits can number.
 WIDE = TableSet([(-4000 + 10 * i, [1] * 8192 + [8192]) for i in range(12)])
+# Tables so far apart that an encoder keeps no row of all their symbols for each, and tables at the very ends of int16.
+APART = TableSet([(-32768, [9000, 7000, 384]), (32766, [1, 8192, 8191]), (0, [8000, 8384])])
+LOWEST = TableSet([(-32768, [9000, 7000, 384]), (-32768, [16384 - 3, 1, 1, 1])])
+HIGHEST = TableSet([(32766, [9000, 7000, 384]), (32700, [16384 - 67, *[1] * 67])])
 
 
 def gaussian_pass(shape, seed=0, lowest=0, highest=64, escapes=0.0) -> Pass:
@@ -184,6 +188,7 @@ TILES = {
     "empty passes": [gaussian_pass((0, 5)), gaussian_pass((3, 0)), gaussian_pass((5, 5), 6), gaussian_pass((0, 0))],
     "no passes": [],
     "wide tables": [table_pass((90, 20), WIDE, 7), gaussian_pass((9, 20), 8)],
+    "tables apart": [table_pass((70, 30), APART, 9), table_pass((80, 7), LOWEST, 10), table_pass((75, 9), HIGHEST, 11)],
     "one very likely symbol": [
         Pass(torch.zeros(900, 9, dtype=torch.int16), torch.ones(900, 9, dtype=torch.uint8), GAUSSIAN)
     ],
@@ -201,6 +206,28 @@ def test_round_trip(name, lanes):
 @pytest.mark.parametrize("preset", ["size", "latency"])
 def test_round_trip_of_presets(name, preset):
     assert_round_trip(TILES[name], preset=preset)
+
+
+def test_every_frequency():
+    for start in range(1, 16384, 256):
+        frequencies = range(start, min(start + 256, 16384))
+        table_set = TableSet([(0, [f, 16384 - f]) for f in frequencies])
+        symbols = torch.randint(0, 2, (64, len(frequencies)), dtype=torch.int16, generator=torch.manual_seed(start))
+        indexes = torch.arange(len(frequencies)).to(torch.uint8).expand(symbols.shape).contiguous()
+        assert_round_trip([Pass(symbols, indexes, table_set)], lanes=32, streams=1)
+
+
+def test_the_division_of_the_simd_twins():
+    """rans.h's estimate of x / f, at the greatest and the least x of a quotient, is the quotient or one less."""
+    rng = np.random.default_rng(0)
+    for f in range(1, 16385):
+        quotients = np.concatenate([[0, 1, 2, (1 << 18) - 2, (1 << 18) - 1], rng.integers(1 << 17, 1 << 18, 20)])
+        x = (quotients[:, None] * f + [0, f - 1]).astype(np.uint32)
+        inverse = np.float32(1) / np.float32(f)
+        # The product of two float32, less 1/16, is exact in float64: the sum then rounds once, as a fused one does.
+        estimate = (x.astype(np.float32).astype(np.float64) * np.float64(inverse) - 0.0625).astype(np.float32)
+        short = quotients[:, None] - np.trunc(estimate).astype(np.int64)
+        assert ((short == 0) | (short == 1)).all(), f
 
 
 def test_most_streams():

@@ -49,14 +49,22 @@ inline Mixtures from_element(const Mixtures& mixtures, size_t at) {
     return {mixtures.weights + at, mixtures.means + at, mixtures.scales + at, mixtures.components, mixtures.plane};
 }
 
-// How a mixture's symbol is coded, in one word: everything that the encoder's serial part needs. Both numbers fit 14
-// bits: an element has two entries at least, so none has all the slots.
-constexpr uint32_t kCodeEscape = 1u << (2 * kProbabilityBits);
+// How a symbol is coded, in one word: everything that the serial part of encoding needs. An entry has 2^14 slots at
+// most, of which the first is below 2^14.
+constexpr int kCodeFrequency = kProbabilityBits;  // where the frequency begins, in 15 bits
+constexpr uint32_t kCodeEscape = 1u << 31;
 FASTCODEC_INLINE uint32_t pack_code(uint32_t start, uint32_t frequency, bool escape) {
-    return start | frequency << kProbabilityBits | (escape ? kCodeEscape : 0);
+    return start | frequency << kCodeFrequency | (escape ? kCodeEscape : 0);
 }
 FASTCODEC_INLINE uint32_t code_start(uint32_t code) { return code & (kProbabilityTotal - 1); }
-FASTCODEC_INLINE uint32_t code_frequency(uint32_t code) { return code >> kProbabilityBits & (kProbabilityTotal - 1); }
+FASTCODEC_INLINE uint32_t code_frequency(uint32_t code) { return code >> kCodeFrequency & (2 * kProbabilityTotal - 1); }
+
+FASTCODEC_INLINE uint32_t code_of(const Tables& tables, uint32_t index, int32_t symbol) {
+    const uint32_t entry = entry_of(tables, index, symbol);
+    const uint32_t start = tables.cumulative[entry];
+    const uint32_t end = tables.cumulative[entry + 1];
+    return pack_code(start, end - start, end == kProbabilityTotal);
+}
 
 FASTCODEC_INLINE uint32_t load_word(const uint8_t* bytes) { return bytes[0] | static_cast<uint32_t>(bytes[1]) << 8; }
 
@@ -69,11 +77,8 @@ struct Kernels {
     // are 0.
     Error (*decode)(DecodeStream& stream, uint32_t lanes, const Tables& tables, const uint8_t* indexes, size_t n,
                     int16_t* symbols);
-    // Encodes n coded symbols of one pass, last to first.
-    void (*encode)(EncodeStream& stream, uint32_t lanes, const Tables& tables, const uint8_t* indexes,
-                   const int16_t* symbols, size_t n);
-    // The cost of n coded symbols in 1/256 bit.
-    uint64_t (*cost)(const Tables& tables, const uint8_t* indexes, const int16_t* symbols, size_t n);
+    // Encodes n coded symbols of one pass, of either kind, last to first.
+    void (*push)(EncodeStream& stream, uint32_t lanes, const uint32_t* codes, const int16_t* symbols, size_t n);
 
     // Packs the non-zero indexes, in order. Returns how many there are; `packed` has room for n and kSlack bytes.
     size_t (*compact_indexes)(const uint8_t* indexes, size_t n, uint8_t* packed);

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "gather.h"
 #include "lanes.h"
 #include "mixture_lanes.h"
 
@@ -84,7 +85,6 @@ struct Avx2 {
         return _mm256_srai_epi32(a, Shift);
     }
     static FASTCODEC_INLINE U32 shift_right_by(U32 a, U32 shifts) { return _mm256_srav_epi32(a, shifts); }
-    static FASTCODEC_INLINE U32 sign_extend_16(U32 a) { return _mm256_srai_epi32(_mm256_slli_epi32(a, 16), 16); }
     static FASTCODEC_INLINE Mask equal(U32 a, U32 b) { return _mm256_cmpeq_epi32(a, b); }
     static FASTCODEC_INLINE Mask greater(U32 a, U32 b) { return _mm256_cmpgt_epi32(a, b); }
     static FASTCODEC_INLINE Mask within(U32 a, U32 from, U32 to) {
@@ -97,6 +97,7 @@ struct Avx2 {
     static FASTCODEC_INLINE uint32_t bits(Mask m) {
         return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(m)));
     }
+    static FASTCODEC_INLINE uint32_t sign_bits(U32 a) { return bits(a); }
     static FASTCODEC_INLINE uint32_t count(Mask m) { return static_cast<uint32_t>(__builtin_popcount(bits(m))); }
     static FASTCODEC_INLINE U32 select(Mask m, U32 yes, U32 no) { return _mm256_blendv_epi8(no, yes, m); }
     template <int Scale>
@@ -106,11 +107,12 @@ struct Avx2 {
     // Eight bytes a lane, as their two halves.
     template <int Scale>
     static FASTCODEC_INLINE void gather_pairs(const void* base, U32 at, U32& low, U32& high) {
-        // Lanes 0 1 4 5 and 2 3 6 7: the shuffle below then leaves all eight in order.
-        const __m256i order = _mm256_permute4x64_epi64(at, 0xd8);
-        const auto* p = static_cast<const long long*>(base);
-        const __m256 a = _mm256_castsi256_ps(_mm256_i32gather_epi64(p, _mm256_castsi256_si128(order), Scale));
-        const __m256 b = _mm256_castsi256_ps(_mm256_i32gather_epi64(p, _mm256_extracti128_si256(order, 1), Scale));
+        __m128i parts[4];
+        load_four<Scale>(base, _mm256_castsi256_si128(at), parts[0], parts[1]);
+        load_four<Scale>(base, _mm256_extracti128_si256(at, 1), parts[2], parts[3]);
+        // Lanes 0 1 4 5 and 2 3 6 7: the shuffle then leaves all eight in order.
+        const __m256 a = _mm256_castsi256_ps(_mm256_set_m128i(parts[2], parts[0]));
+        const __m256 b = _mm256_castsi256_ps(_mm256_set_m128i(parts[3], parts[1]));
         low = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88));
         high = _mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd));
     }
@@ -148,15 +150,15 @@ struct Avx2 {
         store16(end - kWidth, low_words(_mm256_permutevar8x32_epi32(x, order)));
     }
 
-    static FASTCODEC_INLINE U32 quotient_or_one_less(U32 x, U32 frequency) {
-        // An unsigned conversion that rounds once: the upper half times 2^16 is exact.
+    // Each rounds once.
+    static FASTCODEC_INLINE F32 unsigned_to_float(U32 x) {
+        // The upper half times 2^16 is exact.
         const __m256 high = _mm256_cvtepi32_ps(_mm256_srli_epi32(x, 16));
         const __m256 low = _mm256_cvtepi32_ps(_mm256_and_si256(x, _mm256_set1_epi32(0xffff)));
-        const __m256 value = _mm256_fmadd_ps(high, _mm256_set1_ps(65536.0f), low);
-        const __m256 estimate =
-            _mm256_sub_ps(_mm256_div_ps(value, _mm256_cvtepi32_ps(frequency)), _mm256_set1_ps(0.0625f));
-        return _mm256_cvttps_epi32(estimate);  // -1/16 truncates to 0
+        return _mm256_fmadd_ps(high, _mm256_set1_ps(65536.0f), low);
     }
+    static FASTCODEC_INLINE F32 divide(F32 a, F32 b) { return _mm256_div_ps(a, b); }
+    static FASTCODEC_INLINE U32 truncate(F32 a) { return _mm256_cvttps_epi32(a); }
 };
 
 Error decode(DecodeStream& stream, uint32_t lanes, const Tables& tables, const uint8_t* indexes, size_t n,
@@ -168,12 +170,11 @@ Error decode(DecodeStream& stream, uint32_t lanes, const Tables& tables, const u
     }
 }
 
-void encode(EncodeStream& stream, uint32_t lanes, const Tables& tables, const uint8_t* indexes, const int16_t* symbols,
-            size_t n) {
+void push(EncodeStream& stream, uint32_t lanes, const uint32_t* codes, const int16_t* symbols, size_t n) {
     switch (lanes) {
-        case 8: return encode_vectors<Avx2, 1>(stream, tables, indexes, symbols, n);
-        case 16: return encode_vectors<Avx2, 2>(stream, tables, indexes, symbols, n);
-        default: return encode_vectors<Avx2, 4>(stream, tables, indexes, symbols, n);
+        case 8: return push_vectors<Avx2, 1>(stream, codes, symbols, n);
+        case 16: return push_vectors<Avx2, 2>(stream, codes, symbols, n);
+        default: return push_vectors<Avx2, 4>(stream, codes, symbols, n);
     }
 }
 
@@ -238,8 +239,7 @@ const Kernels& avx2_kernels() {
                                      8,
                                      scalar_kernels,
                                      decode,
-                                     encode,
-                                     cost_vectors<Avx2>,
+                                     push,
                                      compact_indexes,
                                      compact_symbols,
                                      expand_symbols,

@@ -2,6 +2,7 @@
 
 #include <immintrin.h>
 
+#include "gather.h"
 #include "lanes.h"
 #include "mixture_lanes.h"
 
@@ -51,7 +52,6 @@ struct Avx512 {
         return _mm512_srai_epi32(a, Shift);
     }
     static FASTCODEC_INLINE U32 shift_right_by(U32 a, U32 shifts) { return _mm512_srav_epi32(a, shifts); }
-    static FASTCODEC_INLINE U32 sign_extend_16(U32 a) { return _mm512_srai_epi32(_mm512_slli_epi32(a, 16), 16); }
     static FASTCODEC_INLINE Mask equal(U32 a, U32 b) { return _mm512_cmpeq_epi32_mask(a, b); }
     static FASTCODEC_INLINE Mask greater(U32 a, U32 b) { return _mm512_cmpgt_epi32_mask(a, b); }
     static FASTCODEC_INLINE Mask within(U32 a, U32 from, U32 to) {
@@ -62,17 +62,26 @@ struct Avx512 {
     static FASTCODEC_INLINE bool all(Mask m) { return _kortestc_mask16_u8(m, m) != 0; }
     static FASTCODEC_INLINE bool any(Mask m) { return _kortestz_mask16_u8(m, m) == 0; }
     static FASTCODEC_INLINE uint32_t bits(Mask m) { return _cvtmask16_u32(m); }
+    static FASTCODEC_INLINE uint32_t sign_bits(U32 a) { return bits(_mm512_movepi32_mask(a)); }
     static FASTCODEC_INLINE uint32_t count(Mask m) { return static_cast<uint32_t>(__builtin_popcount(bits(m))); }
     static FASTCODEC_INLINE U32 select(Mask m, U32 yes, U32 no) { return _mm512_mask_mov_epi32(no, m, yes); }
     template <int Scale>
     static FASTCODEC_INLINE U32 gather(const void* base, U32 at) {
         return _mm512_i32gather_epi32(at, base, Scale);
     }
+    template <int Scale>
+    static FASTCODEC_INLINE __m512i load_eight(const void* base, __m256i at) {
+        __m128i parts[4];
+        load_four<Scale>(base, _mm256_castsi256_si128(at), parts[0], parts[1]);
+        load_four<Scale>(base, _mm256_extracti128_si256(at, 1), parts[2], parts[3]);
+        return _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_set_m128i(parts[1], parts[0])),
+                                  _mm256_set_m128i(parts[3], parts[2]), 1);
+    }
     // Eight bytes a lane, as their two halves.
     template <int Scale>
     static FASTCODEC_INLINE void gather_pairs(const void* base, U32 at, U32& low, U32& high) {
-        const __m512i a = _mm512_i32gather_epi64(_mm512_castsi512_si256(at), base, Scale);
-        const __m512i b = _mm512_i32gather_epi64(_mm512_extracti64x4_epi64(at, 1), base, Scale);
+        const __m512i a = load_eight<Scale>(base, _mm512_castsi512_si256(at));
+        const __m512i b = load_eight<Scale>(base, _mm512_extracti64x4_epi64(at, 1));
         const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
         low = _mm512_permutex2var_epi32(a, even, b);
         high = _mm512_permutex2var_epi32(a, _mm512_add_epi32(even, set(1)), b);
@@ -114,11 +123,10 @@ struct Avx512 {
                             _mm512_cvtepi32_epi16(_mm512_permutexvar_epi32(from, packed)));
     }
 
-    static FASTCODEC_INLINE U32 quotient_or_one_less(U32 x, U32 frequency) {
-        const __m512 estimate =
-            _mm512_sub_ps(_mm512_div_ps(_mm512_cvtepu32_ps(x), _mm512_cvtepi32_ps(frequency)), _mm512_set1_ps(0.0625f));
-        return _mm512_cvttps_epi32(estimate);  // -1/16 truncates to 0
-    }
+    // Each rounds once.
+    static FASTCODEC_INLINE F32 unsigned_to_float(U32 x) { return _mm512_cvtepu32_ps(x); }
+    static FASTCODEC_INLINE F32 divide(F32 a, F32 b) { return _mm512_div_ps(a, b); }
+    static FASTCODEC_INLINE U32 truncate(F32 a) { return _mm512_cvttps_epi32(a); }
 };
 
 Error decode(DecodeStream& stream, uint32_t lanes, const Tables& tables, const uint8_t* indexes, size_t n,
@@ -127,10 +135,9 @@ Error decode(DecodeStream& stream, uint32_t lanes, const Tables& tables, const u
                        : decode_vectors<Avx512, 2>(stream, tables, indexes, n, symbols);
 }
 
-void encode(EncodeStream& stream, uint32_t lanes, const Tables& tables, const uint8_t* indexes, const int16_t* symbols,
-            size_t n) {
-    return lanes == 16 ? encode_vectors<Avx512, 1>(stream, tables, indexes, symbols, n)
-                       : encode_vectors<Avx512, 2>(stream, tables, indexes, symbols, n);
+void push(EncodeStream& stream, uint32_t lanes, const uint32_t* codes, const int16_t* symbols, size_t n) {
+    return lanes == 16 ? push_vectors<Avx512, 1>(stream, codes, symbols, n)
+                       : push_vectors<Avx512, 2>(stream, codes, symbols, n);
 }
 
 // The first `count` of 64 or 32 lanes.
@@ -188,8 +195,7 @@ const Kernels& avx512_kernels() {
                                      16,
                                      avx2_kernels,
                                      decode,
-                                     encode,
-                                     cost_vectors<Avx512>,
+                                     push,
                                      compact_indexes,
                                      compact_symbols,
                                      expand_symbols,

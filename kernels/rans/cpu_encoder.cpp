@@ -31,13 +31,13 @@ struct Pass {
     }
 };
 
-// What is known of a pass before the states are: of mixtures, nearly everything.
+// What is known of a pass before the states are: of mixtures and of short passes, nearly everything.
 struct Preparation {
     int status = kStatusOk;
     uint64_t cost = 0;                        // 1/256 bit
     std::unique_ptr<Buffer<int16_t>> narrow;  // the symbols, when they came as int32
     const int16_t* symbols = nullptr;
-    std::unique_ptr<Buffer<uint32_t>> codes;  // of a mixture pass's symbols
+    std::unique_ptr<Buffer<uint32_t>> codes;  // of all symbols, if they are known already
 };
 
 // Whether a pass's cost is added up: as choose_shape wants it, or exactly.
@@ -62,7 +62,81 @@ bool narrow_symbols(const Pass& pass, Preparation& out) {
     return changed == 0;
 }
 
-// The sum of cost(first, count) over the blocks that count for `costing`.
+constexpr size_t kMaxRowCodes = 1 << 19;  // 2 MB: more would not stay in the second cache
+
+Rows make_rows(const Tables& tables) {
+    int32_t least = INT16_MAX;
+    int32_t greatest = INT16_MIN;
+    for (uint32_t i = 0; i < tables.count; ++i) {
+        const Table t = tables.tables[i];
+        least = std::min<int32_t>(least, t.first - 1);
+        greatest = std::max<int32_t>(greatest, t.first + t.size - 1);
+    }
+    Rows rows;
+    rows.low = static_cast<int16_t>(std::max<int32_t>(least, INT16_MIN));
+    rows.high = static_cast<int16_t>(std::min<int32_t>(greatest, INT16_MAX));
+    // Whole cache lines, and an odd number of them: else the middles of all rows would share a few sets of the cache.
+    const size_t stride = (static_cast<size_t>(rows.high - rows.low) / 16 | 1) * 16 + 16;
+    if (stride > UINT16_MAX || stride * tables.count > kMaxRowCodes) {
+        return rows;
+    }
+    rows.stride = static_cast<uint16_t>(stride);
+    rows.codes.resize(stride * tables.count);
+    for (uint32_t i = 0; i < tables.count; ++i) {
+        for (int32_t symbol = rows.low; symbol <= rows.high; ++symbol) {
+            rows.codes[i * stride + static_cast<size_t>(symbol - rows.low)] = code_of(tables, i, symbol);
+        }
+    }
+    return rows;
+}
+
+// The codes of n symbols of an indexed pass.
+void code_symbols(const TableSet& set, const uint8_t* indexes, const int16_t* symbols, size_t n, uint32_t* codes) {
+    std::call_once(set.rows_made, [&] { set.rows = make_rows(set.view); });
+    const Rows& rows = set.rows;
+    if (rows.stride == 0) {
+        for (size_t j = 0; j < n; ++j) {
+            codes[j] = code_of(set.view, indexes[j], symbols[j]);
+        }
+        return;
+    }
+    const int16_t low = rows.low;
+    const int16_t high = rows.high;
+    const uint16_t stride = rows.stride;
+    // First where the codes are, which the compiler does by vectors, then the loads. A gather is slower than these.
+    for (size_t j = 0; j < n; ++j) {
+        const int16_t symbol = std::min(std::max(symbols[j], low), high);
+        codes[j] = uint32_t{stride} * indexes[j] + static_cast<uint16_t>(symbol - low);
+    }
+    const uint32_t* const row_codes = rows.codes.data();
+#pragma GCC unroll 8
+    for (size_t j = 0; j < n; ++j) {
+        codes[j] = row_codes[codes[j]];
+    }
+}
+
+struct EntryCosts {
+    uint16_t values[kProbabilityTotal + 1] = {};  // of a frequency
+    EntryCosts() {
+        for (uint32_t f = 1; f <= kProbabilityTotal; ++f) {
+            values[f] = static_cast<uint16_t>(entry_cost(f, false));
+        }
+    }
+};
+
+// The cost of n coded symbols, in 1/256 bit.
+uint64_t cost_of(const uint32_t* codes, size_t n) {
+    static const EntryCosts costs;
+    uint64_t sum = 0;
+    uint64_t escapes = 0;
+    for (size_t j = 0; j < n; ++j) {
+        sum += costs.values[code_frequency(codes[j])];
+        escapes += codes[j] / kCodeEscape;
+    }
+    return sum + escapes * (entry_cost(1, true) - entry_cost(1, false));
+}
+
+// The sum of cost(first, count) over the blocks that `estimate` takes in: of n elements, all or some.
 template <typename Cost>
 uint64_t add_up(size_t n, Costing costing, const Cost& cost) {
     if (costing == Costing::kNone) {
@@ -78,23 +152,32 @@ uint64_t add_up(size_t n, Costing costing, const Cost& cost) {
 
 int prepare_indexed(const Pass& pass, const Kernels& kernels, Costing costing, Preparation& out) {
     const size_t n = pass.elements();
-    const Tables& tables = pass.tables->view;
-    if (n != 0 && largest(pass.indexes, n) >= tables.count) {
+    const TableSet& set = *pass.tables;
+    if (n != 0 && largest(pass.indexes, n) >= set.view.count) {
         return kStatusIndexRange;
     }
     if (!narrow_symbols(pass, out)) {
         return kStatusSymbolRange;
     }
+    if (!set.view.skip && costing == Costing::kEstimate && n <= kCostAll) {  // all of them are needed now
+        out.codes = std::make_unique<Buffer<uint32_t>>(n);
+        code_symbols(set, pass.indexes, out.symbols, n, out.codes->get());
+        out.cost = cost_of(out.codes->get(), n);
+        return kStatusOk;
+    }
     uint8_t indexes[kCostBlock + kSlack];
     int16_t symbols[kCostBlock + kSlack];
+    uint32_t codes[kCostBlock];
     bool lost = false;
     out.cost = add_up(n, costing, [&](size_t i, size_t block) {
-        if (!tables.skip) {
-            return kernels.cost(tables, pass.indexes + i, out.symbols + i, block);
+        if (!set.view.skip) {
+            code_symbols(set, pass.indexes + i, out.symbols + i, block, codes);
+            return cost_of(codes, block);
         }
         const size_t coded = kernels.compact_indexes(pass.indexes + i, block, indexes);
         kernels.compact_symbols(pass.indexes + i, out.symbols + i, block, symbols, lost);
-        return kernels.cost(tables, indexes, symbols, coded);
+        code_symbols(set, indexes, symbols, coded, codes);
+        return cost_of(codes, coded);
     });
     return lost ? kStatusSymbolSkipped : kStatusOk;
 }
@@ -111,13 +194,7 @@ int prepare_mixtures(const Pass& pass, const Kernels& kernels, Costing costing, 
     out.codes = std::make_unique<Buffer<uint32_t>>(n);
     uint32_t* const codes = out.codes->get();
     kernels.code_mixtures(mixtures, out.symbols, n, codes);
-    out.cost = add_up(n, costing, [&](size_t i, size_t block) {
-        uint64_t sum = 0;
-        for (size_t j = i; j < i + block; ++j) {
-            sum += entry_cost(code_frequency(codes[j]), (codes[j] & kCodeEscape) != 0);
-        }
-        return sum;
-    });
+    out.cost = add_up(n, costing, [&](size_t i, size_t block) { return cost_of(codes + i, block); });
     return kStatusOk;
 }
 
@@ -155,27 +232,24 @@ struct EncodedStream {
     Section escapes;
 };
 
-// The serial part of a mixture pass: n coded symbols, last to first.
-void push_codes(EncodeStream& stream, uint32_t lanes, const uint32_t* codes, const int16_t* symbols, size_t n) {
-    uint16_t* words = stream.words;
-    for (size_t j = n; j-- > 0;) {
-        const uint32_t frequency = code_frequency(codes[j]);
-        uint32_t& state = stream.states[j & (lanes - 1)];
-        uint32_t x = state;
-        const bool emits = encode_emits(x, frequency);
-        words[-1] = static_cast<uint16_t>(x);
-        words -= emits;
-        x = emits ? x >> kWordBits : x;
-        state = encode_push(x, code_start(codes[j]), frequency);
-        if (codes[j] & kCodeEscape) [[unlikely]] {
-            *--stream.escapes = static_cast<uint16_t>(symbols[j]);
-        }
+constexpr size_t kCodeBlock = 1024;  // codes that are made before they are pushed: they stay in the first cache
+static_assert(kCodeBlock % kMaxLanes == 0, "a block begins with lane 0");
+
+// Encodes n coded symbols of an indexed pass, last to first.
+void push_indexed(EncodeStream& stream, uint32_t lanes, const TableSet& set, const uint8_t* indexes,
+                  const int16_t* symbols, size_t n, const Kernels& kernels) {
+    uint32_t codes[kCodeBlock];
+    while (n != 0) {
+        const size_t begin = (n - 1) / kCodeBlock * kCodeBlock;
+        code_symbols(set, indexes + begin, symbols + begin, n - begin, codes);
+        kernels.push(stream, lanes, codes, symbols + begin, n - begin);
+        n = begin;
     }
-    stream.words = words;
 }
 
 void encode_stream(const Pass* passes, const Preparation* prepared, size_t count, Shape shape, uint32_t stream,
                    const Kernels& kernels, EncodedStream& out) {
+    const Kernels& pusher = kernels_for(kernels, shape.lanes);
     uint64_t total = 0;
     uint64_t most = 0;  // of a pass that skips
     bool skip = false;
@@ -198,8 +272,8 @@ void encode_stream(const Pass* passes, const Preparation* prepared, size_t count
         const size_t begin = pass.begin(shape, stream);
         const int16_t* symbols = prepared[p].symbols + begin;
         size_t n = pass.begin(shape, stream + 1) - begin;
-        if (pass.components != 0) {
-            push_codes(state, shape.lanes, prepared[p].codes->get() + begin, symbols, n);
+        if (prepared[p].codes) {
+            pusher.push(state, shape.lanes, prepared[p].codes->get() + begin, symbols, n);
             continue;
         }
         const uint8_t* indexes = pass.indexes + begin;
@@ -215,7 +289,7 @@ void encode_stream(const Pass* passes, const Preparation* prepared, size_t count
             indexes = packed_indexes.get();
             symbols = packed_symbols.get();
         }
-        kernels_for(kernels, shape.lanes).encode(state, shape.lanes, pass.tables->view, indexes, symbols, n);
+        push_indexed(state, shape.lanes, *pass.tables, indexes, symbols, n, pusher);
     }
     out.states.assign(state.states, state.states + shape.lanes);
     out.words.set_begin(state.words);

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <exception>
+#include <mutex>
 #include <new>
 #include <system_error>
 #include <thread>
@@ -34,11 +35,23 @@ inline const Kernels& kernels_of([[maybe_unused]] int isa) {
     return scalar_kernels();
 }
 
+// A table set for encoding: for each table a row of the codes (pack_code) of the same symbols, low .. high. Beyond them
+// every table escapes, as it does for `low` and `high` themselves, unless these are the ends of int16.
+struct Rows {
+    int16_t low = 0;
+    int16_t high = 0;
+    uint16_t stride = 0;  // 0: there are no rows, the set would need too many codes
+    std::vector<uint32_t> codes;
+};
+
 struct TableSet {
     Entries entries;
     std::vector<Bucket> buckets;
     std::vector<uint32_t> positions;
     Tables view;
+    // Made by the first that encodes.
+    mutable std::once_flag rows_made;
+    mutable Rows rows;
 };
 
 // Runs at most this many elements on one thread: starting another takes as long as coding some ten thousand symbols.

@@ -92,33 +92,22 @@ Error decode(DecodeStream& stream, uint32_t lanes, const Tables& tables, const u
     }
 }
 
-void encode(EncodeStream& stream, uint32_t lanes, const Tables& tables, const uint8_t* indexes, const int16_t* symbols,
-            size_t n) {
+void push(EncodeStream& stream, uint32_t lanes, const uint32_t* codes, const int16_t* symbols, size_t n) {
     uint16_t* words = stream.words;
     for (size_t j = n; j-- > 0;) {
-        const uint32_t entry = entry_of(tables, indexes[j], symbols[j]);
-        const uint32_t start = tables.cumulative[entry];
-        const uint32_t end = tables.cumulative[entry + 1];
+        const uint32_t frequency = code_frequency(codes[j]);
         uint32_t& state = stream.states[j & (lanes - 1)];
         uint32_t x = state;
-        const bool emits = encode_emits(x, end - start);
+        const bool emits = encode_emits(x, frequency);
         words[-1] = static_cast<uint16_t>(x);
         words -= emits;
         x = emits ? x >> kWordBits : x;
-        state = encode_push(x, start, end - start);
-        if (end == kProbabilityTotal) [[unlikely]] {
+        state = encode_push(x, code_start(codes[j]), frequency);
+        if (codes[j] & kCodeEscape) [[unlikely]] {
             *--stream.escapes = static_cast<uint16_t>(symbols[j]);
         }
     }
     stream.words = words;
-}
-
-uint64_t cost(const Tables& tables, const uint8_t* indexes, const int16_t* symbols, size_t n) {
-    uint64_t sum = 0;
-    for (size_t j = 0; j < n; ++j) {
-        sum += tables.costs[entry_of(tables, indexes[j], symbols[j])];
-    }
-    return sum;
 }
 
 size_t compact_indexes(const uint8_t* indexes, size_t n, uint8_t* packed) {
@@ -186,11 +175,15 @@ void code_mixtures(const Mixtures& mixtures, const int16_t* symbols, size_t n, u
 }  // namespace
 
 const Kernels& scalar_kernels() {
-    static constexpr Kernels kernels{"scalar",        1,
-                                     scalar_kernels,  decode,
-                                     encode,          cost,
-                                     compact_indexes, compact_symbols,
-                                     expand_symbols,  decode_mixtures,
+    static constexpr Kernels kernels{"scalar",
+                                     1,
+                                     scalar_kernels,
+                                     decode,
+                                     push,
+                                     compact_indexes,
+                                     compact_symbols,
+                                     expand_symbols,
+                                     decode_mixtures,
                                      code_mixtures};
     return kernels;
 }

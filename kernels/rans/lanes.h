@@ -4,8 +4,9 @@
 // V::kWidth lanes make a vector; Count vectors make a step, so N = Count * V::kWidth lanes. They share one cursor, but
 // the long part of a step (table lookups, the multiplication) does not wait for it: only the refill does.
 //
-// These loops do whole steps that succeed. A pass's last, partial step, and a step that would run out of words or of
-// escapes, is left untouched to the scalar loops, which finish the pass: so all twins agree on errors by construction.
+// The loops do whole steps, and decode those that succeed. A pass's last, partial step, and one that would run out of
+// words or of escapes, is left untouched to the scalar loops, which finish the pass: so all twins agree on errors by
+// construction.
 #pragma once
 
 #include "cpu.h"
@@ -125,38 +126,14 @@ Error decode_vectors(DecodeStream& stream, const Tables& tables, const uint8_t* 
     return j == n ? kOk : scalar_kernels().decode(stream, kLanes, tables, indexes + j, n - j, symbols + j);
 }
 
-template <typename V>
-struct Coding {
-    typename V::U32 entry;
-    uint32_t escapes;  // one bit a lane
-};
-
-// rans.h's entry_of for a vector of symbols.
-template <typename V>
-FASTCODEC_INLINE Coding<V> entries_of(const Tables& t, const uint8_t* indexes, const int16_t* symbols) {
-    using U32 = typename V::U32;
-    const U32 index = V::load_indexes(indexes);
-    const U32 symbol = V::load_symbols(symbols);
-    U32 base;
-    U32 shape;  // first, and size above it
-    V::template gather_pairs<8>(t.tables, index, base, shape);
-    const U32 first = V::sign_extend_16(shape);
-    const U32 last = V::subtract(V::template shift_right<16>(shape), V::set(1));
-    const U32 position = V::subtract(symbol, first);
-    const U32 bounded = V::minimum(position, last);  // unsigned: below first is far above last
-    return {V::add(base, bounded), V::bits(V::equal(bounded, last))};
-}
-
 template <typename V, int Count>
-void encode_vectors(EncodeStream& stream, const Tables& tables, const uint8_t* indexes, const int16_t* symbols,
-                    size_t n) {
+void push_vectors(EncodeStream& stream, const uint32_t* codes, const int16_t* symbols, size_t n) {
     using U32 = typename V::U32;
     constexpr size_t kLanes = size_t{Count} * V::kWidth;
     size_t j = n / kLanes * kLanes;
     if (j != n) {
-        scalar_kernels().encode(stream, kLanes, tables, indexes + j, symbols + j, n - j);
+        scalar_kernels().push(stream, kLanes, codes + j, symbols + j, n - j);
     }
-    const Tables t = tables;
     U32 state[Count];
     for (int v = 0; v < Count; ++v) {
         state[v] = V::load(stream.states + v * V::kWidth);
@@ -164,13 +141,17 @@ void encode_vectors(EncodeStream& stream, const Tables& tables, const uint8_t* i
     uint16_t* words = stream.words;
     while (j != 0) {
         j -= kLanes;
+#pragma GCC unroll 4
         for (int v = Count - 1; v >= 0; --v) {
             const size_t at = j + v * V::kWidth;
-            const Coding<V> coding = entries_of<V>(t, indexes + at, symbols + at);
-            const U32 edges = V::template gather<2>(t.cumulative, coding.entry);
-            const U32 start = V::bit_and(edges, V::set(0xffff));
-            const U32 frequency = V::subtract(V::template shift_right<16>(edges), start);
+            const U32 code = V::load(codes + at);
+            const U32 start = V::bit_and(code, V::set(kProbabilityTotal - 1));
+            const U32 frequency =
+                V::bit_and(V::template shift_right<kCodeFrequency>(code), V::set(2 * kProbabilityTotal - 1));
             const U32 last = V::subtract(frequency, V::set(1));
+            const U32 gap = V::subtract(V::set(kProbabilityTotal), frequency);
+            // Of the division that encode_push's comment proves, what does not wait for the state.
+            const typename V::F32 inverse = V::divide(V::set_float(1.0f), V::to_float(frequency));
             U32 x = state[v];
             // Both sides are below 2^15 or so: signed comparison serves.
             const typename V::Mask emits = V::greater(V::template shift_right<kEmitShift>(x), last);
@@ -178,16 +159,14 @@ void encode_vectors(EncodeStream& stream, const Tables& tables, const uint8_t* i
             V::store_words_below(words, x, emitted);
             words -= __builtin_popcount(emitted);
             x = V::select(emits, V::template shift_right<kWordBits>(x), x);
-            // The division that encode_push's comment proves.
-            const U32 quotient = V::quotient_or_one_less(x, frequency);
+            const U32 quotient = V::truncate(V::multiply_add(V::unsigned_to_float(x), inverse, V::set_float(-0.0625f)));
             const U32 remainder = V::subtract(x, V::multiply(quotient, frequency));
             const typename V::Mask less = V::greater(remainder, last);
-            const U32 gap = V::subtract(V::set(kProbabilityTotal), frequency);
             // x + quotient * (2^14 - frequency) + start, with the quotient raised by one where it was one less
             U32 pushed = V::add(V::add(x, start), V::multiply(quotient, gap));
             pushed = V::add(pushed, V::select(less, gap, V::set(0)));
             state[v] = pushed;
-            for (uint32_t left = coding.escapes; left != 0;) [[unlikely]] {
+            for (uint32_t left = V::sign_bits(code); left != 0;) [[unlikely]] {
                 const uint32_t lane = 31u - static_cast<uint32_t>(__builtin_clz(left));
                 *--stream.escapes = static_cast<uint16_t>(symbols[at + lane]);
                 left ^= 1u << lane;
@@ -198,29 +177,6 @@ void encode_vectors(EncodeStream& stream, const Tables& tables, const uint8_t* i
         V::store(stream.states + v * V::kWidth, state[v]);
     }
     stream.words = words;
-}
-
-template <typename V>
-uint64_t cost_vectors(const Tables& tables, const uint8_t* indexes, const int16_t* symbols, size_t n) {
-    using U32 = typename V::U32;
-    constexpr size_t kFlush = size_t{V::kWidth} << 16;
-    static_assert(uint64_t{kMaxEntryCost} << 16 < uint64_t{1} << 32, "a lane must hold 2^16 costs");
-    uint64_t sum = 0;
-    size_t j = 0;
-    while (j + V::kWidth <= n) {
-        U32 sums = V::set(0);
-        const size_t end = n - j > kFlush ? j + kFlush : n;
-        for (; j + V::kWidth <= end; j += V::kWidth) {
-            const Coding<V> coding = entries_of<V>(tables, indexes + j, symbols + j);
-            sums = V::add(sums, V::bit_and(V::template gather<2>(tables.costs, coding.entry), V::set(0xffff)));
-        }
-        uint32_t lanes[V::kWidth];
-        V::store(lanes, sums);
-        for (const uint32_t lane : lanes) {
-            sum += lane;
-        }
-    }
-    return sum + scalar_kernels().cost(tables, indexes + j, symbols + j, n - j);
 }
 
 }  // namespace

@@ -426,7 +426,7 @@ void code_vectors(const Mixtures& mixtures, const int16_t* symbols, size_t n, ui
         const auto escape = V::equal(j, e.size);
         const U32 start = edges<V, K>(e, j);
         const U32 end = V::select(escape, V::set(kProbabilityTotal), edges<V, K>(e, V::add(j, V::set(1))));
-        const U32 frequency = V::template shift_left<kProbabilityBits>(V::subtract(end, start));
+        const U32 frequency = V::template shift_left<kCodeFrequency>(V::subtract(end, start));
         V::store(codes + i, V::add(V::add(start, frequency), V::select(escape, V::set(kCodeEscape), V::set(0))));
     }
     code_scalar<K>(mixtures, symbols, i, n, codes);

@@ -200,9 +200,10 @@ FASTCODEC_INLINE uint32_t decode_refill(uint32_t advanced, uint32_t word) { retu
 FASTCODEC_INLINE bool encode_emits(uint32_t state, uint32_t frequency) { return state >> kEmitShift >= frequency; }
 // Encode, second half: the inverse of decode_advance.
 //
-// SIMD twins have no integer division. They take q = trunc(float(x) / float(f) - 1/16), at least 0, and correct once:
-// x / f < 2^18, the conversion and the division each err by a factor of 2^-24 at most (together under 2^-5), the
-// subtraction by 2^-7, so the estimate lies between x / f - 0.11 and x / f - 0.02, and q is the quotient or one less.
+// SIMD twins have no integer division. They take q = trunc(float(x) * (1 / float(f)) - 1/16), at least 0, by a fused
+// multiply-add, and correct once: x / f < 2^18, the conversion and the reciprocal each err by a factor of 2^-24 at most
+// (together under 2^-5), the multiply-add by 2^-7, so the estimate lies between x / f - 0.11 and x / f - 0.02, and q is
+// the quotient or one less. The reciprocal does not wait for the state.
 FASTCODEC_INLINE uint32_t encode_push(uint32_t state, uint32_t start, uint32_t frequency) {
     const uint32_t quotient = state / frequency;
     return (quotient << kProbabilityBits) + (state - quotient * frequency) + start;

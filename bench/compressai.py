@@ -64,6 +64,19 @@ def factorised(compressai: ModuleType, name: str, shape: tuple[int, int, int]) -
     return Subject(name, x.numel(), lambda: model.compress(x), lambda s: model.decompress(s, shape[1:]))
 
 
+def together(name: str, *subjects: Subject) -> Subject:
+    """All that is coded of one image."""
+
+    def compress() -> list[bytes]:
+        return [string for subject in subjects for string in subject.compress()]
+
+    def decompress(strings: list[bytes]) -> torch.Tensor:
+        pairs = zip(subjects, strings, strict=True)
+        return torch.cat([subject.decompress([string]).flatten() for subject, string in pairs])
+
+    return Subject(name, sum(subject.symbols for subject in subjects), compress, decompress)
+
+
 def medians(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
     """Seconds of each mode's call, taken in turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -180,11 +193,14 @@ def classes(compressai: ModuleType) -> list[dict]:
 def run() -> dict:
     """All figures of this benchmark."""
     compressai = _compressai.load()
+    low_rate = gaussian(compressai, "latents, low rate", 1, (0, 20))
+    hyper = factorised(compressai, "hyper latents", (192, 8, 12))
     subjects = [
-        gaussian(compressai, "latents, low rate", 1, (0, 20)),
+        together("an image, low rate", low_rate, hyper),
+        low_rate,
         gaussian(compressai, "latents, high rate", 1, (0, 48)),
         gaussian(compressai, "latents of 8 images", 8, (0, 32)),
-        factorised(compressai, "hyper latents", (192, 8, 12)),
+        hyper,
         factorised(compressai, "factorised latents", (192, 32, 48)),
         factorised(compressai, "the same, M = 320", (320, 32, 48)),
     ]

@@ -102,7 +102,8 @@ struct Avx2 {
     static FASTCODEC_INLINE U32 select(Mask m, U32 yes, U32 no) { return _mm256_blendv_epi8(no, yes, m); }
     template <int Scale>
     static FASTCODEC_INLINE U32 gather(const void* base, U32 at) {
-        return _mm256_i32gather_epi32(static_cast<const int*>(base), at, Scale);
+        return _mm256_set_m128i(load_four_words<Scale>(base, _mm256_extracti128_si256(at, 1)),
+                                load_four_words<Scale>(base, _mm256_castsi256_si128(at)));
     }
     // Eight bytes a lane, as their two halves.
     template <int Scale>

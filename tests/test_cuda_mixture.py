@@ -5,52 +5,20 @@ under the shim's own watch for races; the tests here go through the public inter
 same on a GPU, and tests/test_cuda_build.py looks at the machine code.
 """
 
-import os
-import re
-import subprocess
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SHIM, SIMULATION
+from drivers import SIMULATED, assert_all_lanes, build_simulated, run_driver
 from test_gpu_rans import draw
 
-from fastcodec.kernels import build
 from fastcodec.kernels.rans import Decoder, _cuda, _operators, cost_bits, encode
-
-KERNELS = ROOT / "kernels"
-CASES = 800
-SECONDS = 240
-# As tests/test_cuda_rans.py has them.
-BUILDS = {
-    "sanitized": ("-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all", ""),
-    "watched": ("-O1 -g", "-fsanitize=thread"),
-}
-
-
-@pytest.fixture(scope="module", params=BUILDS)
-def driver(request) -> Path:
-    flags, kernel_flags = BUILDS[request.param]
-    sources = {KERNELS / source: isa for source, isa in build.rans_sources().items()}
-    sources |= {KERNELS / build.CUDA_HOST_SOURCE: "", ROOT / "tests" / "cuda_mixture.cpp": "", **SIMULATION}
-    sources[SHIM / "rans_kernels.cpp"] += f" {kernel_flags}"
-    try:
-        return build.build_program(f"cuda_mixture_{request.param}", sources, f"{flags} -rdynamic")
-    except build.BuildError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.slow
-def test_kernels_agree_with_the_cpu_coder(driver):
-    seed = os.environ.get("FASTCODEC_FUZZ_SEED", "1")
-    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    run = subprocess.run(
-        [str(driver), str(CASES), seed], capture_output=True, text=True, timeout=SECONDS, env=environment, check=False
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+@pytest.mark.parametrize("kind", SIMULATED)
+def test_kernels_agree_with_the_cpu_coder(kind):
+    output, counts = run_driver(build_simulated("cuda_mixture", kind), 800, seconds=240)
     # All numbers of lanes and all errors that kernels find must have occurred, or the driver tests less than it says.
-    counts = {text: int(count) for count, text in re.findall(r"^ *(\d+) (.+)$", run.stdout, flags=re.MULTILINE)}
     found = {text for text, count in counts.items() if count}
     assert found >= {
         "no error",
@@ -60,10 +28,8 @@ def test_kernels_agree_with_the_cpu_coder(driver):
         "words are left over",
         "escapes are left over",
         "wrong weights",
-    }, run.stdout
-    lanes = re.search(r"lanes, 1 to 32: (.+)$", run.stdout, flags=re.MULTILINE)[1].split()
-    assert len(lanes) == 6
-    assert all(map(int, lanes)), run.stdout
+    }, output
+    assert_all_lanes(output)
 
 
 @pytest.fixture

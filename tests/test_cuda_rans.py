@@ -5,63 +5,24 @@ under the shim's own watch for races; the tests here go through the public inter
 same on a GPU.
 """
 
-import os
-import re
-import subprocess
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SIMULATION
+from drivers import SIMULATED, assert_all_lanes, build_simulated, run_driver
 
 from fastcodec.entropy.gaussian import SCALES, gaussian_tables
 from fastcodec.errors import CorruptStreamError, SymbolRangeError, UnavailableError
-from fastcodec.kernels import build
 from fastcodec.kernels.rans import Decoder, Pass, TableSet, _cuda, cost_bits, cuda_status, encode
-
-CASES = 2_500
-SECONDS = 240
-
-
-# The second build leaves AddressSanitizer out: the shim watches shared memory in its place, by the calls that g++ makes
-# for its thread sanitizer. So only the kernels get that flag, and the program is linked without it.
-BUILDS = {
-    "sanitized": ("-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all", ""),
-    "watched": ("-O1 -g", "-fsanitize=thread"),
-}
-
-
-@pytest.fixture(scope="module", params=BUILDS)
-def driver(request) -> Path:
-    flags, kernel_flags = BUILDS[request.param]
-    kernels = ROOT / "kernels"
-    sources = {kernels / source: isa for source, isa in build.rans_sources().items()}
-    sources |= {kernels / build.CUDA_HOST_SOURCE: "", ROOT / "tests" / "cuda_rans.cpp": "", **SIMULATION}
-    for source in SIMULATION:
-        if source.name == "rans_kernels.cpp":
-            sources[source] += f" {kernel_flags}"
-    try:
-        return build.build_program(f"cuda_rans_{request.param}", sources, f"{flags} -rdynamic")
-    except build.BuildError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.slow
-def test_kernels_agree_with_the_cpu_coder(driver):
-    seed = os.environ.get("FASTCODEC_FUZZ_SEED", "1")
-    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
-    run = subprocess.run(
-        [str(driver), str(CASES), seed], capture_output=True, text=True, timeout=SECONDS, env=environment, check=False
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+@pytest.mark.parametrize("kind", SIMULATED)
+def test_kernels_agree_with_the_cpu_coder(kind):
+    output, counts = run_driver(build_simulated("cuda_rans", kind), 2_500, seconds=240)
     # All kinds of cases, all numbers of lanes and all errors must have occurred, or the driver tests less than it says.
-    counts = {text: int(count) for count, text in re.findall(r"^ *(\d+) (.+)$", run.stdout, flags=re.MULTILINE)}
-    assert len(counts) == 5 + 11, run.stdout
-    assert all(counts.values()), run.stdout
-    lanes = re.search(r"lanes, 1 to 32: (.+)$", run.stdout, flags=re.MULTILINE)[1].split()
-    assert len(lanes) == 6
-    assert all(map(int, lanes)), run.stdout
+    assert len(counts) == 5 + 11, output
+    assert all(counts.values()), output
+    assert_all_lanes(output)
 
 
 def gaussian_pass(rng: np.random.Generator, positions: int, channels: int, lowest: int = 0, highest: int = 40) -> Pass:

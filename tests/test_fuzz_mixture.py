@@ -1,44 +1,15 @@
-"""Builds tests/fuzz_mixture.cpp with the address and undefined-behaviour sanitizers, and runs it."""
+"""fuzz_mixture.cpp under the address and undefined-behaviour sanitizers: damaged mixture passes."""
 
-import os
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
-from conftest import ROOT
-
-from fastcodec.kernels import build
-
-CASES = 10_000
-SECONDS = 120
-MEMORY_MB = 1024
-
-
-@pytest.fixture(scope="module")
-def driver() -> Path:
-    sources = {ROOT / "kernels" / source: isa for source, isa in build.rans_sources().items()}
-    flags = "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
-    try:
-        return build.build_program("fuzz_mixture", {**sources, ROOT / "tests" / "fuzz_mixture.cpp": ""}, flags)
-    except build.BuildError as error:
-        pytest.skip(str(error))
+from drivers import build_driver, run_driver
 
 
 @pytest.mark.slow
-def test_twins_agree_on_corrupt_payloads(driver):
-    seed = os.environ.get("FASTCODEC_FUZZ_SEED", "1")
-    environment = {
-        **os.environ,
-        "ASAN_OPTIONS": f"hard_rss_limit_mb={MEMORY_MB}:max_allocation_size_mb={MEMORY_MB}:detect_leaks=1",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-    }
-    run = subprocess.run(
-        [str(driver), str(CASES), seed], capture_output=True, text=True, timeout=SECONDS, env=environment, check=False
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+def test_twins_agree_on_corrupt_payloads():
+    output, counts = run_driver(build_driver("fuzz_mixture"), 10_000, memory_mb=1024)
     # The cases must reach every error, and some payloads must pass, or the driver tests less than it says.
-    counts = {text: int(count) for count, text in re.findall(r"^ *(\d+) (.+)$", run.stdout, flags=re.MULTILINE)}
     assert len(counts) == 12
-    assert all(counts.values()), run.stdout
-    assert int(re.search(r"accepted (\d+)", run.stdout)[1]) > 0
+    assert all(counts.values()), output
+    assert int(re.search(r"accepted (\d+)", output)[1]) > 0

@@ -1,53 +1,15 @@
-"""Builds tests/fuzz_rans.cpp with the address and undefined-behaviour sanitizers, and runs it."""
+"""fuzz_rans.cpp under the address and undefined-behaviour sanitizers: the CPU's twins on damaged payloads."""
 
-import importlib.util
-import os
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-CASES = 20_000
-SECONDS = 120
-MEMORY_MB = 1024
-
-
-def load_build():
-    """kernels/build.py of this checkout, which knows the sources and the flags of each."""
-    spec = importlib.util.spec_from_file_location("kernels_build", ROOT / "kernels" / "build.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def driver() -> Path:
-    build = load_build()
-    sources = {ROOT / "kernels" / source: isa for source, isa in build.rans_sources().items()}
-    flags = "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
-    try:
-        return build.build_program("fuzz_rans", {**sources, Path(__file__).with_name("fuzz_rans.cpp"): ""}, flags)
-    except build.BuildError as error:
-        pytest.skip(str(error))
+from drivers import build_driver, run_driver
 
 
 @pytest.mark.slow
-def test_twins_agree_on_corrupt_payloads(driver):
-    seed = os.environ.get("FASTCODEC_FUZZ_SEED", "1")
-    environment = {
-        **os.environ,
-        "ASAN_OPTIONS": f"hard_rss_limit_mb={MEMORY_MB}:max_allocation_size_mb={MEMORY_MB}:detect_leaks=1",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-    }
-    run = subprocess.run(
-        [str(driver), str(CASES), seed], capture_output=True, text=True, timeout=SECONDS, env=environment, check=False
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
+def test_twins_agree_on_corrupt_payloads():
+    output, counts = run_driver(build_driver("fuzz_rans"), 20_000, memory_mb=1024)
     # The cases must reach every error, and some payloads must pass, or the driver tests less than it says.
-    counts = {text: int(count) for count, text in re.findall(r"^ *(\d+) (.+)$", run.stdout, flags=re.MULTILINE)}
     assert len(counts) == 11
-    assert all(counts.values()), run.stdout
-    accepted = int(re.search(r"accepted (\d+)", run.stdout)[1])
-    assert accepted > 0
+    assert all(counts.values()), output
+    assert int(re.search(r"accepted (\d+)", output)[1]) > 0

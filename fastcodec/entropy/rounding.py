@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # How dear a squared error in a latent is to the rounding, against the loss that the model was trained with: the
 # synthesis amplifies an error in a latent by more than the inverse gain alone says. Measured on the validation split at
 # seven qualities: 5 costs 0.1 % of BD-rate less than plain rounding, 10 and 20 cost 2.1 % less, 40 costs 1.5 % less.
-_WEIGHT = 14.0
+WEIGHT = 14.0
 _SYMBOL_LIMIT = 2**15 - 1
 
 
@@ -30,7 +30,7 @@ def distortion_weight(config: SwiftConfig, inverse_gain: Tensor, quality: int) -
     """Bits that a unit of squared error in each latent is worth: float32 [M]. inverse_gain: [100, M]."""
     position = (quality - MIN_QUALITY) / (MAX_QUALITY - MIN_QUALITY)
     worth = config.lambda_min * (config.lambda_max / config.lambda_min) ** position
-    return _WEIGHT * worth * 255**2 / 3 * inverse_gain[quality - MIN_QUALITY].square()
+    return WEIGHT * worth * 255**2 / 3 * inverse_gain[quality - MIN_QUALITY].square()
 
 
 def symbols(y: Tensor, means: Tensor, indexes: Tensor, weight: Tensor) -> Tensor:

@@ -105,7 +105,12 @@ def plan(
     found: list[tuple[Path, Path]] = []  # file, its place relative to `out`
     failures: list[Outcome] = []
     for given in inputs:
-        if given.is_dir():
+        try:
+            is_folder, exists = given.is_dir(), given.exists() or given.is_symlink()
+        except OSError as error:  # a folder above it that may not be searched, a name that is too long
+            failures.append(_failure(given, error))
+            continue
+        if is_folder:
             before = len(found) + len(failures)
             for item in _walk(given, recursive, wanted, out):
                 if isinstance(item, OSError):
@@ -116,7 +121,7 @@ def plan(
                 kinds = "no .fic file" if tuple(wanted) == (".fic",) else "no image"
                 hint = "" if recursive else " (--recursive looks into nested folders)"
                 failures.append(_failure(given, ImageError(f"{kinds} in this folder{hint}")))
-        elif given.exists() or given.is_symlink():
+        elif exists:
             found.append((given, Path(given.name)))
         else:
             failures.append(_failure(given, ImageError("no such file or folder")))

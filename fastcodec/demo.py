@@ -252,6 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; returns 0, or 1 if no photograph could be read."""
     from rich.box import ROUNDED
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     parser = argparse.ArgumentParser(prog="python -m fastcodec.demo", description=__doc__.split("\n")[0])
@@ -270,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in ("quality", "bytes", "bpp", "PSNR", "JPEG*", "enc. ms", "dec. ms"):
             table.add_column(name, justify="right", no_wrap=True)
         for file in files:
-            with console.status(f"compressing {file.name}"):
+            with console.status(f"compressing {escape(file.name)}"):
                 try:
                     if not results:
                         codec.decode_picture(codec.encode_picture(read_picture(file)).data)  # the first run is slow
@@ -282,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 height, width = result.original.shape[:2]
                 theirs = f"{psnr(result.original, result.jpeg):.2f}"
                 table.add_row(
-                    (file.stem, f"[dim]{width}×{height}[/]", "")[min(i, 2)],
+                    (escape(file.stem), f"[dim]{width}×{height}[/]", "")[min(i, 2)],
                     str(result.quality),
                     f"{result.bytes:,}",
                     f"{result.bpp:.3f}",
@@ -302,8 +303,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (FastcodecError, OSError) as error:
         Console(stderr=True).print(f"demo: {error}", style="red", markup=False, soft_wrap=True)
         return 1
-    console.print(f"files:   {len(results)} × .fic and .png in {args.out}/", highlight=False, soft_wrap=True)
-    console.print(f"picture: [bold]{picture}[/bold]", highlight=False, soft_wrap=True)
+    console.print(
+        f"files:   {len(results)} × .fic and .png in {escape(str(args.out))}/", highlight=False, soft_wrap=True
+    )
+    console.print(f"picture: [bold]{escape(str(picture))}[/bold]", highlight=False, soft_wrap=True)
     return 0
 
 

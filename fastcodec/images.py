@@ -44,6 +44,10 @@ IMAGE_SUFFIXES = frozenset({
 
 # Formats that Pillow hands to an interpreter (Ghostscript, the system's metafile player) instead of decoding them.
 _PROGRAMS = {"EPS", "WMF"}
+# Formats that Pillow does not save an image in as it is: pages, and icons, which it scales.
+_NO_PICTURES = {"EPS", "PDF", "ICO", "ICNS"}
+# Formats whose alpha Pillow drops, or rounds to one bit, without a word.
+_NO_ALPHA = {"BMP", "DIB", "PPM", "GIF"}
 # Saved without a visible loss where the format allows it: these are decoded images, not originals to shrink again.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"compress_level": 3},  # measured on decoded photographs: level 6 takes twice the time, for 2 % at best
@@ -189,7 +193,7 @@ def output_format(path: str | os.PathLike) -> str:
     """Pillow's name of the format that a file of this suffix is written in; ImageError if there is none."""
     suffix = Path(path).suffix.lower()
     name = Image.registered_extensions().get(suffix)
-    if name is None or name not in Image.SAVE:
+    if name is None or name not in Image.SAVE or name in _NO_PICTURES:
         what = f"the suffix {suffix!r} is of no format" if suffix else "the name has no suffix, so no format"
         raise ImageError(f"{path}: {what} that images are written in (.png, .jpg, .webp, .tif, .bmp, .ppm ...)")
     return name
@@ -202,6 +206,8 @@ def write_picture(path: str | os.PathLike, picture: Picture, *, overwrite: bool 
     cause; an OSError of the disk (full, permission) stays what it is, with the file's name.
     """
     name = output_format(path)
+    if picture.alpha is not None and name in _NO_ALPHA:
+        raise ImageError(f"{path}: cannot write mode {picture.mode} as {name}: choose PNG or WebP")
     image = from_picture(picture, "pil")
     options = _SAVE_OPTIONS.get(name, {}) | _metadata(picture)
     try:

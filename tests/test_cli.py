@@ -1,6 +1,7 @@
 """The command line, end to end: what users run, what goes wrong for them, and that nothing is lost when it does."""
 
 import errno
+import io
 import json
 import os
 import pty
@@ -19,8 +20,9 @@ from PIL import Image
 
 import fastcodec
 from fastcodec import batch
-from fastcodec.cli import main
-from fastcodec.cli.report import explain, size_text
+from fastcodec.batch import Outcome, Task
+from fastcodec.cli import build_parser, main
+from fastcodec.cli.report import Report, explain, size_text
 from fastcodec.kernels.rans import _cuda
 from fastcodec.kernels.triton.common import INTERPRETED
 
@@ -192,6 +194,20 @@ def plan(inputs, out, **options) -> tuple[dict[str, str], dict[str, str]]:
     )
 
 
+def test_names_neither_break_lines_nor_steer_the_terminal(coded, tmp_path, capsys):
+    name, shown = "two\nlines\x1b[31m\u202f.fic", "two\\nlines\\x1b[31m\u202f.fic"
+    shutil.copy(coded / "chelsea.fic", tmp_path / name)
+    (tmp_path / ("bad" + name)).write_bytes(b"no image")
+    assert run("verify", tmp_path) == 1
+    assert run("info", tmp_path / name) == 0
+    assert run("info", tmp_path / name, tmp_path / name) == 0
+    out, errors = capsys.readouterr()
+    assert len([line for line in out.splitlines() if line.startswith(f"{tmp_path}/{shown}")]) == 4
+    assert f"fastcodec: {tmp_path}/bad{shown}: not a .fic file\n" in errors
+    assert run("verify", tmp_path / name, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["file"] == str(tmp_path / name)
+
+
 def test_names_that_are_not_unicode(folder, tmp_path):
     source = os.fsencode(tmp_path) + b"/\xff.png"
     os.link(folder / "chelsea.png", source)
@@ -259,6 +275,13 @@ def test_empty_and_missing_inputs(tree):
     assert "--recursive" in failures["empty"]
     assert "no such file" in failures["no.png"]
     assert "no .fic file" in plan([Path("p")], None, wanted={".fic"})[1]["p"]
+
+
+def test_inputs_that_cannot_be_looked_at_fail_alone(tree):
+    long = "x" * 300 + ".png"
+    tasks, failures = plan([Path(long), Path("q/a.png")], Path("o"))
+    assert tasks == {"q/a.png": "o/a.fic"}
+    assert "File name too long" in failures[long]
 
 
 def test_where_one_file_goes(folder, tmp_path):
@@ -437,6 +460,12 @@ def test_debugging_shows_the_traceback(tmp_path, capsys, monkeypatch):
         (["decompress", "a.fic", "-o", "x.png", "--format", "jpg"], "contradicts"),
         (["decompress", "a.fic", "-o", "x.docx"], ".docx"),
         (["compress", "a.png", "b.png", "-o", __file__], "is a file"),
+        (["compress", "a.png", "-o", "a.jpg"], "suffix of images"),
+        (["compress", "", "-o", "x"], "the name is empty"),
+        (["compress", "a.png", "-o", ""], "the name is empty"),
+        (["info", ""], "the name is empty"),
+        (["decompress", "a.fic", "-o", "-"], "no standard input or output"),
+        (["decompress", "a.fic", "-o", "x", "--format", "pdf"], "pdf"),
         (["frobnicate"], "frobnicate"),
     ],
 )
@@ -447,6 +476,26 @@ def test_wrong_usage_ends_with_2(arguments, words, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_no_option_takes_the_place_of_the_command():
+    for name, rest in (
+        ("compress", ["a.png", "-o", "x"]),
+        ("decompress", ["a.fic", "-o", "x"]),
+        ("info", ["a.fic"]),
+        ("verify", ["a.fic"]),
+        ("integerize", ["a.pth", "-o", "x", "--images", "p"]),
+        ("eval", ["photos"]),
+        ("train", ["photos", "--run", "x"]),
+    ):
+        arguments = build_parser([name]).parse_args([name, *rest])
+        assert arguments.command == name
+        assert callable(arguments.execute)
+
+
+def test_training_starts_and_says_what_it_lacks(tmp_path, capsys):
+    assert run("train", tmp_path, "--run", tmp_path / "run") == 1
+    assert f"{tmp_path}: 0 images" in capsys.readouterr().err
+
+
 def test_no_command_shows_the_help(capsys):
     assert main([]) == 2
     text = capsys.readouterr().err
@@ -455,7 +504,7 @@ def test_no_command_shows_the_help(capsys):
 
 
 def test_help_of_every_command(capsys):
-    for command in ("compress", "decompress", "info", "verify"):
+    for command in ("compress", "decompress", "info", "verify", "integerize", "eval", "train"):
         with pytest.raises(SystemExit) as caught:
             main([command, "--help"])
         assert caught.value.code == 0
@@ -548,6 +597,12 @@ def test_a_reader_who_goes_away(many, tmp_path):
     assert not list((tmp_path / "out").glob(".*"))
 
 
+def test_closed_outputs(coded):
+    code, _, errors = finish(start("info", coded / "chelsea.fic", preexec_fn=lambda: os.close(1)))
+    assert (code, errors) == (0, "")
+    assert finish(start("info", coded / "no.fic", preexec_fn=lambda: (os.close(1), os.close(2))))[0] == 1
+
+
 def test_a_full_disk_stops_the_batch(many, tmp_path):
     """On a real file system of 64 kB, mounted where only the child sees it."""
     disk = tmp_path / "disk"
@@ -610,6 +665,27 @@ def test_progress_on_a_terminal(folder, tmp_path):
     assert "MP/s" in text
     assert "ETA" in text
     assert "3 files: 3 compressed" in text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("count, expected", [(1, []), (2, ["sound 2/2", "ETA"])])
+def test_progress_on_a_narrow_terminal(count, expected, monkeypatch, capsys):
+    """The count and the time left are what stays of it; a lone file's line stands alone."""
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    record = {"width": 1, "height": 1, "bytes": 1, "bpp": 8.0, "quality": 1}
+    with Report("sound", count, count, False) as report:
+        for _ in range(count):
+            report(Outcome(Task(Path("a.fic"), None, 1), "done", record))
+    assert bool(sys.stderr.getvalue()) is bool(expected)
+    for words in expected:
+        assert words in sys.stderr.getvalue()
+    assert capsys.readouterr().out.count("a.fic: sound") == count
 
 
 # ---- the parallel pipeline

@@ -33,6 +33,16 @@ def test_it_leaves_files_and_a_picture(folder, tmp_path, capsys):
     assert "200×160" in printed
 
 
+def test_names_are_not_taken_for_markup(folder, tmp_path, capsys):
+    (folder / "cat.png").rename(folder / "[bold]cat.png")
+    (folder / "gray.png").unlink()
+    out = tmp_path / "[out" / "]"
+    assert demo.main([str(folder), "--out", str(out)]) == 0
+    printed = capsys.readouterr().out.replace("\n", "")
+    assert "[bold]cat" in printed
+    assert str(out) in printed
+
+
 def test_bad_images_are_left_out(folder, tmp_path, capsys):
     (folder / "broken.png").write_bytes(b"\x89PNG nothing more")
     assert demo.main([str(folder), "--out", str(tmp_path / "out")]) == 0

@@ -1,5 +1,6 @@
 """Images in and out: every kind of input becomes the right 8-bit picture, or an error that names file and cause."""
 
+import contextlib
 import errno
 import io
 import os
@@ -349,6 +350,7 @@ def test_lossless_formats_return_the_pixels(suffix, tmp_path):
     assert (read_picture(tmp_path / f"a{suffix}").pixels == COLOURS).all()
 
 
+@pytest.mark.filterwarnings("ignore:IM image format")
 @pytest.mark.parametrize("channels", [2, 4])
 def test_alpha_is_written_or_refused(channels, tmp_path):
     picture = to_picture(RNG.integers(0, 256, (9, 11, channels), dtype=np.uint8))
@@ -357,8 +359,28 @@ def test_alpha_is_written_or_refused(channels, tmp_path):
         assert (read_picture(tmp_path / f"a{suffix}").alpha == picture.alpha).all()
     with pytest.raises(ImageError, match=r"a\.jpg: .*mode.*PNG"):
         write_picture(tmp_path / "a.jpg", picture)
+    for name in Image.registered_extensions():
+        try:
+            write_picture(tmp_path / f"b{name}", picture)
+        except ImageError:
+            assert not (tmp_path / f"b{name}").exists()
+        else:
+            back = read_picture(tmp_path / f"b{name}")
+            assert back.alpha is not None
+            assert back.alpha.shape == picture.alpha.shape
     assert not list(tmp_path.glob(".*"))
     assert not (tmp_path / "a.jpg").exists()
+
+
+@pytest.mark.filterwarnings("ignore:IM image format")
+def test_every_format_keeps_the_picture_or_is_refused(tmp_path):
+    for picture in (to_picture(COLOURS), to_picture(COLOURS[..., 0])):
+        for name in Image.registered_extensions():
+            with contextlib.suppress(ImageError):
+                write_picture(tmp_path / f"a{name}", picture)
+                assert read_picture(tmp_path / f"a{name}").pixels.shape[:2] == COLOURS.shape[:2]
+    for name in ("eps", "pdf", "ico", "icns"):
+        assert not (tmp_path / f"a.{name}").exists()
 
 
 def test_where_it_cannot_be_written(tmp_path):

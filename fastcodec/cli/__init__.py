@@ -1,8 +1,8 @@
 """The command line: `fastcodec compress | decompress | info | verify | integerize | eval | train`.
 
 Each command is a function of its parsed arguments that returns the exit code: 0; 1 if any file failed; 2 for wrong
-usage; 130 after Ctrl-C. Errors are one line each; FASTCODEC_DEBUG=1 adds the traceback. PyTorch is imported by the
-commands that need it, when they run.
+usage; 130 after Ctrl-C, 143 after SIGTERM, 141 if the reader of its output has gone. Errors are one line each;
+FASTCODEC_DEBUG=1 adds the traceback. PyTorch is imported by the commands that need it, when they run.
 """
 
 from __future__ import annotations
@@ -29,17 +29,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Wrong usage raises SystemExit(2), as argparse does."""
     wait_briefly()
     argv = sys.argv[1:] if argv is None else list(argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # whoever started us has closed it
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open as long as the process)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="surrogateescape")  # file names come out as the bytes that they are
     try:
         parser = build_parser(argv)
         arguments = parser.parse_args(argv)
-        if not hasattr(arguments, "run"):
+        if arguments.command is None:
             parser.print_help(sys.stderr)
             say("no command given")
             return 2
         with _terminable():
-            code = arguments.run(arguments)
+            code = arguments.execute(arguments)
             sys.stdout.flush()
             return code
     except Terminated:
@@ -61,17 +64,20 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastcodec",
         description="A learned image codec: images to .fic files and back.",
-        epilog="fastcodec COMMAND --help describes a command. FASTCODEC_DEBUG=1 shows where an error came from.",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
+        epilog="fastcodec COMMAND --help describes a command. Exit status: 0; 1 if a file failed; 2 for wrong usage; "
+        "130 after Ctrl-C. FASTCODEC_DEBUG=1 shows where an error came from.",
     )
-    parser.add_argument("--version", action="version", version=f"fastcodec {__version__}", help="print it and exit")
+    parser.add_argument(
+        "-V", "--version", action="version", version=f"fastcodec {__version__}", help="print it and exit"
+    )
+    parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=False)
 
-    def command(name: str, summary: str, run: Callable[[argparse.Namespace], int], details: str = ""):
+    def command(name: str, summary: str, execute: Callable[[argparse.Namespace], int], details: str = ""):
         sub = commands.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}", allow_abbrev=False
         )
-        sub.set_defaults(run=run, command=name)
+        sub.set_defaults(execute=execute, command=name)
         return sub
 
     sub = command("compress", "compress images to .fic files", _batch("compress"), _COMPRESS_DETAILS)
@@ -105,7 +111,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     sub.add_argument("--region", type=_region, metavar="X,Y,W,H", help="only this rectangle of pixels")
 
     sub = command("info", "tell what .fic files hold", _call("info"), "Reads the header only.")
-    sub.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    sub.add_argument("files", nargs="+", type=_path, metavar="FILE", help=".fic files")
     sub.add_argument("--json", action="store_true", help="one JSON object a file")
     _add_limit(sub)
 
@@ -120,11 +126,13 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     sub = command(
         "integerize", "make a model whose files decode on every device", _call("integerize"), _INTEGERIZE_DETAILS
     )
-    sub.add_argument("model", type=Path, metavar="MODEL", help="a checkpoint of CompressAI's, or of the trainer")
+    sub.add_argument("model", type=_path, metavar="MODEL", help="a checkpoint of CompressAI's, or of the trainer")
     sub.add_argument(
-        "-o", "--out", type=Path, required=True, metavar="FILE", help="the model file to write, for --model"
+        "-o", "--out", type=_path, required=True, metavar="FILE", help="the model file to write, for --model"
     )
-    sub.add_argument("--images", type=Path, required=True, metavar="DIR", help="photographs to calibrate on, a handful")
+    sub.add_argument(
+        "--images", type=_path, required=True, metavar="DIR", help="photographs to calibrate on, a handful"
+    )
     sub.add_argument("--system", metavar="NAME", help="which system it is, where the checkpoint does not tell")
     _add_device(sub)
 
@@ -157,11 +165,12 @@ _INTEGERIZE_DETAILS = (
 
 
 def _add_batch_arguments(parser: argparse.ArgumentParser, what: str, output: bool = True) -> None:
-    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help=what)
+    parser.add_argument("inputs", nargs="+", type=_path, metavar="INPUT", help=what)
     if output:
         parser.add_argument(
             "-o",
             "--out",
+            type=_name,
             required=True,
             metavar="OUT",
             help="a folder; for one input file, a file if the name has a suffix and no / at its end",
@@ -174,7 +183,7 @@ def _add_batch_arguments(parser: argparse.ArgumentParser, what: str, output: boo
     parser.add_argument("--json", action="store_true", help="print one JSON object a file, and no progress")
     parser.add_argument(
         "--model",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="another model: a checkpoint of CompressAI's, or what integerize or Codec.save wrote (default: swift)",
     )
@@ -223,6 +232,18 @@ def _call(module: str) -> Callable[[argparse.Namespace], int]:
 
 
 # ---- types of arguments
+
+
+def _name(text: str) -> str:
+    if not text:  # as an unset variable of the shell gives it; Path takes it for the current folder
+        raise argparse.ArgumentTypeError("the name is empty")
+    if text == "-":
+        raise argparse.ArgumentTypeError("'-': files only, no standard input or output (./- is a file of that name)")
+    return text
+
+
+def _path(text: str) -> Path:
+    return Path(_name(text))
 
 
 def _integer(low: int, high: int | None = None) -> Callable[[str], int]:

@@ -164,7 +164,10 @@ def _output(arguments: argparse.Namespace) -> tuple[Path | None, bool]:
     one_file = len(arguments.inputs) == 1 and not arguments.inputs[0].is_dir()
     is_file = one_file and bool(out.suffix) and not out.is_dir() and not text.endswith(os.sep)
     if not is_file and out.exists() and not out.is_dir():
-        raise _usage(f"-o {text}: it is a file, and a folder is needed for {'a name' if one_file else 'several files'}")
+        why = "a name without a suffix" if one_file else "several files"
+        raise _usage(f"-o {text}: it is a file, and a folder is needed for {why}")
+    if is_file and arguments.command == "compress" and out.suffix.lower() in IMAGE_SUFFIXES:
+        raise _usage(f"-o {text}: compress writes .fic files, and {out.suffix} is the suffix of images")
     if is_file and arguments.command == "decompress":
         if arguments.format is not None and output_format(out) != output_format(f"image.{arguments.format}"):
             raise _usage(f"-o {text}: its suffix contradicts --format {arguments.format}")

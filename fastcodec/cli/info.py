@@ -10,7 +10,7 @@ from typing import Any
 from ..container import DEFAULT_LIMITS, Limits, info
 from ..errors import FastcodecError
 from .files import read_fic
-from .report import explain, per_pixel, say_error
+from .report import explain, per_pixel, printable, say_error
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -47,17 +47,18 @@ def _details(record: dict[str, Any]) -> str:
         "format": f"version {record['version']}",
         "metadata": f"ICC profile {_bytes(record['icc_bytes'])}, EXIF {_bytes(record['exif_bytes'])}",
     }
-    return "\n".join([record["file"], *(f"  {name:<9}{text}" for name, text in rows.items())])
+    return "\n".join([printable(record["file"]), *(f"  {name:<9}{text}" for name, text in rows.items())])
 
 
 def _table(records: list[dict[str, Any]]) -> str:
     columns = ("file", "width", "height", "mode", "quality", "bytes", "bpp", "tiles", "model")
-    rows = [columns, *([f"{record[c]:.3f}" if c == "bpp" else str(record[c]) for c in columns] for record in records)]
+    texts = [{**record, "file": printable(record["file"]), "bpp": f"{record['bpp']:.3f}"} for record in records]
+    rows = [columns, *([str(text[c]) for c in columns] for text in texts)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-    text = {"file", "mode", "model"}
+    words = {"file", "mode", "model"}
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if name in text else cell.rjust(width)
+            cell.ljust(width) if name in words else cell.rjust(width)
             for name, cell, width in zip(columns, row, widths, strict=True)
         ).rstrip()
         for row in rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -18,9 +19,14 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM came."""
 
 
+def printable(text: str) -> str:
+    """The text with its control characters escaped: a file's name must neither break a line nor steer the terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 def say(message: str) -> None:
     """One line to the user, on stderr."""
-    print(f"fastcodec: {message}", file=sys.stderr, flush=True)
+    print(f"fastcodec: {printable(message)}", file=sys.stderr, flush=True)
 
 
 def say_error(message: str, error: BaseException | None) -> None:
@@ -70,7 +76,7 @@ class Report:
         self.start = time.perf_counter()
         self.lines = not as_json and (total == 1 or not sys.stdout.isatty() or not sys.stderr.isatty())
         self.progress = None
-        if not as_json and sys.stderr.isatty():
+        if not as_json and total > 1 and sys.stderr.isatty():  # a lone file's line would land in the bar's
             self.progress = _progress()
             self.bar = self.progress.add_task(verb, total=max(1, total_bytes), done=f"0/{total}", rate="")
 
@@ -105,7 +111,7 @@ class Report:
             for notice in record.get("notices", ()):
                 say(f"{task.source}: note: {notice}")
             if self.lines:
-                print(self._line(outcome), flush=True)
+                print(printable(self._line(outcome)), flush=True)
 
     def _print_json(self, outcome: Outcome) -> None:
         task = outcome.task
@@ -155,13 +161,15 @@ def _progress():
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
+    rate = [TextColumn("{task.fields[rate]}")] if console.width >= 72 else []  # it would leave the others no room
     return Progress(
         TextColumn("{task.description} {task.fields[done]}"),
         BarColumn(),
-        TextColumn("{task.fields[rate]}"),
+        *rate,
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
         redirect_stdout=False,
     )

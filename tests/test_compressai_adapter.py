@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from fastcodec.adapters import compressai as adapter
-from fastcodec.errors import CorruptStreamError, SymbolRangeError
+from fastcodec.errors import CorruptStreamError, SymbolRangeError, UnavailableError
 
 if importlib.util.find_spec("compressai") is None:
     pytest.skip("CompressAI is not installed: `make bench` installs it", allow_module_level=True)
@@ -228,6 +228,49 @@ def test_shapes_dtypes_and_layouts(compressai, mode, shape):
         assert [model.compress(y[i : i + 1], indexes[i : i + 1], means[i : i + 1])[0] for i in range(len(y))] == strings
         with torch.inference_mode():
             assert model.compress(y, indexes, means) == strings
+
+
+@pytest.mark.parametrize("mode", ["compatible", "native"])
+def test_numbers_and_negative_views_as_tensors(compressai, mode):
+    """Means may be a number; and what `z.conj().imag` gives lies in memory with the opposite sign."""
+    model = gaussian(compressai)
+    y, indexes, means = latents(model, 2, 3, 4, 4)
+    prior = compressai.entropy_models.EntropyBottleneck(3)
+    prior.update()
+    with adapter.install(mode):
+        assert model.compress(y, indexes, 0.25) == model.compress(y, indexes, torch.full_like(y, 0.25))
+        assert model.compress(torch._neg_view(y), indexes, means) == model.compress(-y, indexes, means)
+        assert model.compress(y, indexes, torch._neg_view(means)) == model.compress(y, indexes, -means)
+        assert prior.compress(torch._neg_view(y)) == prior.compress(-y)
+
+
+def test_another_default_device(compressai):
+    model = gaussian(compressai)
+    y, indexes, means = latents(model, 2, 3, 4, 4)
+    theirs = model.compress(y, indexes, means)
+    with adapter.install(), torch.device("meta"):
+        assert model.compress(y, indexes, means) == theirs
+        assert torch.equal(model.decompress(theirs, indexes, means=means), torch.round(y - means) + means)
+        case = [1] * 20, [0] * 20, [[0, 100, 65536]], [3], [0]
+        stream = compressai.ans.RansEncoder().encode_with_indexes(*case)
+        assert compressai.ans.RansDecoder().decode_with_indexes(stream, *case[1:]) == case[0]
+
+
+@pytest.mark.parametrize("mode", ["compatible", "native"])
+def test_torch_compile(compressai, mode):
+    prior, model = compressai.entropy_models.EntropyBottleneck(3), gaussian(compressai)
+    prior.update()
+    y, indexes, means = latents(model, 2, 3, 4, 4)
+
+    def there_and_back(y, indexes, means):
+        strings = prior.compress(y), model.compress(2 * y, indexes, means)
+        return strings, prior.decompress(strings[0], (4, 4)), model.decompress(strings[1], indexes, means=means) + 1
+
+    adapter.install(mode)
+    compiled = torch.compile(there_and_back, backend="eager")(y, indexes, means)
+    strings, *decoded = there_and_back(y, indexes, means)
+    assert compiled[0] == strings
+    assert all(map(torch.equal, compiled[1:], decoded))
 
 
 @pytest.mark.parametrize("mode", [None, "compatible", "native"])
@@ -571,6 +614,16 @@ def test_install_and_uninstall(compressai):
         assert model.__dict__.keys() == existing.__dict__.keys()
     installation.uninstall()  # does nothing
     adapter.uninstall()
+
+
+def test_an_old_compressai_is_left_alone(compressai, monkeypatch):
+    before = snapshot()
+    monkeypatch.setitem(sys.modules, "compressai.entropy_models.entropy_models_vbr", None)
+    with pytest.raises(UnavailableError, match="too old: it has no compressai"):
+        adapter.install()
+    monkeypatch.undo()
+    assert snapshot() == before
+    assert adapter.active() is None
 
 
 def test_installations_nest(compressai):

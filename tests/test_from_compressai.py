@@ -167,12 +167,51 @@ def test_state_dicts_of_all_sorts(mean, photograph):
         fastcodec.from_compressai(state, "mbt2018")
     with pytest.raises(UnknownModelError, match=r"no system named 'mbt2019'.*cheng2020-anchor"):
         fastcodec.from_compressai(state, "mbt2019")
-    for nothing in ({}, {"a": 1}, {"state_dict": [1]}, {"state_dict": state, "fastcodec": 3}):
+    unnamed = {0: torch.zeros(1)}
+    for nothing in (
+        {},
+        {"a": 1},
+        unnamed,
+        {"state_dict": unnamed},
+        {"state_dict": [1]},
+        {"state_dict": state, "fastcodec": 3},
+    ):
         with pytest.raises(UnknownModelError):
             fastcodec.from_compressai(nothing)
     anchor = lively("cheng2020-serial", photograph[:64, :64]).state_dict()
     named = fastcodec.from_compressai(anchor, "cheng2020-anchor")
     assert named.identity == fastcodec.from_compressai(anchor).identity
+
+
+def test_tables_that_cannot_code_are_refused_at_once(mean):
+    """Not at the first image, and not only by its decoder: fewer tables than channels would lose channels."""
+    state = mean.model.state_dict()
+
+    def changed(part: str, **buffers) -> dict:
+        return state | {f"{part}.{name}": change(state[f"{part}.{name}"]) for name, change in buffers.items()}
+
+    def two(tensor):
+        return tensor[:2]
+
+    for broken in (
+        changed("entropy_bottleneck", _offset=two, _cdf_length=two, _quantized_cdf=two),
+        changed("entropy_bottleneck", _offset=two),
+        changed("entropy_bottleneck", _quantized_cdf=torch.zeros_like),
+        changed("entropy_bottleneck", _quantized_cdf=torch.Tensor.float),
+        changed("entropy_bottleneck", _quantized_cdf=lambda cdf: cdf[None]),
+        changed("gaussian_conditional", _cdf_length=torch.neg),
+        changed("gaussian_conditional", _cdf_length=lambda length: length + 9999),
+        changed("gaussian_conditional", scale_table=two),
+    ):
+        with pytest.raises(UnknownModelError, match="not the weights of mbt2018-mean: "):
+            fastcodec.from_compressai(broken, "mbt2018-mean")
+
+
+def test_more_scales_than_tables(compressai):
+    model = compressai.models.MeanScaleHyperprior(8, 12)
+    model.update(scale_table=np.geomspace(0.11, 64, 300).tolist())
+    with pytest.raises(UnsupportedError, match="300 scales: the coder takes 256"):
+        fastcodec.from_compressai(model)
 
 
 def test_masks_tell_context_models_apart(photograph):

@@ -278,6 +278,23 @@ def test_int32_symbols_are_the_same_as_int16():
     assert cost_bits(wide) == cost_bits(item)
 
 
+def test_another_default_device():
+    """Of no meaning for tensors that are given: a decoder's own stay on the CPU."""
+    item = gaussian_pass((40, 30), 12)
+    means, gain = torch.ones(40, 30, dtype=torch.int16), torch.ones(30)
+    [payload] = encode([[item, item]])
+    latents = torch.zeros(8, 10, 30)
+    with torch.device("meta"):
+        assert encode([[item, item]]) == [payload]
+        decoder = Decoder([payload])
+        [symbols] = decoder.decode([item.indexes], GAUSSIAN)
+        [values] = decoder.reconstruct([item.indexes], GAUSSIAN, [means], mean_bits=4, gain=gain, latents=[latents])
+        decoder.finish()
+    assert torch.equal(symbols, item.symbols)
+    assert torch.equal(values, item.symbols * 16 + 1)
+    assert torch.equal(latents[0, 0], values[0].float())
+
+
 def test_payload_types_and_later_changes_of_them():
     item = gaussian_pass((40, 30), 1)
     [payload] = encode([[item]])

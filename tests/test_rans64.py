@@ -393,6 +393,24 @@ def test_rows_of_latents(shape):
         assert latents.quantise_rows(y, means) is latents.quantise_rows_reference(y, means) is None
 
 
+def test_the_default_device_is_not_the_coder_s():
+    """It writes to addresses: with PyTorch's default on a GPU, a new tensor there would end the process."""
+    y, means, indexes = torch.randn(2, 3, 5), torch.randn(3, 1), torch.zeros(30, dtype=torch.int32)
+    cdf, length, offset = tensor([[0, 100, 60000, 65536]]), tensor([4]), tensor([0])
+    symbols = tensor([1] * 30)
+    with torch.device("meta"):  # nothing there has an address
+        tables = rans64.Tables.from_matrix(cdf, length, offset)
+        (stream,) = rans64.encode([[(symbols, indexes, tables)]])
+        (decoded,) = rans64.decode([stream], [indexes], tables)
+        made = [rans64.quantise_pmf(np.ones(3)), lists.to_tensor([3, 1]), lists.to_tensor((3, 1))]
+        made += [latents.quantise_rows(y, means), *latents.quantise(y.view(-1), None, indexes, 1)]
+    assert torch.equal(decoded, symbols)
+    assert made[0].tolist() == [0, 21845, 43690, 65536]
+    assert made[1].tolist() == made[2].tolist() == [3, 1]
+    assert torch.equal(made[3], torch.round(y - means).to(torch.int16))
+    assert torch.equal(made[4], torch.round(y).to(torch.int16).view(-1))
+
+
 def test_constants_are_as_documented():
     from fastcodec.kernels.rans64 import _library
 

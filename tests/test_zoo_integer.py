@@ -250,8 +250,10 @@ def test_tables_are_those_of_the_conversion(converted, monkeypatch):
     again = zoo.load("mbt2018-mean", state)
     assert again.compress(x).payload == compressed.payload
     broken = state | {"entropy_bottleneck.coder_tables": state["entropy_bottleneck.coder_tables"][:-2]}
-    with pytest.raises(ExactnessError, match="tables"):
-        zoo.load("mbt2018-mean", broken).compress(x)
+    damaged = zoo.load("mbt2018-mean", broken)
+    for _ in range(2):
+        with pytest.raises(ExactnessError, match="tables"):
+            damaged.compress(x)
 
 
 def test_command_line(photograph, tmp_path, capsys):
@@ -273,6 +275,29 @@ def test_command_line(photograph, tmp_path, capsys):
     assert "already" in capsys.readouterr().err
     assert main(["integerize", str(tmp_path / "float.pth"), "-o", portable, "--images", files]) == 1
     assert "no images" in capsys.readouterr().err
+
+
+def test_what_calibration_takes(photograph, tmp_path):
+    system = lively("mbt2018-mean", photograph[:64, :64]).train()
+    system.update(fit_quantiles=True)
+    Image.fromarray(photograph[:64, :64]).save(tmp_path / "cat.png")
+    path, before = tmp_path / "cat.png", copy.deepcopy(system.state_dict())
+    one = fastcodec.integerize(system, [photograph[:64, :64]])
+    assert system.training, "it stays as it is"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in system.state_dict().items())
+    for several in ([str(path)], [path], photograph[None, :64, :64]):
+        again = fastcodec.integerize(system, several)
+        assert (again.identity, again.report) == (one.identity, one.report)
+    for single in (photograph[:64, :64], torch.zeros(3, 64, 64, dtype=torch.uint8), Image.open(path), path, str(path)):
+        with pytest.raises(TypeError, match="into a list"):
+            fastcodec.integerize(system, single)
+
+
+def test_exponents_out_of_range():
+    layer = integer.IntegerConv2d(nn.Conv2d(1, 1, 1))
+    for value in (101, -101, 2**31 - 1, -(2**31)):  # the last is its own magnitude in 32 bits
+        with pytest.raises(ExactnessError, match="exponents"):
+            layer.load_state_dict(layer.state_dict() | {"input_bits": torch.tensor([value], dtype=torch.int32)})
 
 
 def test_what_cannot_be_converted(photograph):

@@ -154,7 +154,7 @@ def _tables(cdfs: _Cdfs, sizes: Sequence[int], offsets: Sequence[int]) -> rans64
     for i, row in enumerate(rows):
         if not 2 <= lengths[i] <= len(row):
             raise ValueError(f"CDF {i} has {len(row)} integers, not {int(lengths[i])}")
-    flat = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int32)
+    flat = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int32, device="cpu")
     made = rans64.Tables(flat, torch.from_numpy(begins[:-1]), lengths, firsts)
     if plain and flat.numel() <= _KEPT_INTEGERS:
         entry = ([row.copy() for row in cdfs], sizes.copy(), offsets.copy(), made)

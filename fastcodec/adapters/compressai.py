@@ -58,7 +58,7 @@ def install(mode: Mode = "compatible") -> Installation:
 
     Raises:
         ValueError: another mode.
-        UnavailableError: CompressAI is not installed.
+        UnavailableError: CompressAI is not installed, or too old.
     """
     if mode not in _MODES:
         raise ValueError(f"mode must be one of {', '.join(_MODES)}, not {mode!r}")
@@ -142,7 +142,12 @@ _bottleneck: dict[str, Any] = {}
 def _patch() -> None:
     if importlib.util.find_spec("compressai") is None:
         raise UnavailableError("CompressAI is not installed: pip install compressai (docs/dependencies.md)")
-    ans, cxx, models, vbr = (importlib.import_module(f"compressai.{name}") for name in _PARTS)
+    try:
+        ans, cxx, models, vbr = (importlib.import_module(f"compressai.{name}") for name in _PARTS)
+    except ModuleNotFoundError as error:
+        if not str(error.name).startswith("compressai."):
+            raise
+        raise UnavailableError(f"this CompressAI is too old: it has no {error.name}, which 1.2.8 has") from error
     names = ("RansEncoder", "BufferedRansEncoder", "RansDecoder")
     _replacements[:] = [(getattr(ans, name), getattr(_ans, name)) for name in names]
     _replacements.append((cxx.pmf_to_quantized_cdf, _ans.pmf_to_quantized_cdf))
@@ -153,16 +158,16 @@ def _patch() -> None:
         (models.EntropyModel, _compress, _decompress),
         (vbr.EntropyModelVbr, _compress_vbr, _decompress_vbr),
     ):
-        _patches.append(_Patch(owner, "compress", compress(owner.compress)))
-        _patches.append(_Patch(owner, "decompress", decompress(owner.decompress)))
+        _patches.append(_Patch(owner, "compress", _not_compiled(compress(owner.compress))))
+        _patches.append(_Patch(owner, "decompress", _not_compiled(decompress(owner.decompress))))
     bottleneck = models.EntropyBottleneck
     _bottleneck.update(
         {name: getattr(bottleneck, name) for name in _PARTS_OF_A_BOTTLENECK},
         owner=bottleneck,
         inherited=(models.EntropyModel.compress, models.EntropyModel.decompress),
     )
-    _patches.append(_Patch(bottleneck, "compress", _compress_factorised(bottleneck.compress)))
-    _patches.append(_Patch(bottleneck, "decompress", _decompress_factorised(bottleneck.decompress)))
+    _patches.append(_Patch(bottleneck, "compress", _not_compiled(_compress_factorised(bottleneck.compress))))
+    _patches.append(_Patch(bottleneck, "decompress", _not_compiled(_decompress_factorised(bottleneck.decompress))))
     for name in ("_encoder", "_decoder"):
         _patches.append(_Patch(models._EntropyCoder, name, _held_coder(name)))
 
@@ -220,6 +225,21 @@ def _held_coder(name: str) -> property:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The entropy models' own compress and decompress: the same checks, the same errors, tensors to bytes
+
+
+def _not_compiled(function: Callable) -> Callable:
+    """`torch.compile` calls it as it is: what it does with tables and addresses cannot be traced.
+
+    `torch.compiler.disable` imports the compiler, which takes seconds: only where it is at work already.
+    """
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
 
 
 def _compress(original: Callable) -> Callable:
@@ -327,15 +347,22 @@ def _coded(
     return tables.encode(symbols.to(torch.int32), narrow, tables.where(indexes))
 
 
-def _one_pass(inputs: Tensor, indexes: Tensor, means: Tensor | None) -> bool:
+def _one_pass(inputs: Tensor, indexes: Tensor, means: Tensor | float | None) -> bool:
     """Whether `quantise` takes them, but for what is not contiguous."""
     floats = [inputs] if means is None else [inputs, means]
     return (
-        all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in floats)
+        all(_is_plain_float32(tensor) for tensor in floats)
         and indexes.dtype == torch.int32
         and indexes.device.type == "cpu"
         and indexes.size() == inputs.size()
     )
+
+
+def _is_plain_float32(tensor: Tensor | float) -> bool:
+    """Whether it lies in memory as its numbers: not on a GPU, nor as the negative of them (`z.conj().imag`)."""
+    if not isinstance(tensor, Tensor):
+        return False
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and not tensor.is_neg()
 
 
 def _decoded(model: nn.Module, mode: Mode, strings: list[bytes], indexes: Tensor, means: Tensor | None) -> Tensor:
@@ -360,7 +387,7 @@ def _decoded(model: nn.Module, mode: Mode, strings: list[bytes], indexes: Tensor
         narrow = _narrow(indexes, tables.compatible.count)
         return tables.decode(strings, narrow, tables.where(indexes)).view(indexes.shape).to(device)
     indexes = indexes.to("cpu", torch.int32).contiguous()
-    symbols = torch.empty(indexes.shape, dtype=torch.int32)
+    symbols = torch.empty(indexes.shape, dtype=torch.int32, device="cpu")
     rans64.decode([bytes(string) for string in strings], list(indexes), tables.compatible, out=list(symbols))
     return symbols.to(device)
 
@@ -400,7 +427,7 @@ class _Factorised(NamedTuple):
     def encode(self, x: Tensor) -> list[bytes] | None:
         """The strings of x, float32 [B, C, ...] on the CPU. None if x is another tensor, or a symbol does not fit: the
         general way codes it or says what is wrong."""
-        if x.dtype != torch.float32 or x.device.type != "cpu" or x.dim() < 2 or x.size(1) != len(self.medians):
+        if not _is_plain_float32(x) or x.dim() < 2 or x.size(1) != len(self.medians):
             return None
         rows = _as_rows(x).contiguous()
         symbols = quantise_rows(rows, self.medians)
@@ -422,7 +449,7 @@ class _Factorised(NamedTuple):
 def _channel_numbers(channels: int, columns: int) -> Tensor:
     """uint8 [channels, columns], each row its number mod 256: a factorised prior's indexes. Not to be written to."""
     with torch.inference_mode(False):
-        return torch.arange(channels).to(torch.uint8)[:, None].expand(channels, columns).contiguous()
+        return torch.arange(channels, device="cpu").to(torch.uint8)[:, None].expand(channels, columns).contiguous()
 
 
 def _factorised(model: nn.Module) -> _Factorised | None:

@@ -242,7 +242,7 @@ class Decoder:
         self._handle = c_void_p()
         self._lib = library()
         self._threads = thread_count(threads)
-        self._state = torch.zeros(1, dtype=torch.uint8)
+        self._state = torch.zeros(1, dtype=torch.uint8, device="cpu")  # whatever the default device
         views = [np.frombuffer(payload, dtype=np.uint8) for payload in payloads]
         error, tile = c_uint32(), c_uint32()
         status = self._lib.fastcodec_rans_decoder_new(
@@ -316,12 +316,13 @@ class Decoder:
         latents: Sequence[Tensor],
         anchors: bool,
     ) -> None:
-        symbols = [torch.empty(index.shape, dtype=torch.int16) for index in indexes]
+        symbols = [torch.empty_like(index, dtype=torch.int16) for index in indexes]
         self.decode(indexes, tables, symbols)
         for i, value in enumerate(values):
             torch.add(symbols[i].to(torch.int32) << mean_bits, means[i], out=value)
             if latents:
-                rows, columns = torch.meshgrid(*map(torch.arange, latents[i].shape[:2]), indexing="ij")
+                places = (torch.arange(side, device=value.device) for side in latents[i].shape[:2])
+                rows, columns = torch.meshgrid(*places, indexing="ij")
                 here = (rows + columns) % 2 == (0 if anchors else 1)
                 latents[i][here] = (value.float() * gain).to(latents[i].dtype)
 

@@ -1,7 +1,8 @@
 """CompressAI's entropy coder: 64-bit rANS, one state a stream, one 16-bit table a symbol, escapes in nibbles.
 
 The rule and the format stand in rans64.h. fastcodec's own files use `fastcodec.kernels.rans`; this coder reads and
-writes those of `compressai.ans`, byte for byte, and checks what it reads. Everything happens on the CPU.
+writes those of `compressai.ans`, byte for byte, and checks what it reads. Everything happens on the CPU, whatever
+PyTorch's default device is: new tensors say so, since what is written to is their addresses.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Tables:
         """
         if cdf.dim() != 2 or cdf.shape[0] != lengths.numel():
             raise ValueError(f"a CDF for each length is needed: [{lengths.numel()}, longest], not {list(cdf.shape)}")
-        begins = torch.arange(cdf.shape[0]) * cdf.shape[1]
+        begins = torch.arange(cdf.shape[0], device="cpu") * cdf.shape[1]
         if lengths.numel() and int(lengths.max()) > cdf.shape[1]:
             raise ValueError("a CDF is longer than its row")
         return cls(*(tensor.cpu().contiguous() for tensor in (cdf, begins, lengths, offsets)))
@@ -194,7 +195,9 @@ def decode(
 def _decode(
     decoders: ctypes.Array, indexes: Sequence[Tensor], tables: Tables, out: Sequence[Tensor] | None, threads: int
 ) -> list[Tensor]:
-    symbols = [torch.empty(index.shape, dtype=torch.int32) for index in indexes] if out is None else list(out)
+    if out is None:
+        out = [torch.empty(index.shape, dtype=torch.int32, device="cpu") for index in indexes]
+    symbols = list(out)
     if not len(indexes) == len(symbols) == len(decoders):
         raise ValueError(f"{len(decoders)} streams for {len(indexes)} tensors of indexes")
     segments = (Segment * len(indexes))()
@@ -246,7 +249,7 @@ def quantise_pmf(pmf: np.ndarray, precision: int = 16) -> Tensor:
     pmf = np.ascontiguousarray(pmf, dtype=np.float32)
     if not 0 <= precision <= 30:
         raise ValueError(f"the precision must be 0 to 30 bits, not {precision}")
-    cdf = torch.empty(pmf.size + 1, dtype=torch.int32)
+    cdf = torch.empty(pmf.size + 1, dtype=torch.int32, device="cpu")
     status = _library.library().fastcodec_rans64_quantise_pmf(pmf.size, pmf.ctypes.data, precision, cdf.data_ptr())
     if status == _library.BAD_TABLE:
         raise ValueError(

@@ -30,8 +30,8 @@ def quantise_reference(
 
 def quantise(latents: Tensor, means: Tensor | None, indexes: Tensor, tables: int) -> tuple[Tensor, Tensor] | None:
     """As `quantise_reference`; all tensors contiguous, on the CPU."""
-    symbols = torch.empty(latents.shape, dtype=torch.int16)
-    narrow = torch.empty(latents.shape, dtype=torch.uint8)
+    symbols = torch.empty(latents.shape, dtype=torch.int16, device="cpu")
+    narrow = torch.empty(latents.shape, dtype=torch.uint8, device="cpu")
     good = _library.library().fastcodec_rans64_quantise(
         latents.numel(),
         latents.data_ptr(),
@@ -58,7 +58,7 @@ def quantise_rows_reference(latents: Tensor, means: Tensor) -> Tensor | None:
 def quantise_rows(latents: Tensor, means: Tensor) -> Tensor | None:
     """As `quantise_rows_reference`; both contiguous, on the CPU."""
     images, channels, columns = latents.shape
-    symbols = torch.empty(latents.shape, dtype=torch.int16)
+    symbols = torch.empty(latents.shape, dtype=torch.int16, device="cpu")
     good = _library.library().fastcodec_rans64_quantise_rows(
         images * channels, columns, latents.data_ptr(), means.data_ptr(), channels, symbols.data_ptr()
     )

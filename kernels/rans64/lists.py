@@ -44,7 +44,7 @@ def to_tensor(values: Sequence[int]) -> Tensor:
     """
     lib = _compiled()
     if lib is not None and type(values) is list:
-        out = torch.empty(len(values), dtype=torch.int32)
+        out = torch.empty(len(values), dtype=torch.int32, device="cpu")
         if lib.fastcodec_rans64_lists_read(values, len(values), out.data_ptr()) == len(values):
             return out
     if isinstance(values, str | bytes) or not hasattr(values, "__len__"):

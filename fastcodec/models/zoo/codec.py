@@ -219,7 +219,8 @@ class Codec:
         """The codec of a model file: what `save` wrote, or a checkpoint of CompressAI's (.pth, .pth.tar).
 
         device: "cpu", "cuda", "cuda:N", or "auto", a GPU where there is one that the coder can use. name: as for
-        `from_compressai`. Raises UnknownModelError for another file, UnavailableError for a device that is not there.
+        `from_compressai`. Raises UnknownModelError for another file, UnsupportedError for more scales than the coder
+        has tables, UnavailableError for a device that is not there.
         """
         from . import convert
 

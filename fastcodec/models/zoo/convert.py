@@ -6,22 +6,29 @@ codec.save("mbt2018-mean-3.pth")                  # fastcodec compress --model m
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from fastcodec.codec import _engines
 from fastcodec.container import DEFAULT_LIMITS, Limits
 from fastcodec.errors import UnknownModelError, UnsupportedError
 from fastcodec.images import ImageLike, read_picture, replacing, to_picture
+from fastcodec.kernels import rans64
+from fastcodec.kernels.rans.tables import MAX_TABLES
 from fastcodec.models import zoo
 
 from . import integer
 from .base import CompressionModel
 from .codec import Codec
+from .entropy_bottleneck import CodedEntropyModel, EntropyBottleneck
+from .gaussian_conditional import GaussianConditional
 from .rounded_gaussian import RoundedGaussianConditional
 
 #: CompressAI's classes of image models, by our names.
@@ -67,8 +74,8 @@ def from_compressai(
     "cpu", "cuda", "cuda:N" or "auto"; where the weights are if None. quality: as for `Codec`.
 
     Raises UnknownModelError for another class, or a state dict of no system or of another one than `name`,
-    UnsupportedError for a variable-rate model with switches set that no published one has, UnavailableError for a
-    device that is not there.
+    UnsupportedError for a variable-rate model with switches set that no published one has and for more scales than the
+    coder has tables, UnavailableError for a device that is not there.
     """
     if isinstance(model, nn.Module):
         model = _unwrapped(model)
@@ -88,7 +95,9 @@ def from_compressai(
     return Codec(system.to(where), quality, limits)
 
 
-def integerize(model: Codec | CompressionModel | nn.Module, calibration_images: Iterable[ImageLike | Path]) -> Codec:
+def integerize(
+    model: Codec | CompressionModel | nn.Module, calibration_images: Iterable[ImageLike | str | Path]
+) -> Codec:
     """A codec of the same model with its entropy side in integers: its files decode on every device (docs/portable.md).
 
     model: a codec, a system of the zoo, or an instance of one of CompressAI's classes; it stays as it is.
@@ -96,13 +105,18 @@ def integerize(model: Codec | CompressionModel | nn.Module, calibration_images: 
     the ranges of the 16-bit activations. The result's `report` has what the conversion costs on them.
 
     Raises UnsupportedError for a system without an integer twin (variable rates, mixtures, y^ = round(y)),
-    ExactnessError for weights that have none, ValueError without images, ImageError for what is no image, and what
-    `from_compressai` raises.
+    ExactnessError for weights that have none, ValueError without images, TypeError for a single one, ImageError for
+    what is no image, and what `from_compressai` raises.
     """
+    single = isinstance(calibration_images, np.ndarray | Tensor) and calibration_images.ndim < 4
+    if single or isinstance(calibration_images, str | Path | Image.Image):  # rows and letters are no images
+        raise TypeError("calibration_images are several images or paths: put a single one into a list")
     if isinstance(model, CompressionModel):
-        model = Codec(model)
+        model = Codec(copy.deepcopy(model))
     codec = model if isinstance(model, Codec) else from_compressai(model)
-    pictures = (read_picture(image) if isinstance(image, Path) else to_picture(image) for image in calibration_images)
+    pictures = (
+        read_picture(image) if isinstance(image, str | Path) else to_picture(image) for image in calibration_images
+    )
     twin, report = integer.integerized(codec.model, [codec._input(picture.pixels) for picture in pictures])
     out = Codec(twin, None if codec.model.variable_rate else codec.quality, codec.limits)
     out.report = report
@@ -110,12 +124,19 @@ def integerize(model: Codec | CompressionModel | nn.Module, calibration_images: 
 
 
 def system_of(state: Mapping[str, Any], name: str | None = None) -> CompressionModel:
-    """The system of a state dict, or of a checkpoint that has one in it. UnknownModelError for another dictionary."""
+    """The system of a state dict, or of a checkpoint that has one in it.
+
+    Raises UnknownModelError for another dictionary, UnsupportedError for more scales than the coder has tables.
+    """
     facts: Mapping[str, Any] = {}
     if "state_dict" in state:
         facts, state = state.get(_FACTS, facts), state["state_dict"]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(part, Tensor) for part in state.values()):
-        raise UnknownModelError("this is no state dict: it has other things than tensors in it, or nothing")
+    if (
+        not isinstance(state, Mapping)
+        or not state
+        or not all(isinstance(key, str) and isinstance(part, Tensor) for key, part in state.items())
+    ):
+        raise UnknownModelError("this is no state dict: it has other things than named tensors in it, or nothing")
     if not isinstance(facts, Mapping):
         raise UnknownModelError("it does not say which system it is of")
     name = name or facts.get("system")
@@ -128,9 +149,25 @@ def system_of(state: Mapping[str, Any], name: str | None = None) -> CompressionM
         raise UnknownModelError(f"no system named {name!r}; there are {', '.join([*zoo.SYSTEMS, *_NAMES])}")
     device = next(iter(state.values())).device
     try:
-        return zoo.load(name, state, **facts.get("options", {})).to(device)
+        system = zoo.load(name, state, **facts.get("options", {}))
+        for part in system.modules():
+            if isinstance(part, CodedEntropyModel):
+                _check_tables(part)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UnknownModelError(f"not the weights of {name}: {error}") from error
+    for part in system.modules():
+        if isinstance(part, GaussianConditional) and (scales := part.scale_table.numel()) > MAX_TABLES:
+            raise UnsupportedError(f"{scales} scales: the coder takes {MAX_TABLES} tables")
+    return system.to(device)
+
+
+def _check_tables(part: CodedEntropyModel) -> None:
+    """ValueError for tables that cannot code, or not everything: better here than at an image, or its decoder."""
+    wanted = part.channels if isinstance(part, EntropyBottleneck) else part.scale_table.numel()
+    given = rans64.Tables.from_matrix(part._quantized_cdf, part._cdf_length, part._offset).count
+    coded = sum(tables.count for tables in part.table_sets())
+    if not given == coded == wanted:
+        raise ValueError(f"{wanted} tables are needed, not {given}, of which the coder has {coded}")
 
 
 def recognise(state: Mapping[str, Tensor]) -> str | None:
@@ -165,7 +202,7 @@ def read(path: str | Path, name: str | None = None) -> CompressionModel:
     """The system in a file of `save`, or in a checkpoint of CompressAI's (.pth, .pth.tar), on the CPU.
 
     Only tensors and plain data are read, no code is run. Raises UnknownModelError for another file, OSError for one
-    that cannot be read.
+    that cannot be read, UnsupportedError as `system_of`.
     """
     try:
         with open(path, "rb") as stream:

@@ -150,7 +150,7 @@ class IntegerConvolution(nn.Module):
         """Proves every sum exact: sum |w| 32767 + |b| + 2^(s - 1) < 2^53 for each channel; ExactnessError otherwise."""
         shift = (self.weight_bits - self.output_bits).double()
         bits = torch.cat([self.input_bits, self.weight_bits, self.output_bits[None]])
-        if int(bits.abs().max()) > 100 or int(self.weight.int().abs().max()) > WEIGHT_MAX:
+        if int(bits.min()) < -100 or int(bits.max()) > 100 or int(self.weight.int().abs().max()) > WEIGHT_MAX:
             raise ExactnessError("exponents or weights are out of range")
         bound = self._by_output().double().abs().sum(1) * INPUT_MAX + self.bias.double().abs()
         bound += torch.where(shift > 0, torch.exp2(shift - 1), 0.0)
@@ -297,14 +297,15 @@ class StoredTables(CodedEntropyModel):
     def table_sets(self) -> list[rans.TableSet]:
         """As they were stored. ExactnessError for a buffer that holds no tables."""
         if self._table_sets is None:
-            data, self._table_sets = self.coder_tables.cpu().numpy().tobytes(), []
+            data, sets = self.coder_tables.cpu().numpy().tobytes(), []
             try:
                 while data:
                     end = 4 + struct.unpack_from("<I", data)[0]
-                    self._table_sets.append(rans.TableSet.from_bytes(data[4:end]))
+                    sets.append(rans.TableSet.from_bytes(data[4:end]))
                     data = data[end:]
             except (ValueError, struct.error) as error:
                 raise ExactnessError(f"the stored tables cannot be read: {error}") from None
+            self._table_sets = sets  # all at once: other threads may be asking
         return self._table_sets
 
 

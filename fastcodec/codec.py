@@ -7,6 +7,7 @@ the order of the paper, is `cpu.py`'s and `gpu.py`'s, two engines of one interfa
 from __future__ import annotations
 
 import io
+import operator
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ from .geometry import Grid, Rect
 from .images import ImageLike, Picture, from_picture, to_picture
 from .kernels import rans
 from .models import released
+from .quality import checked_quality
 
 if TYPE_CHECKING:
     from . import gpu
@@ -256,9 +258,7 @@ class Codec:
         sent: Sequence[np.ndarray] | gpu.Sent | None = None,
     ) -> list[Encoded]:
         """Encode pictures of equal size. sent: their pixels, if they are on their way to the engine already."""
-        if not MIN_QUALITY <= quality <= MAX_QUALITY or quality != int(quality):
-            raise ValueError(f"quality {quality!r} is not an integer from {MIN_QUALITY} to {MAX_QUALITY}")
-        quality = int(quality)
+        quality = checked_quality(quality)
         grid = Grid(*pictures[0].pixels.shape[:2], tile_latents)
         engine = self._engine(self.model)
         sent = engine.send([picture.pixels for picture in pictures]) if sent is None else sent
@@ -341,7 +341,10 @@ def _groups(keys: Sequence, most: int) -> list[list[int]]:
 def _region(region: tuple[int, int, int, int] | None, grid: Grid) -> Rect:
     if region is None:
         return Rect(0, 0, grid.height, grid.width)
-    x, y, width, height = region
+    try:
+        x, y, width, height = map(operator.index, region)
+    except (TypeError, ValueError):
+        raise ValueError(f"region {region!r} is not four integers: x, y, width, height") from None
     if x < 0 or y < 0 or width < 1 or height < 1 or x + width > grid.width or y + height > grid.height:
         raise ValueError(f"region {region} (x, y, width, height) is not inside {grid.width} x {grid.height}")
     return Rect(y, x, y + height, x + width)

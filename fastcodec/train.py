@@ -337,11 +337,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--learning-rate", type=float, default=default.learning_rate, help="(%(default)s)")
     parser.add_argument("--quantise-from", type=float, default=default.quantise_from, help="fraction (%(default)s)")
-    parser.add_argument("--model", choices=("swift", *zoo.SYSTEMS), default=default.model, help="(%(default)s)")
+    parser.add_argument(
+        "--model",
+        choices=("swift", *zoo.SYSTEMS),
+        default=default.model,
+        metavar="NAME",
+        help=f"swift, or a system of the papers: {', '.join(zoo.SYSTEMS)} (%(default)s)",
+    )
     parser.add_argument("--quality", type=int, help="1 to 8, of a system of the papers: its channels and lambda (3)")
     parser.add_argument("--start", type=Path, help="a release (.safetensors), or a system's weights, to go on from")
     parser.add_argument("--evaluate", type=Path, metavar="DIR", help="images to code at every checkpoint, for the log")
-    parser.add_argument("--device", default=default.device, help="cpu or cuda (%(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=default.device, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=default.seed)
 
 

@@ -366,18 +366,21 @@ def test_windows_leave_no_seam(codec, photographs, monkeypatch):
 
 @pytest.mark.parametrize(
     "region",
-    [(-1, 0, 5, 5), (0, -1, 5, 5), (0, 0, 0, 5), (0, 0, 5, 0), (16, 0, 5, 5), (0, 16, 5, 5), (0, 0, 21, 20), (0, 0, 5)],
+    [
+        *((-1, 0, 5, 5), (0, -1, 5, 5), (0, 0, 0, 5), (0, 0, 5, 0), (16, 0, 5, 5), (0, 16, 5, 5), (0, 0, 21, 20)),
+        *((0, 0, 5), (0, 0, 5, 5.0), "abcd", 7),
+    ],
 )
 def test_regions_outside_the_image_are_refused(region, codec, photographs):
     data = codec.encode(crop(photographs, 20, 20))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"^region .* (is not inside 20 x 20|is not four integers: .*)$"):
         codec.decode(data, region=region)
 
 
 # ---- arguments
 
 
-@pytest.mark.parametrize("quality", [0, 101, -5, 60.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("quality", [0, 101, -5, 60.5, float("nan"), float("inf"), "60", None, True])
 def test_qualities_outside_1_to_100_are_refused(quality, codec, photographs):
     with pytest.raises(ValueError, match="quality"):
         codec.encode(crop(photographs, 20, 20), quality=quality)

@@ -271,8 +271,10 @@ def test_command_line(photograph, tmp_path, capsys):
     capsys.readouterr()
     assert main(["info", str(tmp_path / "out" / "cat.fic")]) == 0
     assert "not portable" not in capsys.readouterr().out
-    assert main(["integerize", portable, "-o", portable, "--images", images]) == 1
+    assert main(["integerize", portable, "-o", str(tmp_path / "twice.pth"), "--images", images]) == 1
     assert "already" in capsys.readouterr().err
+    assert main(["integerize", portable, "-o", portable, "--images", images]) == 1
+    assert "would be lost" in capsys.readouterr().err
     assert main(["integerize", str(tmp_path / "float.pth"), "-o", portable, "--images", files]) == 1
     assert "no images" in capsys.readouterr().err
 

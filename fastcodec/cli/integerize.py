@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..errors import ImageError
+from ..errors import ImageError, ModelMismatchError
 from .report import say
 
 MOST_IMAGES = 64
@@ -16,6 +16,8 @@ def main(arguments: argparse.Namespace) -> int:
     from ..models.zoo import Codec
     from ..models.zoo.convert import integerize
 
+    if arguments.out.exists() and arguments.model.exists() and arguments.out.samefile(arguments.model):
+        raise ModelMismatchError(f"{arguments.out}: this is the model to convert, and would be lost")
     images = find_images(arguments.images)
     if not images:
         raise ImageError(f"{arguments.images}: no images to calibrate on")

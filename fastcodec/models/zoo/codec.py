@@ -20,11 +20,12 @@ from torch import Tensor
 from fastcodec import codec as swift
 from fastcodec import container
 from fastcodec.codec import DecodedTensor, Encoded, Output, Precision, Preset
-from fastcodec.constants import IDENTITY_BYTES, MAX_QUALITY, MIN_QUALITY
+from fastcodec.constants import IDENTITY_BYTES, MIN_QUALITY
 from fastcodec.container import DEFAULT_LIMITS, Container, Header, Limits, TileData
 from fastcodec.errors import CorruptStreamError, ModelMismatchError, NotPortableWarning, UnsupportedError
 from fastcodec.geometry import Rect, ceil_div
 from fastcodec.images import ImageLike, Picture, from_picture, to_picture
+from fastcodec.quality import checked_quality
 
 from . import integer
 from .base import CompressionModel
@@ -68,7 +69,7 @@ class Codec:
         if model.portable:
             integer.require_exact(self.device)
         usual = _VARIABLE_QUALITY if model.variable_rate else MIN_QUALITY
-        self.quality = usual if quality is None else _checked(quality)
+        self.quality = usual if quality is None else checked_quality(quality)
 
     @property
     def machine(self) -> str:
@@ -229,7 +230,7 @@ class Codec:
     def _chosen(self, quality: int | None) -> int:
         if quality is None:
             return self.quality
-        if _checked(quality) != self.quality and not self.model.variable_rate:
+        if checked_quality(quality) != self.quality and not self.model.variable_rate:
             raise UnsupportedError(f"this model has one rate, called quality {self.quality}, and no quality {quality}")
         return quality
 
@@ -280,12 +281,6 @@ class Codec:
 
     def _alpha(self, parsed: Container) -> np.ndarray | None:
         return swift._alpha_of(parsed, Rect(0, 0, parsed.header.height, parsed.header.width))
-
-
-def _checked(quality: int) -> int:
-    if not MIN_QUALITY <= quality <= MAX_QUALITY or quality != int(quality):
-        raise ValueError(f"quality {quality!r} is not an integer from {MIN_QUALITY} to {MAX_QUALITY}")
-    return int(quality)
 
 
 def _whole(region: tuple[int, int, int, int] | None, precision: Precision = "exact") -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from fastcodec.constants import MAX_QUALITY, MIN_QUALITY
 from fastcodec.kernels import rans
+from fastcodec.quality import checked_quality
 
 from .balle2018 import Hyperprior, ScaleHyperprior
 from .entropy_bottleneck import EntropyBottleneck
@@ -153,8 +154,7 @@ class VariableRate(Hyperprior):
         return gains[level] ** (1 - share) * gains[level + 1] ** share
 
     def at(self, quality: int) -> VariableRate:
-        if not MIN_QUALITY <= quality <= MAX_QUALITY or quality != int(quality):
-            raise ValueError(f"quality {quality!r} is not an integer from {MIN_QUALITY} to {MAX_QUALITY}")
+        quality = checked_quality(quality)
         if quality not in self._rates:
             self._rates[quality] = self._with_gain(self.gain(quality))
         return self._rates[quality]

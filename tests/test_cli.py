@@ -302,20 +302,25 @@ def test_where_one_file_goes(folder, tmp_path):
 
 
 def test_done_files_are_skipped(folder, tmp_path, capsys):
-    assert run("compress", folder, "-o", tmp_path) == 0
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    folder, out = shutil.copytree(folder, tmp_path / "photos"), tmp_path / "out"
+    assert run("compress", folder, "-o", out) == 0
+    before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     capsys.readouterr()
-    assert run("compress", folder, "-o", tmp_path) == 0
+    assert run("compress", folder, "-o", out) == 0
     captured = capsys.readouterr()
     assert "0 compressed, 2 skipped" in captured.err
     assert captured.out.count("skipped, exists already\n") == 2
-    assert run("compress", folder, "-o", tmp_path, "-q", 30, "--json") == 0
+    os.utime(folder / "chelsea.png", (2e9, 2e9))  # changed, of the same size
+    assert run("compress", folder, "-o", out) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("skipped, exists already, but its source is newer; see --overwrite\n") == 1
+    assert run("compress", folder, "-o", out, "-q", 30, "--json") == 0
     records = json_lines(capsys.readouterr().out)
     assert [record["status"] for record in records] == ["skipped"] * 2
     assert "at quality 60" in records[0]["why"]
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    assert run("compress", folder, "-o", tmp_path, "-q", 30, "--overwrite") == 0
-    assert fastcodec.info(tmp_path / "chelsea.fic").quality == 30
+    assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert run("compress", folder, "-o", out, "-q", 30, "--overwrite") == 0
+    assert fastcodec.info(out / "chelsea.fic").quality == 30
 
 
 def test_half_files_are_replaced_and_foreign_ones_kept(folder, coded, tmp_path, capsys):
@@ -335,11 +340,15 @@ def test_half_files_are_replaced_and_foreign_ones_kept(folder, coded, tmp_path, 
     assert "holds another image, of 128 x 96" in capsys.readouterr().err
 
 
-def test_decompress_skips_what_exists(coded, tmp_path):
+def test_decompress_skips_what_exists(coded, tmp_path, capsys):
     assert run("decompress", coded / "chelsea.fic", "-o", tmp_path) == 0
     (tmp_path / "chelsea.png").write_bytes(b"touched up by hand")
     assert run("decompress", coded / "chelsea.fic", "-o", tmp_path) == 0
     assert (tmp_path / "chelsea.png").read_bytes() == b"touched up by hand"
+    os.utime(tmp_path / "chelsea.png", (1e9, 1e9))
+    capsys.readouterr()
+    assert run("decompress", coded / "chelsea.fic", "-o", tmp_path) == 0
+    assert "skipped, exists already, but its source is newer; see --overwrite" in capsys.readouterr().out
     assert run("decompress", coded / "chelsea.fic", "-o", tmp_path, "--overwrite") == 0
     assert Image.open(tmp_path / "chelsea.png").size == (128, 96)
 

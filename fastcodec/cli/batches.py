@@ -215,6 +215,13 @@ class _Steps:
         return [f"written on {facts.written_on}; not every such file decodes here, on {self.codec.machine}"]
 
 
+def _why_skipped(task: Task, other: str = "") -> str:
+    """other: in what the output differs from what was asked for."""
+    if task.source.stat().st_mtime > task.target.stat().st_mtime:
+        other += ", but its source is newer"
+    return f"exists already{other}; see --overwrite" if other else "exists already"
+
+
 class _Compress(_Steps):
     def existing(self, task: Task) -> dict[str, Any] | None:
         if self.arguments.overwrite or not task.target.exists():
@@ -232,10 +239,9 @@ class _Compress(_Steps):
             raise ImageError(
                 f"{task.target} exists and holds another image, of {facts.width} x {facts.height}; see --overwrite"
             )
-        why = "exists already"
-        if self.arguments.target_bytes or self.arguments.target_bpp or facts.quality != self.arguments.quality:
-            why += f" at quality {facts.quality}; see --overwrite"
-        return {**_facts(facts), "why": why}
+        sized = self.arguments.target_bytes or self.arguments.target_bpp
+        other = f" at quality {facts.quality}" if sized or facts.quality != self.arguments.quality else ""
+        return {**_facts(facts), "why": _why_skipped(task, other)}
 
     def pixels(self, task: Task) -> int:
         width, height = read_size(task.source, max_pixels=self.arguments.max_pixels)
@@ -281,7 +287,7 @@ class _Decompress(_Steps):
             return None
         if task.target.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory", str(task.target))
-        return {"why": "exists already"}
+        return {"why": _why_skipped(task)}
 
     def code(self, item: bytes) -> Picture:
         self.check_model(item)

@@ -6,7 +6,6 @@ the order of the paper, is `cpu.py`'s and `gpu.py`'s, two engines of one interfa
 
 from __future__ import annotations
 
-import io
 import operator
 import re
 import threading
@@ -21,9 +20,10 @@ from PIL import Image
 from torch import Tensor
 
 from . import container, cpu
-from .constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, TILE_LATENTS
+from .alpha import check_alpha, encode_alpha, read_alpha
+from .constants import MAX_QUALITY, MIN_QUALITY, TILE_LATENTS
 from .container import DEFAULT_LIMITS, Container, Header, Limits, TileData
-from .errors import CorruptStreamError, ModelMismatchError, TargetError, UnavailableError
+from .errors import ModelMismatchError, TargetError, UnavailableError
 from .geometry import Grid, Rect
 from .images import ImageLike, Picture, from_picture, to_picture
 from .kernels import rans
@@ -227,9 +227,7 @@ class Codec:
         """
         parsed = container.read(data, self.limits)
         self._engine(self._model_for(parsed.header)).verify(parsed)
-        if parsed.header.alpha:
-            for number, tile in enumerate(parsed.header.grid.tiles()):
-                _read_alpha(parsed.tile(number).alpha, tile.scaled(LATENT_STRIDE).clipped(*_size(parsed.header)))
+        check_alpha(parsed)
 
     def latents(self, data: bytes | bytearray | memoryview) -> Tensor:
         """The decoded latents of a file in 1/16, int32 [h, w, M], on the CPU: equal bit for bit on every device."""
@@ -276,7 +274,7 @@ class Codec:
                 icc=picture.icc,
                 exif=picture.exif,
             )
-            alphas = [_encode_alpha(picture.alpha, tile, grid) for tile in tiles]
+            alphas = [encode_alpha(picture.alpha, tile, grid) for tile in tiles]
             data = container.write(header, [TileData(p, a) for p, a in zip(image_payloads, alphas, strict=True)])
             out.append(Encoded(data, estimate, quality))
         return out
@@ -297,7 +295,7 @@ class Codec:
             raise ValueError(f"precision {precision!r}: use 'exact' or 'fast'")
         model, area = self._model_for(files[0].header), _region(region, files[0].header.grid)
         decoded = self._engine(model).decode(files, area, precision)
-        alphas = [_alpha_of(file, area) for file in files]  # while a GPU is at work
+        alphas = [read_alpha(file, area) for file in files]  # while a GPU is at work
         return lambda: [
             _picture(file.header, pixels, alpha)
             for file, pixels, alpha in zip(files, decoded.wait(), alphas, strict=True)
@@ -348,51 +346,6 @@ def _region(region: tuple[int, int, int, int] | None, grid: Grid) -> Rect:
     if x < 0 or y < 0 or width < 1 or height < 1 or x + width > grid.width or y + height > grid.height:
         raise ValueError(f"region {region} (x, y, width, height) is not inside {grid.width} x {grid.height}")
     return Rect(y, x, y + height, x + width)
-
-
-def _size(header: Header) -> tuple[int, int]:
-    return header.height, header.width
-
-
-def _encode_alpha(alpha: np.ndarray | None, tile: Rect, grid: Grid) -> bytes:
-    """A tile of the alpha plane as PNG; nothing where it is all opaque."""
-    if alpha is None:
-        return b""
-    part = alpha[tile.scaled(LATENT_STRIDE).clipped(grid.height, grid.width).slices]
-    if (part == 255).all():
-        return b""
-    buffer = io.BytesIO()
-    Image.fromarray(part).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def _read_alpha(data: bytes | memoryview, area: Rect) -> np.ndarray:
-    """The inverse of `_encode_alpha`; CorruptStreamError unless the PNG is 8-bit gray and of just this size."""
-    if not data:
-        return np.full((area.height, area.width), 255, np.uint8)
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image.size != (area.width, area.height) or image.mode != "L":
-                raise CorruptStreamError(f"alpha is {image.mode} {image.size}, not L {(area.width, area.height)}")
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, CorruptStreamError):
-            raise
-        raise CorruptStreamError(f"alpha does not decode: {error}") from error
-
-
-def _alpha_of(file: Container, area: Rect) -> np.ndarray | None:
-    """The alpha of a rectangle of pixels."""
-    if not file.header.alpha:
-        return None
-    alpha = np.empty((area.height, area.width), np.uint8)
-    for number, tile in enumerate(file.header.grid.tiles()):
-        covered = tile.scaled(LATENT_STRIDE).clipped(*_size(file.header))
-        if covered.meets(area):
-            kept = covered.common(area)
-            plane = _read_alpha(file.tile(number).alpha, covered)
-            alpha[kept.within(area).slices] = plane[kept.within(covered).slices]
-    return alpha
 
 
 def _picture(header: Header, pixels: np.ndarray, alpha: np.ndarray | None) -> Picture:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastcodec import codec as swift
 from fastcodec import container
+from fastcodec.alpha import encode_alpha, read_alpha
 from fastcodec.codec import DecodedTensor, Encoded, Output, Precision, Preset
 from fastcodec.constants import IDENTITY_BYTES, MIN_QUALITY
 from fastcodec.container import DEFAULT_LIMITS, Container, Header, Limits, TileData
@@ -113,7 +114,7 @@ class Codec:
             written_on=self.machine,
         )
         (tile,) = header.grid.tiles()
-        alpha = swift._encode_alpha(picture.alpha, tile, header.grid)
+        alpha = encode_alpha(picture.alpha, tile, header.grid)
         data = container.write(header, [TileData(compressed.payload, alpha)])
         return Encoded(data, compressed.estimated_bits, quality)
 
@@ -280,7 +281,7 @@ class Codec:
         return levels.permute(1, 2, 0).contiguous()
 
     def _alpha(self, parsed: Container) -> np.ndarray | None:
-        return swift._alpha_of(parsed, Rect(0, 0, parsed.header.height, parsed.header.width))
+        return read_alpha(parsed, Rect(0, 0, parsed.header.height, parsed.header.width))
 
 
 def _whole(region: tuple[int, int, int, int] | None, precision: Precision = "exact") -> None:

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 
 # How dear a squared error in a latent is to the rounding, against the loss that the model was trained with: the
 # synthesis amplifies errors, of which all are towards the mean here, by more than the inverse gain alone says. Measured
-# on the held-out crops with the weights of 54,746 steps (`python -m bench.rounding`): 28, 40 and 56 cost 0.8 % of
-# BD-rate less than plain rounding, 14 as much as plain rounding. With 6,460 steps 10 to 20 were best.
+# for the weights that ship (`python -m bench.rounding`, docs/architecture.md): the best value moves with training.
 WEIGHT = 40.0
 _SYMBOL_LIMIT = 2**15 - 1
 

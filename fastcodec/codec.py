@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,9 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from . import container, cpu
+from . import lossless as lossless_tiles
 from .alpha import check_alpha, encode_alpha, read_alpha
-from .constants import MAX_QUALITY, MIN_QUALITY, TILE_LATENTS
+from .constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, TILE_LATENTS
 from .container import DEFAULT_LIMITS, Container, Header, Limits, TileData
+from .entropy.rounding import worth_of_distortion
 from .errors import ModelMismatchError, TargetError, UnavailableError
 from .geometry import Grid, Rect
 from .images import ImageLike, Picture, from_picture, to_picture
@@ -37,13 +40,16 @@ Precision = Literal["exact", "fast"]
 Preset = Literal["size", "latency"]
 Output = Literal["pil", "numpy", "tensor"]
 
+_NO_LIMITS = Limits(1 << 62, 1 << 62)  # for files of our own
+
 
 @dataclass(frozen=True)
 class Encoded:
     """A file and what the entropy model expected of it.
 
     estimated_bits: the float64 code length of the symbols under a Gaussian at the table's scale (p >= 1e-9) and under
-    the hyper latents' prior; the file is larger by the coder's loss, its states and the container.
+    the hyper latents' prior, and the bits of lossless tiles; the file is larger by the coder's loss, its states and the
+    container.
     """
 
     data: bytes
@@ -88,22 +94,30 @@ class Codec:
         """
         return cls(released.load(name), limits, device)
 
-    def encode(self, image: ImageLike, quality: int = 60, preset: Preset = "size") -> bytes:
+    def encode(self, image: ImageLike, quality: int = 60, preset: Preset = "size", *, lossless: bool = False) -> bytes:
         """Encode a PIL image, an HWC or HW uint8 array, or a CHW uint8 tensor; returns a .fic file's bytes.
 
-        quality: 1..100. preset: "size" keeps the coder's states under 0.3 % of the file, "latency" spends up to 3 % on
-        more parallel lanes. Raises ImageError for what is not an image.
+        quality: 1..100. Tiles that lossless coding serves better at that quality (screens, text, drawings) are coded
+        so. preset: "size" keeps the coder's states under 0.3 % of the file, "latency" spends up to 3 % on more parallel
+        lanes. lossless: every tile is coded so, and decodes to the very pixels; quality and preset are of no meaning
+        then, and the file says quality 100. Raises ImageError for what is not an image, UnavailableError for `lossless`
+        where this Pillow has no WebP.
         """
-        return self.encode_picture(to_picture(image), quality, preset).data
+        return self.encode_picture(to_picture(image), quality, preset, lossless=lossless).data
 
-    def encode_batch(self, images: Sequence[ImageLike], quality: int = 60, preset: Preset = "size") -> list[bytes]:
+    def encode_batch(
+        self, images: Sequence[ImageLike], quality: int = 60, preset: Preset = "size", *, lossless: bool = False
+    ) -> list[bytes]:
         """Encode several images; those of equal size run through the network together."""
-        return [
-            encoded.data for encoded in self.encode_pictures([to_picture(image) for image in images], quality, preset)
-        ]
+        pictures = [to_picture(image) for image in images]
+        return [encoded.data for encoded in self.encode_pictures(pictures, quality, preset, lossless=lossless)]
 
-    def encode_pictures(self, pictures: Sequence[Picture], quality: int = 60, preset: Preset = "size") -> list[Encoded]:
+    def encode_pictures(
+        self, pictures: Sequence[Picture], quality: int = 60, preset: Preset = "size", *, lossless: bool = False
+    ) -> list[Encoded]:
         """`encode_batch` for `Picture`s, with the estimates beside the bytes."""
+        if lossless:
+            return [_encode_losslessly(picture, self.model.identity) for picture in pictures]
         engine = self._engine(self.model)
         groups = _groups([(*p.pixels.shape[:2], p.pixels.ndim) for p in pictures], engine.batch_positions)
         out: list[Encoded | None] = [None] * len(pictures)
@@ -117,9 +131,17 @@ class Codec:
         return out
 
     def encode_picture(
-        self, picture: Picture, quality: int = 60, preset: Preset = "size", *, _tile_latents: int = TILE_LATENTS
+        self,
+        picture: Picture,
+        quality: int = 60,
+        preset: Preset = "size",
+        *,
+        lossless: bool = False,
+        _tile_latents: int = TILE_LATENTS,
     ) -> Encoded:
         """`encode` for a `Picture`, with the estimate beside the bytes."""
+        if lossless:
+            return _encode_losslessly(picture, self.model.identity)
         return self._encode_group([picture], quality, preset, _tile_latents)[0]
 
     def encode_to_size(self, picture: Picture, target_bytes: int, preset: Preset = "size") -> Encoded:
@@ -166,8 +188,8 @@ class Codec:
         parsed = [container.read(data, self.limits) for data in files]
         engine = self._engine(self.model)
         keys = [
-            (h.height, h.width, h.identity, h.float_entropy, None if engine.mixes_qualities else h.quality)
-            for h in (c.header for c in parsed)
+            (h.height, h.width, h.identity, h.float_entropy, None if engine.mixes_qualities else h.quality, c.lossless)
+            for h, c in ((c.header, c) for c in parsed)
         ]
         pictures: list[Picture | None] = [None] * len(parsed)
         waiting: list[tuple[list[int], Callable[[], list[Picture]]]] = []
@@ -207,8 +229,25 @@ class Codec:
             raise ValueError(
                 f"out must be uint8 {list(shape)} on {self.device}, not {out.dtype} {list(out.shape)} on {out.device}"
             )
-        engine = self._engine(self._model_for(parsed[0].header))
-        return DecodedTensor(out, engine.decode_into(parsed, area, out.permute(0, 2, 3, 1)).wait)
+        pixels = out.permute(0, 2, 3, 1)
+        waits = [
+            self._decode_into([parsed[i] for i in group], area, pixels[group[0] : group[-1] + 1])
+            for group in _neighbours([file.lossless for file in parsed])
+        ]
+        return DecodedTensor(out, lambda: [wait() for wait in waits])
+
+    def _decode_into(self, files: list[Container], area: Rect, out: Tensor) -> Callable[[], object]:
+        """Decode files of equal size whose lossless tiles are the same, uint8 [files, height, width, 3]. What is
+        returned waits for the result."""
+        tiles = lossless_tiles.tiles_within(files[0], area)
+        network = _needs_network(files[0], area)
+        wait = self._engine(self._model_for(files[0].header)).decode_into(files, area, out).wait if network else list
+        for file, pixels in zip(files, out, strict=True):
+            for number, covered in tiles:
+                kept = covered.common(area)
+                part = lossless_tiles.read_tile(file, number, covered)[kept.within(covered).slices]
+                pixels[kept.within(area).slices].copy_(torch.from_numpy(np.ascontiguousarray(part)))
+        return wait
 
     def decode_picture(
         self,
@@ -226,11 +265,18 @@ class Codec:
         Raises what `decode` raises; returns only if the whole file is sound.
         """
         parsed = container.read(data, self.limits)
-        self._engine(self._model_for(parsed.header)).verify(parsed)
+        whole = _region(None, parsed.header.grid)
+        if _needs_network(parsed, whole):
+            self._engine(self._model_for(parsed.header)).verify(parsed)
+        for number, covered in lossless_tiles.tiles_within(parsed, whole):
+            lossless_tiles.read_tile(parsed, number, covered)
         check_alpha(parsed)
 
     def latents(self, data: bytes | bytearray | memoryview) -> Tensor:
-        """The decoded latents of a file in 1/16, int32 [h, w, M], on the CPU: equal bit for bit on every device."""
+        """The decoded latents of a file in 1/16, int32 [h, w, M], on the CPU: equal bit for bit on every device.
+
+        Lossless tiles have none; beside network tiles they hold what the synthesis sees there, else zeros.
+        """
         parsed = container.read(data, self.limits)
         return self._engine(self._model_for(parsed.header)).latents(parsed)
 
@@ -261,23 +307,52 @@ class Codec:
         engine = self._engine(self.model)
         sent = engine.send([picture.pixels for picture in pictures]) if sent is None else sent
         payloads, bits = engine.encode(sent, grid, quality, preset)
-        tiles = list(grid.tiles())
         out = []
-        for picture, image_payloads, estimate in zip(pictures, payloads, bits, strict=True):
-            header = Header(
-                width=grid.width,
-                height=grid.height,
-                quality=quality,
-                identity=self.model.identity,
-                grayscale=picture.pixels.ndim == 2,
-                alpha=picture.alpha is not None,
-                icc=picture.icc,
-                exif=picture.exif,
-            )
-            alphas = [encode_alpha(picture.alpha, tile, grid) for tile in tiles]
-            data = container.write(header, [TileData(p, a) for p, a in zip(image_payloads, alphas, strict=True)])
-            out.append(Encoded(data, estimate, quality))
+        for picture, image_payloads, estimates in zip(pictures, payloads, bits, strict=True):
+            header = _header(picture, quality, self.model.identity)
+            tiles = [
+                TileData(payload, encode_alpha(picture.alpha, tile, grid))
+                for payload, tile in zip(image_payloads, grid.tiles(), strict=True)
+            ]
+            if tile_latents == TILE_LATENTS:  # a reader knows no other tiles, and so could not be asked
+                tiles = self._choose_lossless(picture, header, tiles)
+            estimates = [8 * len(t.payload) if t.lossless else e for t, e in zip(tiles, estimates, strict=True)]
+            out.append(Encoded(container.write(header, tiles), float(sum(estimates)), quality))
         return out
+
+    def _choose_lossless(self, picture: Picture, header: Header, tiles: list[TileData]) -> list[TileData]:
+        """A picture's tiles as the networks coded them, to those that its file will have.
+
+        A tile that looks as if lossless coding might serve it is coded so too, and what the network's payload decodes
+        to is compared: by bits + lambda * distortion, with the lambda that the quality was trained with, and by what
+        the quality promises. A lossless tile changes what the synthesis sees beside it, so the neighbours that were
+        tried are looked at again.
+        """
+        grid = header.grid
+        areas = [tile.scaled(LATENT_STRIDE).clipped(grid.height, grid.width) for tile in grid.tiles()]
+        parts = [picture.pixels[area.slices] for area in areas]
+        if not lossless_tiles.available():
+            return tiles
+        tried = {
+            number: lossless_tiles.encode(part)
+            for number, (part, tile) in enumerate(zip(parts, tiles, strict=True))
+            if lossless_tiles.worth_trying(part, len(tile.payload))
+        }
+        worth, promised = worth_of_distortion(self.model.config, header.quality), lossless_tiles.promise(header.quality)
+        tiles, changed = list(tiles), True
+        while tried and changed:
+            changed = False
+            file = container.read(container.write(header, tiles), _NO_LIMITS)
+            for number, payload in list(tried.items()):
+                area, part = areas[number], parts[number]
+                found = _levels(header, self._engine(self.model).decode([file], area, "exact").wait()[0])
+                distortion = lossless_tiles.Distortion.between(part, found)
+                cost = 8 * len(tiles[number].payload) + worth * distortion.mean * area.height * area.width
+                if lossless_tiles.is_better(payload, cost) or not distortion.within(promised):
+                    tiles[number] = TileData(payload, tiles[number].alpha, lossless=True)
+                    del tried[number]
+                    changed = True
+        return tiles
 
     def _model_for(self, header: Header) -> released.Model:
         if header.float_entropy:
@@ -293,13 +368,26 @@ class Codec:
         each. What is returned waits for the result."""
         if precision not in ("exact", "fast"):
             raise ValueError(f"precision {precision!r}: use 'exact' or 'fast'")
-        model, area = self._model_for(files[0].header), _region(region, files[0].header.grid)
-        decoded = self._engine(model).decode(files, area, precision)
-        alphas = [read_alpha(file, area) for file in files]  # while a GPU is at work
-        return lambda: [
-            _picture(file.header, pixels, alpha)
-            for file, pixels, alpha in zip(files, decoded.wait(), alphas, strict=True)
+        area = _region(region, files[0].header.grid)
+        wait = None
+        if _needs_network(files[0], area):
+            wait = self._engine(self._model_for(files[0].header)).decode(files, area, precision).wait
+        # While a GPU is at work:
+        alphas = [read_alpha(file, area) for file in files]
+        tiles = [
+            [(pixels, lossless_tiles.read_tile(file, number, pixels)) for number, pixels in places]
+            for file, places in ((file, lossless_tiles.tiles_within(file, area)) for file in files)
         ]
+
+        def finish() -> list[Picture]:
+            images = wait() if wait else np.empty((len(files), area.height, area.width, 3), np.uint8)
+            for pixels, parts in zip(images, tiles, strict=True):
+                for covered, part in parts:
+                    kept = covered.common(area)
+                    pixels[kept.within(area).slices] = part[kept.within(covered).slices]
+            return [_picture(f.header, p, alpha) for f, p, alpha in zip(files, images, alphas, strict=True)]
+
+        return finish
 
 
 def _engines(device: str) -> tuple[torch.device, Callable[[released.Model], cpu.Engine | gpu.Engine]]:
@@ -349,6 +437,43 @@ def _region(region: tuple[int, int, int, int] | None, grid: Grid) -> Rect:
 
 
 def _picture(header: Header, pixels: np.ndarray, alpha: np.ndarray | None) -> Picture:
-    if header.grayscale:
-        pixels = ((pixels.astype(np.uint16).sum(2) + 1) // 3).astype(np.uint8)
-    return Picture(pixels, alpha, header.icc, header.exif)
+    return Picture(_levels(header, pixels), alpha, header.icc, header.exif)
+
+
+def _levels(header: Header, pixels: np.ndarray) -> np.ndarray:
+    """Decoded pixels [H, W, 3], as a picture has them: [H, W] for grayscale."""
+    return ((pixels.astype(np.uint16).sum(2) + 1) // 3).astype(np.uint8) if header.grayscale else pixels
+
+
+def _header(picture: Picture, quality: int, identity: bytes) -> Header:
+    return Header(
+        width=picture.width,
+        height=picture.height,
+        quality=quality,
+        identity=identity,
+        grayscale=picture.pixels.ndim == 2,
+        alpha=picture.alpha is not None,
+        icc=picture.icc,
+        exif=picture.exif,
+    )
+
+
+def _encode_losslessly(picture: Picture, identity: bytes) -> Encoded:
+    """A file of lossless tiles alone."""
+    header = _header(picture, MAX_QUALITY, identity)
+    grid, tiles = header.grid, []
+    for tile in grid.tiles():
+        part = picture.pixels[tile.scaled(LATENT_STRIDE).clipped(grid.height, grid.width).slices]
+        tiles.append(TileData(lossless_tiles.encode(part), encode_alpha(picture.alpha, tile, grid), lossless=True))
+    return Encoded(container.write(header, tiles), float(sum(8 * len(tile.payload) for tile in tiles)), MAX_QUALITY)
+
+
+def _needs_network(file: Container, area: Rect) -> bool:
+    """Whether a tile that meets a rectangle of pixels was coded by the networks."""
+    tiles = zip(file.lossless, file.header.grid.tiles(), strict=True)
+    return any(not coded and tile.scaled(LATENT_STRIDE).meets(area) for coded, tile in tiles)
+
+
+def _neighbours(keys: Sequence[object]) -> list[list[int]]:
+    """Indexes of equal keys that follow one another."""
+    return [[i for i, _ in group] for _, group in groupby(enumerate(keys), key=lambda item: item[1])]

@@ -17,11 +17,11 @@ from .errors import CorruptStreamError, LimitError, NotAFicFileError, Unsupporte
 from .geometry import Grid
 
 MAGIC = b"\xf1FIC"
-VERSION = 1
+VERSION = 2  # of files with lossless tiles; all others are written as version 1, which is the same but for these
 
 _COLOUR_MASK = 0b11
-_ALPHA, _ICC, _EXIF, _FLOAT_ENTROPY = 0b100, 0b1000, 0b1_0000, 0b10_0000
-_RESERVED = 0b1100_0000
+_ALPHA, _ICC, _EXIF, _FLOAT_ENTROPY, _LOSSLESS = 0b100, 0b1000, 0b1_0000, 0b10_0000, 0b100_0000
+_RESERVED = {1: 0b1100_0000, 2: 0b1000_0000}  # by version
 _COLOURS = ("RGB", "L")
 _MAX_WRITTEN_ON = 127  # bytes
 _FIXED = struct.Struct(f"<4sBB{IDENTITY_BYTES}sB")
@@ -74,10 +74,12 @@ class Header:
 
 @dataclass(frozen=True)
 class TileData:
-    """One tile's bytes: the coder's payload and, where the image has alpha, a PNG of it (empty: all opaque)."""
+    """One tile's bytes: the coder's payload or that of a lossless tile (`lossless.py`) and, where the image has alpha,
+    a PNG of it (empty: all opaque)."""
 
     payload: bytes | memoryview
     alpha: bytes | memoryview = b""
+    lossless: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class FileInfo:
     version: int
     model: str
     tiles: int
+    lossless_tiles: int
     bytes: int
     icc_bytes: int
     exif_bytes: int
@@ -106,7 +109,18 @@ class Container:
     data: memoryview
     header_crc: int
     lengths: list[tuple[int, int]]  # of payload and alpha, for each tile
+    lossless: tuple[bool, ...]  # of each tile: its payload is a lossless tile's, not the coder's
     offsets: list[int] = field(repr=False)
+
+    @property
+    def network_tiles(self) -> list[int]:
+        """Numbers of the tiles that the networks coded."""
+        return [number for number, lossless in enumerate(self.lossless) if not lossless]
+
+    @property
+    def lossless_tiles(self) -> list[int]:
+        """Numbers of the others."""
+        return [number for number, lossless in enumerate(self.lossless) if lossless]
 
     def tile(self, number: int) -> TileData:
         """The bytes of one tile, its CRC checked."""
@@ -116,7 +130,7 @@ class Container:
         (stored,) = _CRC.unpack_from(self.data, start + payload + alpha)
         if stored != _tile_crc(body, number, self.header_crc):
             raise CorruptStreamError(f"tile {number} is damaged: its CRC does not match")
-        return TileData(body[:payload], body[payload:])
+        return TileData(body[:payload], body[payload:], self.lossless[number])
 
 
 def _tile_crc(body: bytes | memoryview, number: int, header_crc: int) -> int:
@@ -129,7 +143,9 @@ def write(header: Header, tiles: list[TileData]) -> bytes:
     flags = int(header.grayscale)
     flags |= _ALPHA * header.alpha | _ICC * (header.icc is not None) | _EXIF * (header.exif is not None)
     flags |= _FLOAT_ENTROPY * header.float_entropy
-    head = bytearray(_FIXED.pack(MAGIC, VERSION, flags, header.identity, header.quality))
+    mixed = any(tile.lossless for tile in tiles)
+    flags |= _LOSSLESS * mixed
+    head = bytearray(_FIXED.pack(MAGIC, VERSION if mixed else 1, flags, header.identity, header.quality))
     head += _varint(header.width) + _varint(header.height)
     if header.float_entropy:
         written_on = header.written_on.encode("ascii", "replace")[:_MAX_WRITTEN_ON]
@@ -138,7 +154,7 @@ def write(header: Header, tiles: list[TileData]) -> bytes:
     for part in metadata:
         head += _varint(len(part))
     for tile in tiles:
-        head += _varint(len(tile.payload))
+        head += _varint(len(tile.payload) << 1 | tile.lossless if mixed else len(tile.payload))
         if header.alpha:
             head += _varint(len(tile.alpha))
     head += b"".join(metadata)
@@ -180,14 +196,18 @@ def read(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) 
     # Each tile takes at least one byte of index and four of CRC: a forged size cannot make this loop outrun the file.
     if tiles * 5 > len(view):
         raise CorruptStreamError(f"{len(view)} bytes cannot hold {tiles} tiles")
-    alpha = bool(flags & _ALPHA)
+    alpha, mixed = bool(flags & _ALPHA), view[4] > 1 and bool(flags & _LOSSLESS)
     lengths = [(reader.varint("tile length"), reader.varint("alpha length") if alpha else 0) for _ in range(tiles)]
+    lossless = tuple(bool(mixed and length & 1) for length, _ in lengths)
+    if mixed:
+        lengths = [(length >> 1, extra) for length, extra in lengths]
     metadata = [reader.take(n, "metadata") if n is not None else None for n in (icc_length, exif_length)]
     header_crc = zlib.crc32(view[: reader.at])
     (stored,) = _CRC.unpack(reader.take(4, "header CRC"))
     if stored != header_crc:
         raise CorruptStreamError("the header is damaged: its CRC does not match")
-    if flags & _RESERVED or flags & _COLOUR_MASK > 1 or not MIN_QUALITY <= quality <= MAX_QUALITY:
+    reserved = flags & _RESERVED[view[4]] or (mixed and float_entropy)
+    if reserved or flags & _COLOUR_MASK > 1 or not MIN_QUALITY <= quality <= MAX_QUALITY:
         raise CorruptStreamError(f"flags {flags:#04x} or quality {quality} are outside the format")
     if len(written_on) > _MAX_WRITTEN_ON or not all(0x20 <= byte < 0x7F for byte in written_on):
         raise CorruptStreamError("the kind of machine is not printable ASCII")
@@ -210,7 +230,7 @@ def read(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) 
         exif=exif,
         written_on=written_on.decode("ascii"),
     )
-    return Container(header, view, header_crc, lengths, offsets)
+    return Container(header, view, header_crc, lengths, lossless, offsets)
 
 
 def info(source: bytes | bytearray | memoryview | str | Path, limits: Limits = DEFAULT_LIMITS) -> FileInfo:
@@ -229,6 +249,7 @@ def info(source: bytes | bytearray | memoryview | str | Path, limits: Limits = D
         version=container.data[4],
         model=header.identity.hex(),
         tiles=header.grid.tile_count,
+        lossless_tiles=sum(container.lossless),
         bytes=len(data),
         icc_bytes=len(header.icc or b""),
         exif_bytes=len(header.exif or b""),

@@ -29,6 +29,7 @@ from .errors import CorruptStreamError, ImageError
 from .geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, hyper_size, windows
 from .kernels import checkerboard, rans
 from .kernels.integer import exact_float32
+from .lossless import extend_latents
 from .models import released
 from .models.integer import reconstruct
 from .models.swift import quality_position
@@ -68,15 +69,15 @@ class Engine:
 
     def encode(
         self, pictures: Sequence[np.ndarray], grid: Grid, quality: int, preset: str
-    ) -> tuple[list[list[bytes]], list[float]]:
+    ) -> tuple[list[list[bytes]], list[list[float]]]:
         """Encode images of equal size, uint8 [height, width, 3] or [height, width].
 
-        Returns for each image its tiles' payloads, and its estimated bits. Raises ImageError where the analysis gives
+        Returns for each image its tiles' payloads, and their estimated bits. Raises ImageError where the analysis gives
         no finite latents, SymbolRangeError where a symbol is beyond 16 bits.
         """
         tiles = list(grid.tiles())
         payloads: list[list[bytes]] = [[] for _ in pictures]
-        bits = [0.0] * len(pictures)
+        bits: list[list[float]] = [[] for _ in pictures]
         for top, bottom in pairwise(grid.rows):
             band = Rect(top, 0, bottom, grid.latent_width)
             y = self._analyse_band(pictures, grid, band, quality)
@@ -84,7 +85,7 @@ class Engine:
             for encoded in self._encode_tiles([y[:, :, *tile.within(band).slices] for tile in row], quality, preset):
                 for i, (payload, estimate) in enumerate(encoded):
                     payloads[i].append(payload)
-                    bits[i] += estimate
+                    bits[i].append(estimate)
         return payloads, bits
 
     def _analyse_band(self, pictures: Sequence[np.ndarray], grid: Grid, band: Rect, quality: int) -> Tensor:
@@ -170,6 +171,8 @@ class Engine:
     def decode(self, files: Sequence[Container], area: Rect, precision: str) -> Decoded:
         """Decode `area`, a rectangle of pixels, of files of equal size and quality, by rows of tiles.
 
+        The files have the same lossless tiles, whose pixels are left undefined: the caller has them.
+
         precision: "exact" runs the synthesis in float32, "fast" its residual blocks in bfloat16. Raises
         CorruptStreamError, naming the tile, for a damaged payload.
         """
@@ -178,21 +181,25 @@ class Engine:
         tiles = list(grid.tiles())
         wanted = grid.latents_under(area)
         pixels = np.empty((len(files), area.height, area.width, 3), np.uint8)
+        lossless = files[0].lossless_tiles
+        # What continues the latents into a lossless tile may lie as far again.
+        halo = SYNTHESIS_HALO * (2 if lossless else 1)
         pending: dict[int, Tensor] = {}  # tile number -> latents int32 [B, h, w, M], until its last band is synthesised
         for top in range(wanted.top - wanted.top % TILE_LATENTS, wanted.bottom, TILE_LATENTS):
             band = Rect(max(top, wanted.top), wanted.left, min(top + TILE_LATENTS, wanted.bottom), wanted.right)
-            seen = band.grown(SYNTHESIS_HALO, grid.latent_height, grid.latent_width)
-            needed = [i for i, tile in enumerate(tiles) if tile.meets(seen)]
+            seen = band.grown(halo, grid.latent_height, grid.latent_width)
+            needed = [i for i, tile in enumerate(tiles) if tile.meets(seen) and not files[0].lossless[i]]
             missing = [i for i in needed if i not in pending]
             for number, latents in self._decode_tiles(files, missing, tiles):
                 pending[number] = latents
-            y = torch.empty(len(files), seen.height, seen.width, self.model.config.latents, dtype=torch.float32)
+            y = torch.zeros(len(files), seen.height, seen.width, self.model.config.latents, dtype=torch.float32)
             for number in needed:
                 tile = tiles[number]
                 part = tile.common(seen)
                 y[:, *part.within(seen).slices] = pending[number][:, *part.within(tile).slices]
+            extend_latents(y, seen, grid, lossless)
             self._synthesise_band(y, band, seen, grid, area, header.quality, precision, pixels)
-            pending = {n: latents for n, latents in pending.items() if tiles[n].bottom > band.bottom - SYNTHESIS_HALO}
+            pending = {n: latents for n, latents in pending.items() if tiles[n].bottom > band.bottom - halo}
         return Decoded(pixels)
 
     def decode_into(self, files: Sequence[Container], area: Rect, out: Tensor) -> Decoded:
@@ -202,18 +209,18 @@ class Engine:
         return Decoded(out.numpy())
 
     def verify(self, file: Container) -> None:
-        """Decode every tile's symbols and check every state and cursor. Raises CorruptStreamError."""
-        tiles = list(file.header.grid.tiles())
-        for _ in self._decode_tiles([file], range(len(tiles)), tiles):
+        """Decode every network tile's symbols and check every state and cursor. Raises CorruptStreamError."""
+        for _ in self._decode_tiles([file], file.network_tiles, list(file.header.grid.tiles())):
             pass
 
     def latents(self, file: Container) -> Tensor:
         """The decoded latents in 1/16, int32 [h, w, M]."""
         grid = file.header.grid
         tiles = list(grid.tiles())
-        out = torch.empty(grid.latent_height, grid.latent_width, self.model.config.latents, dtype=torch.int32)
-        for number, latents in self._decode_tiles([file], range(len(tiles)), tiles):
+        out = torch.zeros(grid.latent_height, grid.latent_width, self.model.config.latents, dtype=torch.int32)
+        for number, latents in self._decode_tiles([file], file.network_tiles, tiles):
             out[tiles[number].slices] = latents[0]
+        extend_latents(out[None], Rect(0, 0, grid.latent_height, grid.latent_width), grid, file.lossless_tiles)
         return out
 
     def _decode_tiles(

@@ -44,6 +44,7 @@ from .kernels.triton.common import INTERPRETED
 from .kernels.triton.hyper_synthesis import HyperNetwork, hyper_synthesis
 from .kernels.triton.parameters import ParameterNetwork
 from .kernels.triton.tiles import COLUMNS, QUALITY, Layout
+from .lossless import extend_latents
 from .models import released
 from .models.transforms import Transforms
 
@@ -116,6 +117,8 @@ class Engine:
     def decode(self, files: Sequence[Container], area: Rect, precision: str) -> Decoded:
         """Enqueues the decoding of `area`, a rectangle of pixels, of files of equal size, and its pixels' way home.
 
+        The files have the same lossless tiles, whose pixels are left undefined: the caller has them.
+
         precision: of no meaning here, as nothing is faster than half precision. Raises CorruptStreamError for a tile
         whose CRC or structure is wrong; what else may be wrong with a payload shows in `Decoded.wait`.
         """
@@ -133,8 +136,10 @@ class Engine:
             grid = files[0].header.grid
             tiles = list(grid.tiles())
             wanted = grid.latents_under(area)
-            seen = wanted.grown(SYNTHESIS_HALO, grid.latent_height, grid.latent_width)
-            numbers = [number for number, tile in enumerate(tiles) if tile.meets(seen)]
+            # What continues the latents into a lossless tile may lie as far again (cpu.py).
+            halo = SYNTHESIS_HALO * (2 if files[0].lossless_tiles else 1)
+            seen = wanted.grown(halo, grid.latent_height, grid.latent_width)
+            numbers = [number for number in files[0].network_tiles if tiles[number].meets(seen)]
             positions = len(files) * grid.latent_height * grid.latent_width
             if len(numbers) == len(tiles) and positions <= GROUP_POSITIONS:
                 decoded = self._decode_whole(files, numbers, tiles, area, out)
@@ -189,8 +194,10 @@ class Engine:
         """The entropy side by groups of tiles, then the synthesis by windows: what is too large for one go, and
         regions."""
         grid, count = files[0].header.grid, len(files)
-        box = _bounds([tiles[number] for number in numbers])
-        latents = torch.empty(
+        lossless = files[0].lossless_tiles
+        seen = grid.latents_under(area).grown(SYNTHESIS_HALO, grid.latent_height, grid.latent_width)
+        box = _bounds([seen, *(tiles[number] for number in numbers)])
+        latents = (torch.zeros if lossless else torch.empty)(
             count, box.height, box.width, self.model.config.latents, dtype=self.transforms.dtype, device=self.device
         )
         done, records = [], []
@@ -198,6 +205,7 @@ class Engine:
             done.append(jobs)
             records.append(entropy.records.clone())
             quality = entropy.qualities()
+        extend_latents(latents, box, grid, lossless)
         pixels = torch.empty(count, area.height, area.width, 3, dtype=torch.uint8, device=self.device)
         for window in windows(grid.latents_under(area), max(1, GROUP_POSITIONS // count)):
             around = window.grown(SYNTHESIS_HALO, grid.latent_height, grid.latent_width)
@@ -237,7 +245,7 @@ class Engine:
         """Decodes every tile's symbols and checks every state and cursor. Raises what `Decoded.wait` raises."""
         tiles = list(file.header.grid.tiles())
         with torch.inference_mode(), self.where.use(), self.where.on(self._stream_of_thread()):
-            groups = self._entropy_by_groups([file], range(len(tiles)), tiles, None, None)
+            groups = self._entropy_by_groups([file], file.network_tiles, tiles, None, None)
             for jobs, records in [(jobs, self.where.fetch(entropy.records)) for jobs, entropy in groups]:
                 jobs.check(records.wait()[0])
 
@@ -245,9 +253,9 @@ class Engine:
         """The decoded latents in 1/16, int32 [h, w, M] on the CPU."""
         grid = file.header.grid
         tiles = list(grid.tiles())
-        out = torch.empty(grid.latent_height, grid.latent_width, self.model.config.latents, dtype=torch.int32)
+        out = torch.zeros(grid.latent_height, grid.latent_width, self.model.config.latents, dtype=torch.int32)
         with torch.inference_mode(), self.where.use(), self.where.on(self._stream_of_thread()):
-            for jobs, entropy in self._entropy_by_groups([file], range(len(tiles)), tiles, None, None, values=True):
+            for jobs, entropy in self._entropy_by_groups([file], file.network_tiles, tiles, None, None, values=True):
                 records, *halves = self.where.fetch(entropy.records, *entropy.values).wait()
                 jobs.check(records)
                 anchors, non_anchors = (
@@ -256,14 +264,15 @@ class Engine:
                 )
                 for tile, a, n in zip(jobs.rects, anchors, non_anchors, strict=True):
                     out[tile.slices] = checkerboard.merge(a[None], n[None], tile.height, tile.width)[0]
+        extend_latents(out[None], Rect(0, 0, grid.latent_height, grid.latent_width), grid, file.lossless_tiles)
         return out
 
     # --- encoding ---------------------------------------------------------------------------------------------------
 
-    def encode(self, sent: Sent, grid: Grid, quality: int, preset: str) -> tuple[list[list[bytes]], list[float]]:
+    def encode(self, sent: Sent, grid: Grid, quality: int, preset: str) -> tuple[list[list[bytes]], list[list[float]]]:
         """Encodes images that `send` has sent.
 
-        Returns for each image its tiles' payloads, and its estimated bits. Threads that encode do so side by side.
+        Returns for each image its tiles' payloads, and their estimated bits. Threads that encode do so side by side.
         Raises ImageError where the analysis gives no finite latents, SymbolRangeError where a symbol is beyond 16 bits.
         """
         with torch.inference_mode(), self.where.use(), self.where.on(self._stream_of_thread()):
@@ -272,7 +281,7 @@ class Engine:
             y = self._analyse(sent.pixels, grid, quality)
             tiles, images = list(grid.tiles()), len(y)
             payloads: list[list[bytes]] = [[] for _ in range(images)]
-            bits = np.zeros(images)
+            bits: list[list[float]] = [[] for _ in range(images)]
             weight = rounding.distortion_weight(self.model.config, self.model.inverse_gain, quality)[None]
             weight = weight.to(self.device)
             for group in _groups(range(len(tiles)), tiles, images):
@@ -282,10 +291,10 @@ class Engine:
                 found, estimates = fetch.wait()
                 if found[0]:
                     raise _encoding_error(int(found[0]))
-                bits += estimates.reshape(len(group), images).sum(0)
-                for job, payload in enumerate(encoded):
+                for job, (payload, estimate) in enumerate(zip(encoded, estimates.tolist(), strict=True)):
                     payloads[job % images].append(payload)
-            return payloads, bits.tolist()
+                    bits[job % images].append(estimate)
+            return payloads, bits
 
     def _new_stream(self) -> object:
         """A stream in which the weights are ready."""

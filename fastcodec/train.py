@@ -4,9 +4,11 @@
 
 With swift lambda is drawn anew for every image; models/tasks.py says what differs between models. A run is a cycle of
 fixed wall-clock length: warm-up, constant rate, then decay, over the last part of which swift's entropy side trains in
-the integer arithmetic that it will run in. A killed run resumes from its last checkpoint, at its place in the cycle; a
+the integer arithmetic that it will run in. A share of the crops are not photographs but drawn (`fastcodec.graphics`):
+text, windows, charts, flat colours, noise. A killed run resumes from its last checkpoint, at its place in the cycle; a
 finished one starts another cycle from its weights. Every interval it writes one JSON line to `log.jsonl` in the run's
-folder: the step, the loss, the rates, and the loss on a validation split that training never sees.
+folder: the step, the loss, the rates, and the loss on two validation splits that training never sees, photographs and
+graphics.
 """
 
 from __future__ import annotations
@@ -25,13 +27,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import metrics
+from . import graphics, metrics
 from .codec import Codec
 from .errors import FastcodecError, ImageError, ModelMismatchError
 from .images import read_picture
 from .models import released, tasks, zoo
 
 VALIDATION_EVERY = 40  # one image in so many is held out of training
+DRAWN_PICTURES = 384  # graphics that are held in memory; each step draws one of them anew
+DRAWN_SIDE = 512
+LOSS_LIMIT = 1.0  # twice a photograph's usual loss
+VALIDATION_GRAPHICS = 36  # drawn pictures that are held out,
+VALIDATION_SEED = 2021  # and their seed
 EVALUATION_QUALITIES = (10, 40, 70, 100)
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
 
@@ -45,6 +52,7 @@ class TrainingConfig:
     minutes: float = 110.0
     batch: int = 8
     crop: int = 256
+    graphics: float = 0.2  # share of the crops that are drawn
     learning_rate: float = 6e-4
     warmup_steps: int = 300
     decay_from: float = 0.55  # fraction of the cycle at which the rate starts to fall
@@ -61,26 +69,44 @@ class TrainingConfig:
 
 
 class CropSource:
-    """Random crops with flips from a folder of images, decoded once and held in memory as uint8."""
+    """Random crops with flips from a folder of images, decoded once and held in memory as uint8, and from graphics.
 
-    def __init__(self, folder: Path, crop: int, seed: int):
+    graphics: the share of crops that are drawn, 0 to 1.
+    """
+
+    def __init__(self, folder: Path, crop: int, seed: int, graphics: float = 0.0):
+        if not 0 <= graphics <= 1:
+            raise ValueError(f"graphics {graphics} is not a share of the crops, 0 to 1")
         images = [im for im in map(_load, _image_files(folder)) if im is not None and min(im.shape[:2]) >= crop]
         if len(images) < VALIDATION_EVERY:
             raise ImageError(f"{folder}: {len(images)} images of at least {crop} pixels; need {VALIDATION_EVERY}")
         self.validation = images[::VALIDATION_EVERY]
         self.images = [im for i, im in enumerate(images) if i % VALIDATION_EVERY]
-        self.crop = crop
+        self.crop, self.graphics = crop, graphics
         self.random = np.random.default_rng(seed)
+        self.drawn: list[np.ndarray] = []
+        if graphics:
+            count = DRAWN_PICTURES if crop >= DRAWN_SIDE // 2 else 32
+            self.drawn = [self._draw() for _ in range(count)]
+
+    def _draw(self) -> np.ndarray:
+        """A drawn picture, larger than a crop where the photograph allows; some kinds lie over the photograph."""
+        photograph = self.images[self.random.integers(len(self.images))]
+        side = max(self.crop, min(DRAWN_SIDE, 2 * self.crop))
+        if min(photograph.shape[:2]) < side:
+            side = self.crop
+        return graphics.draw(self.random, side, side, photograph=_random_part(self.random, photograph, side))
 
     def batch(self, size: int, crop: int | None = None) -> Tensor:
         """uint8 [size, 3, crop, crop]."""
         crop = crop or self.crop
         out = np.empty((size, crop, crop, 3), np.uint8)
+        if self.drawn:
+            self.drawn[self.random.integers(len(self.drawn))] = self._draw()
         for i in range(size):
-            image = self.images[self.random.integers(len(self.images))]
-            top = self.random.integers(image.shape[0] - crop + 1)
-            left = self.random.integers(image.shape[1] - crop + 1)
-            patch = image[top : top + crop, left : left + crop]
+            pool = self.drawn if self.drawn and self.random.random() < self.graphics else self.images
+            image = pool[self.random.integers(len(pool))]
+            patch = _random_part(self.random, image, crop)
             if self.random.random() < 0.5:
                 patch = patch[:, ::-1]
             if self.random.random() < 0.25:
@@ -95,6 +121,27 @@ class CropSource:
             top, left = ((side - crop) // 2 for side in image.shape[:2])
             patches.append(image[top : top + crop, left : left + crop])
         return torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2)
+
+    def validation_graphics(self, crop: int) -> Tensor:
+        """Drawn pictures of every kind, the same for every seed: uint8 [n, 3, crop, crop].
+
+        Pillow's own fonts make them equal on every machine; those over photographs lie over held-out ones.
+        """
+        pictures = []
+        for i in range(max(VALIDATION_GRAPHICS, len(graphics.KINDS))):
+            random = np.random.default_rng((VALIDATION_SEED, i))  # so that no picture depends on how another is drawn
+            photograph = _random_part(random, self.validation[i % len(self.validation)], crop)
+            kind = graphics.KINDS[i % len(graphics.KINDS)]
+            pictures.append(
+                graphics.draw(random, crop, crop, kind=kind, photograph=photograph, fonts=graphics.PILLOW_FONTS)
+            )
+        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+
+
+def _random_part(random: np.random.Generator, image: np.ndarray, side: int) -> np.ndarray:
+    """A square of the image at a random place."""
+    top, left = (random.integers(n - side + 1) for n in image.shape[:2])
+    return image[top : top + side, left : left + side]
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -119,7 +166,7 @@ class Trainer:
         self.task = tasks.task(config.model, config.quality)
         self.device = torch.device(config.device)
         config.run.mkdir(parents=True, exist_ok=True)
-        self.source = CropSource(config.data, config.crop, config.seed)
+        self.source = CropSource(config.data, config.crop, config.seed, config.graphics)
         self.step, self.cycle_start, self.cycle_step = 0, time.time(), 0
         checkpoint = config.run / "last.pt"
         state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else None
@@ -202,20 +249,31 @@ class Trainer:
         mse = (out["x_hat"] - x).square().flatten(1).mean(1)
         bpp = (out["y_bits"] + out["z_bits"]) / pixels
         per_image = bpp + self.task.lagrangian(self.model, t) * 255.0**2 * mse
-        loss = (per_image * self.task.importance(t)).mean()
-        return loss, {
-            "loss": loss.item(),
+        weighed = per_image * self.task.importance(t)
+        # Beyond the limit an image pulls no harder than at it: else a few drawn ones would decide alone.
+        pull = (LOSS_LIMIT / weighed.detach()).clamp(max=1)
+        return (weighed * pull).mean(), {
+            "loss": weighed.mean().item(),
             "bpp": bpp.mean().item(),
             "z_bpp": out["z_bits"].mean().item() / pixels,
             "psnr": (-10 * torch.log10(mse)).mean().item(),
         }
 
-    @torch.no_grad()
     def validate(self) -> dict:
-        """Loss, bpp and PSNR of the averaged weights on the held-out images at the task's qualities."""
-        model = self.average
-        self.task.quantise(model, True)
-        x = self.source.validation_batch(self.config.crop).to(self.device).float() / 255
+        """Loss, bpp and PSNR of the averaged weights at the task's qualities, on each validation split."""
+        photographs = self._measure(self.source.validation_batch(self.config.crop))
+        drawn = self._measure(self.source.validation_graphics(self.config.crop))
+        return {
+            "validation_loss": photographs.pop("loss"),
+            **photographs,
+            **{f"graphics_{name}": drawn[name] for name in ("loss", "bpp", "psnr")},
+        }
+
+    @torch.no_grad()
+    def _measure(self, images: Tensor) -> dict:
+        """The mean loss of the averaged weights on images uint8 [n, 3, H, W], and bpp and PSNR by quality."""
+        self.task.quantise(self.average, True)
+        x = images.to(self.device).float() / 255
         state = torch.random.get_rng_state()
         torch.manual_seed(0)
         rows = []
@@ -223,13 +281,13 @@ class Trainer:
             t = torch.full((len(x),), point, device=self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.autocast):
                 parts = [
-                    self._loss(self.task.run(model, xs, ts), xs, ts)[1]
+                    self._loss(self.task.run(self.average, xs, ts), xs, ts)[1]
                     for xs, ts in zip(x.split(12), t.split(12), strict=True)
                 ]
             rows.append({k: float(np.mean([p[k] for p in parts])) for k in ("loss", "bpp", "z_bpp", "psnr")})
         torch.random.set_rng_state(state)
         return {
-            "validation_loss": float(np.mean([r["loss"] for r in rows])),
+            "loss": float(np.mean([r["loss"] for r in rows])),
             "bpp": [round(r["bpp"], 4) for r in rows],
             "z_bpp": [round(r["z_bpp"], 4) for r in rows],
             "psnr": [round(r["psnr"], 3) for r in rows],
@@ -323,6 +381,14 @@ class Trainer:
         self.log(event="evaluation", bpp=float(np.mean(bpp)), psnr=float(np.mean(psnr)))
 
 
+def _fraction(text: str) -> float:
+    """A number from 0 to 1, for argparse."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fastcodec train`."""
     default = TrainingConfig(Path(), Path())
@@ -334,6 +400,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=default.batch, help="images a step (%(default)s)")
     parser.add_argument(
         "--crop", type=int, default=default.crop, help="crop side in pixels, a multiple of 64 (%(default)s)"
+    )
+    parser.add_argument(
+        "--graphics",
+        type=_fraction,
+        default=default.graphics,
+        metavar="FRACTION",
+        help="share of the crops that are drawn, not photographs: text, windows, charts (%(default)s; 0: none)",
     )
     parser.add_argument("--learning-rate", type=float, default=default.learning_rate, help="(%(default)s)")
     parser.add_argument("--quantise-from", type=float, default=default.quantise_from, help="fraction (%(default)s)")

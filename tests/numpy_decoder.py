@@ -19,8 +19,9 @@ import numpy as np
 
 # Section 0
 MAGIC = bytes.fromhex("f1464943")
-VERSION = 1
-FLAG_COLOUR_MASK, FLAG_ALPHA, FLAG_ICC, FLAG_EXIF, FLAG_FLOAT_ENTROPY, FLAG_RESERVED = 3, 4, 8, 16, 32, 192
+VERSION = 2
+FLAG_COLOUR_MASK, FLAG_ALPHA, FLAG_ICC, FLAG_EXIF, FLAG_FLOAT_ENTROPY = 3, 4, 8, 16, 32
+FLAG_LOSSLESS, FLAG_RESERVED = 64, 128
 CONTAINER_VARINT, PAYLOAD_VARINT = 8, 5
 MAX_AREA, MAX_PIXELS, MAX_METADATA = 2**48, 2**28, 2**24
 LATENT_STRIDE, HYPER_STRIDE = 16, 4
@@ -112,6 +113,7 @@ def checkerboard(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 class Tile(NamedTuple):
     payload: bytes
     alpha: bytes
+    lossless: bool
 
 
 def inflate(data: bytes, what: str, limit: int = MAX_METADATA) -> bytes:
@@ -131,7 +133,7 @@ def read_container(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[dict[str,
     reader = Reader(data)
     require(len(data) >= 5 and reader.take(4) == MAGIC, "not a .fic file")
     version = reader.u8()
-    require(version == VERSION, f"version {version}")
+    require(1 <= version <= VERSION, f"version {version}")
 
     flags = reader.u8()
     identity = reader.take(6).hex()
@@ -150,16 +152,22 @@ def read_container(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[dict[str,
     exif_length = reader.varint(CONTAINER_VARINT) if flags & FLAG_EXIF else 0
     index = []
     for _ in range(count):
-        payload_length = reader.varint(CONTAINER_VARINT)
-        index.append((payload_length, reader.varint(CONTAINER_VARINT) if flags & FLAG_ALPHA else 0))
+        payload_length, lossless = reader.varint(CONTAINER_VARINT), False
+        if version == 2 and flags & FLAG_LOSSLESS:  # 1.4
+            payload_length, lossless = payload_length // 2, payload_length % 2 == 1
+        index.append((payload_length, reader.varint(CONTAINER_VARINT) if flags & FLAG_ALPHA else 0, lossless))
     icc = reader.take(icc_length)
     exif = reader.take(exif_length)
 
     header_crc = zlib.crc32(data[: reader.at])
     require(reader.u32() == header_crc, "the header's CRC differs")
-    require(not flags & FLAG_RESERVED and flags & FLAG_COLOUR_MASK <= 1, "reserved flags")
+    reserved = FLAG_RESERVED if version == 2 else FLAG_RESERVED | FLAG_LOSSLESS
+    require(not flags & reserved and flags & FLAG_COLOUR_MASK <= 1, "reserved flags")
+    require(not (flags & FLAG_LOSSLESS and flags & FLAG_FLOAT_ENTROPY), "lossless tiles of a floating-point model")
     require(1 <= quality <= 100, f"quality {quality}")
-    require(sum(payload + alpha + 4 for payload, alpha in index) == reader.left, "the tiles do not end with the file")
+    require(
+        sum(payload + alpha + 4 for payload, alpha, _ in index) == reader.left, "the tiles do not end with the file"
+    )
 
     header = {
         "version": version,
@@ -175,8 +183,8 @@ def read_container(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[dict[str,
     require(not flags & FLAG_FLOAT_ENTROPY, "floating-point entropy side")
 
     tiles = []
-    for number, (payload_length, alpha_length) in enumerate(index):
-        tile = Tile(reader.take(payload_length), reader.take(alpha_length))
+    for number, (payload_length, alpha_length, lossless) in enumerate(index):
+        tile = Tile(reader.take(payload_length), reader.take(alpha_length), lossless)
         # 1.2: the CRC goes on from the header's, over the tile's number and its bytes.
         crc = zlib.crc32(tile.payload + tile.alpha, zlib.crc32(struct.pack("<I", number), header_crc))
         require(reader.u32() == crc, f"the CRC of tile {number} differs")
@@ -466,7 +474,42 @@ def decode_latents(data: bytes, weights: Path, gaussian: Path) -> tuple[dict[str
     latents = np.zeros((rows[-1], columns[-1], model.config["latents"]), np.int32)
     places = [(top, left) for top in range(len(rows) - 1) for left in range(len(columns) - 1)]
     for (r, c), tile in zip(places, tiles, strict=True):
+        if tile.lossless:
+            continue
         height, width = rows[r + 1] - rows[r], columns[c + 1] - columns[c]
         decoded = model.decode_tile(Payload(tile.payload), height, width, header["quality"])
         latents[rows[r] : rows[r + 1], columns[c] : columns[c + 1]] = decoded
+    extend(latents, rows, columns, {place: tile.lossless for place, tile in zip(places, tiles, strict=True)})
     return header, latents
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# Section 7.1 and 7.5: lossless tiles
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def extend(latents: np.ndarray, rows: list[int], columns: list[int], lossless: dict[tuple[int, int], bool]) -> None:
+    """7.1: latents [h, w, M] go on into the lossless tiles, as far as the tiles beside them see."""
+
+    def coded(r: int, c: int) -> bool:
+        return (r, c) in lossless and not lossless[r, c]
+
+    for r, c in [place for place, is_lossless in lossless.items() if is_lossless]:
+        top, bottom, left, right = rows[r], rows[r + 1], columns[c], columns[c + 1]
+        for dy, inner_rows, outer_row in ((-1, slice(top, top + 3), top - 1), (1, slice(bottom - 3, bottom), bottom)):
+            for dx, inner, outer in ((-1, slice(left, left + 3), left - 1), (1, slice(right - 3, right), right)):
+                if coded(r + dy, c + dx):
+                    latents[inner_rows, inner] = latents[outer_row, outer]
+        for dy, inner_rows, outer_row in ((-1, slice(top, top + 3), top - 1), (1, slice(bottom - 3, bottom), bottom)):
+            if coded(r + dy, c):
+                latents[inner_rows, left:right] = latents[outer_row, left:right]
+        for dx, inner, outer in ((-1, slice(left, left + 3), left - 1), (1, slice(right - 3, right), right)):
+            if coded(r, c + dx):
+                latents[top:bottom, inner] = latents[top:bottom, outer][:, None]
+
+
+def webp_of(tile: Tile, height: int, width: int) -> bytes:
+    """7.5: a lossless tile as a WebP file of its pixels' height and width."""
+    image = b"\x2f" + struct.pack("<I", (width - 1) + ((height - 1) << 14)) + tile.payload
+    padded = image + bytes(len(image) % 2)
+    return b"RIFF" + struct.pack("<I", 12 + len(padded)) + b"WEBPVP8L" + struct.pack("<I", len(image)) + padded

@@ -187,11 +187,11 @@ def test_other_files_are_not_ours(data):
 
 
 def test_a_future_version_is_refused_by_its_number():
-    for version in (2, 9, 255):
-        with pytest.raises(UnsupportedVersionError, match=rf"version {version}; .* up to version 1"):
+    for version in (3, 9, 255):
+        with pytest.raises(UnsupportedVersionError, match=rf"version {version}; .* up to version 2"):
             container.read(forged(version=version))
     with pytest.raises(UnsupportedVersionError):
-        container.read(b"\xf1FIC\x02")  # whatever follows: its layout is not known
+        container.read(b"\xf1FIC\x03")  # whatever follows: its layout is not known
     with pytest.raises(CorruptStreamError, match="version 0"):
         container.read(forged(version=0))
 

@@ -1,21 +1,25 @@
 """The model: what a decoded pixel costs, how far the transforms see, and releases that are what they say they are."""
 
 import json
+import math
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from fastcodec.codec import Codec
 from fastcodec.constants import LATENT_STRIDE
-from fastcodec.errors import FastcodecError, ModelMismatchError, UnavailableError
+from fastcodec.errors import FastcodecError, ModelMismatchError, UnavailableError, UnsupportedError
 from fastcodec.geometry import ANALYSIS_HALO, SYNTHESIS_HALO
 from fastcodec.kernels.integer import exact_float32
 from fastcodec.models import released
-from fastcodec.models.swift import QualityTable, Swift, SwiftConfig, gaussian_bits
+from fastcodec.models.bounds import LARGEST_FEATURE, feature_bounds
+from fastcodec.models.swift import Block, QualityTable, Swift, SwiftConfig, gaussian_bits
 
 LARGEST_DECODE = 25_000  # multiply-accumulates a pixel
 
@@ -312,3 +316,76 @@ def test_a_release_can_be_trained_on(tmp_path):
             torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=0)
         else:
             assert torch.equal(second[name], tensor), name
+
+
+# ---- bounds of features
+
+
+def limited(limit: float) -> released.Model:
+    """The released model with a limit of its features."""
+    model = released.read_model(released.weights_folder() / f"swift-{released.available()[0]}.safetensors")
+    for transform in (model.g_a, model.h_a, model.g_s):
+        for module in transform.modules():
+            if hasattr(module, "limit"):
+                module.limit = limit
+    return replace(model, config=replace(model.config, limit=limit))
+
+
+@pytest.mark.parametrize("factor", [1, 50])
+def test_no_feature_exceeds_its_bound(factor: float):
+    """Whatever the picture or the latents. factor: of the gates' weights and of those behind them."""
+    model = limited(64.0)
+    bounds = feature_bounds(model, model.gain, model.inverse_gain)
+    largest: dict[str, float] = {}
+
+    def record(name: str, values: torch.Tensor) -> None:
+        assert values.isfinite().all(), name
+        largest[name] = max(largest.get(name, 0.0), float(values.abs().max()))
+
+    for part in ("g_a", "h_a", "g_s"):
+        for name, module in getattr(model, part).named_modules(prefix=part):
+            if isinstance(module, Block):
+                module.gate.weight.mul_(factor)
+                module.merge.weight.mul_(factor)
+                # What the gate reads is the sum that `project` stands for.
+                module.gate.register_forward_pre_hook(lambda _, x, name=name: record(f"{name}.project", x[0]))
+            if name in bounds and not name.endswith((".project", ".up")):  # g_s.up's values are not clamped yet
+                module.register_forward_hook(lambda _, x, out, name=name: record(name, out))
+    generator = torch.Generator().manual_seed(0)
+    signs = lambda *shape: torch.randint(0, 2, shape, generator=generator).float()  # noqa: E731
+    pictures = [signs(1, 3, 64, 64), signs(1, 3, 8, 8).repeat(1, 1, 8, 8), torch.ones(1, 3, 64, 64)]
+    pictures.append((torch.arange(64) % 2 == torch.arange(64)[:, None] % 2).float().expand(1, 3, -1, -1))
+    # The picture that the head's first channel answers most to, all over it.
+    pictures.append(F.pixel_shuffle(model.g_a.head.weight[:1].sign().div(2).add(0.5).expand(-1, -1, 8, 8), 8))
+    with torch.inference_mode():
+        for quality in (1, 50, 100):
+            t = torch.tensor([(quality - 1) / 99])
+            for picture in pictures:
+                y = model.g_a(picture, t) * model.gain[quality - 1, :, None, None]
+                assert model.h_a(y, t).isfinite().all()
+            for magnitude in (1.0, 64.0, 65535.0):
+                assert model.g_s((signs(1, model.config.latents, 4, 4) * 2 - 1) * magnitude, t).isfinite().all()
+    assert largest.keys() == bounds.keys() - {"latents", "g_s.up"}
+    for name, value in largest.items():
+        assert value <= bounds[name] * (1 + 1e-5), name
+    assert largest["g_s.head"] == bounds["g_s.head"] == 64
+
+
+def test_a_model_whose_features_may_leave_half_precision_is_not_released(tmp_path):
+    config = SwiftConfig(
+        features=16, latents=16, hyper_latents=8, hyper_features=16, context_features=16, hidden=16, blocks=2
+    )
+    path = tmp_path / "model.safetensors"
+    for layer, weight in (("g_s.blocks.1.project", 1e4), ("h_a.down2", 3.0), ("g_a.down", math.nan)):
+        torch.manual_seed(0)
+        model = Swift(config)
+        with torch.no_grad():
+            model.get_submodule(layer).weight.fill_(weight)
+        with pytest.raises(UnsupportedError, match=rf"^{layer} can reach"):
+            released.export(model, path)
+    with pytest.raises(UnsupportedError, match="limit of features is None"):
+        released.export(Swift(replace(config, limit=None)), path)
+    assert not path.exists()
+    released.export(Swift(config), path)
+    model = released.read_model(path)
+    assert max(feature_bounds(model, model.gain, model.inverse_gain).values()) < LARGEST_FEATURE

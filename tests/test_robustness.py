@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcodec import container, cpu
+from fastcodec import container, cpu, lossless
 from fastcodec.codec import Codec
 from fastcodec.container import Header, Limits, TileData
 from fastcodec.entropy import rounding
@@ -64,7 +64,14 @@ def samples(codec, photographs) -> list[bytes]:
         (to_picture(np.tile(image[150:166], (1, 3, 1))[:, :1300]), 5, "size"),
         (to_picture(image[:1, :1]), 50, "size"),
     ]
-    return [codec.encode_picture(picture, quality, preset).data for picture, quality, preset in pictures]
+    files = [codec.encode_picture(picture, quality, preset).data for picture, quality, preset in pictures]
+    # Lossless tiles: one alone, gray with alpha; and one beside a network tile.
+    files.append(codec.encode_picture(Picture(image[:31, :33, 0].copy(), alpha[:31, :33].copy()), lossless=True).data)
+    flat = np.full((16, 640, 3), 200, np.uint8)
+    flat[4:12, ::7] = 30
+    files.append(codec.encode(np.concatenate([np.tile(image[150:166], (1, 2, 1))[:, :1024], flat], axis=1), 40))
+    assert [sum(container.read(data).lossless) for data in files[-2:]] == [1, 1]
+    return files
 
 
 def repaired(data: bytes) -> bytes:
@@ -79,7 +86,8 @@ def repaired(data: bytes) -> bytes:
         if tiles * 5 > len(out):
             return data
         alpha = bool(out[5] & 0b100)
-        lengths = [reader.varint("") + (reader.varint("") if alpha else 0) for _ in range(tiles)]
+        halved = int(out[4] == 2 and bool(out[5] & 0b100_0000))
+        lengths = [(reader.varint("") >> halved) + (reader.varint("") if alpha else 0) for _ in range(tiles)]
         reader.skip(metadata, "")
         crc = zlib.crc32(out[: reader.at])
         begin = reader.at
@@ -134,7 +142,7 @@ def test_the_repair_makes_mutations_pass_the_crcs(samples):
         assert repaired(data) == data
         damaged = bytearray(data)
         damaged[-6] ^= 1
-        for broken in (damaged, data[:12] + bytes([data[12] ^ 1]) + data[13:]):
+        for broken in (damaged, data[:12] + bytes([data[12] ^ 4]) + data[13:]):
             with pytest.raises(CorruptStreamError):
                 read_last_tile(broken)
             read_last_tile(repaired(bytes(broken)))
@@ -268,6 +276,7 @@ def test_a_sound_stream_of_absurd_latents_decodes(codec, monkeypatch):
     monkeypatch.setattr(rounding, "symbols", extremes)
     monkeypatch.setattr(cpu.Engine, "_hyper_latents", lambda self, *arguments: hyper(*arguments))
     monkeypatch.setattr(cpu.Engine, "_estimate", lambda *_: 0.0)
+    monkeypatch.setattr(lossless, "worth_trying", lambda *_: False)
     data = codec.encode(np.zeros((70, 90, 3), np.uint8), quality=100)
     assert codec.decode(data).size == (90, 70)
     assert codec.decode(data, precision="fast").size == (90, 70)

@@ -1,5 +1,6 @@
-"""The trainer: crops, three steps, a stop and a resumption at the same place, and weights that the codec then runs."""
+"""The trainer: crops, graphics among them, steps, a stop and a resumption, and weights that the codec then runs."""
 
+import argparse
 import json
 import os
 import signal
@@ -10,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from fastcodec import graphics
 from fastcodec.codec import Codec
 from fastcodec.errors import ImageError, ModelMismatchError
 from fastcodec.models import publish as publishing
 from fastcodec.models import released, zoo
-from fastcodec.train import VALIDATION_EVERY, CropSource, Trainer, TrainingConfig
+from fastcodec.train import VALIDATION_EVERY, VALIDATION_GRAPHICS, CropSource, Trainer, TrainingConfig, add_arguments
 
 IMAGES = 48
 CROP = 64
@@ -104,6 +106,75 @@ def test_too_few_images_are_refused_with_their_number(tmp_path):
     Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
     with pytest.raises(ImageError, match=r"1 images of at least 64 pixels; need 40"):
         CropSource(tmp_path, CROP, seed=1)
+
+
+# ---- graphics
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.6, 1.0])
+def test_the_share_of_graphics_is_what_was_asked(folder, share, monkeypatch):
+    """Of 800 crops, within four standard deviations. Drawn pictures are of one colour here, which no photograph has."""
+    colour = np.array([255, 0, 254], np.uint8)
+    monkeypatch.setattr(graphics, "draw", lambda random, height, width, **_: np.tile(colour, (height, width, 1)))
+    source = CropSource(folder, CROP, seed=5, graphics=share)
+    crops = torch.cat([source.batch(8) for _ in range(100)])
+    drawn = (crops == torch.from_numpy(colour)[:, None, None]).flatten(1).all(1).sum().item()
+    assert abs(drawn - 800 * share) <= 4 * (800 * share * (1 - share)) ** 0.5
+
+
+def test_each_batch_draws_one_picture_anew_over_a_training_photograph(folder, monkeypatch):
+    draw, photographs = graphics.draw, []
+
+    def watched(random, height, width, *, photograph, **options):
+        photographs.append(photograph)
+        return draw(random, height, width, photograph=photograph, **options)
+
+    monkeypatch.setattr(graphics, "draw", watched)
+    source = CropSource(folder, CROP, seed=1, graphics=0.5)
+    before = list(source.drawn)
+    assert all(min(picture.shape[:2]) >= CROP for picture in before)
+    source.batch(4)
+    assert sum(a is not b for a, b in zip(before, source.drawn, strict=True)) == 1
+    assert len(photographs) == len(before) + 1
+    for photograph in photographs:
+        assert not any(np.shares_memory(photograph, image) for image in source.validation)
+        assert any(np.shares_memory(photograph, image) for image in source.images)
+
+
+def test_graphics_follow_the_seed(folder):
+    first, again, other = (CropSource(folder, CROP, seed, 1.0).batch(4) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_validation_is_the_same_for_every_seed_and_share(folder, monkeypatch):
+    plain, drawn = CropSource(folder, CROP, seed=1), CropSource(folder, CROP, seed=2, graphics=0.5)
+    drawn.batch(2)
+    assert torch.equal(plain.validation_batch(CROP), drawn.validation_batch(CROP))
+    for image, crop in zip(plain.validation, plain.validation_batch(CROP).numpy(), strict=True):
+        assert np.array_equal(crop.transpose(1, 2, 0), image[8 : 8 + CROP, 16 : 16 + CROP])
+    held_out = drawn.validation_graphics(CROP)
+    assert torch.equal(plain.validation_graphics(CROP), held_out)
+    assert held_out.shape == (VALIDATION_GRAPHICS, 3, CROP, CROP)
+
+    calls, draw = [], graphics.draw
+    monkeypatch.setattr(graphics, "draw", lambda *a, **options: calls.append(options) or draw(*a, **options))
+    drawn.validation_graphics(CROP)
+    assert {call["kind"] for call in calls} == set(graphics.KINDS)
+    assert {call["fonts"] for call in calls} == {graphics.PILLOW_FONTS}
+    for call in calls:
+        assert any(np.shares_memory(call["photograph"], image) for image in drawn.validation)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])
+def test_a_share_of_graphics_out_of_range_is_refused(folder, share):
+    with pytest.raises(ValueError, match=r"graphics .* 0 to 1"):
+        CropSource(folder, CROP, seed=1, graphics=share)
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["images", "--run", "run", f"--graphics={share}"])
+    assert parser.parse_args(["images", "--run", "run", "--graphics", "0"]).graphics == 0
 
 
 # ---- steps
@@ -199,7 +270,12 @@ def test_a_run_ends_with_its_cycle(config, signals, capsys):
     trainer = Trainer(config)
     trainer.run()
     assert torch.load(config.run / "last.pt", weights_only=True)["finished"] is True
-    assert log_of(config)[-1]["event"] == "finished"
+    last = log_of(config)[-1]
+    assert last["event"] == "finished"
+    assert np.isfinite([last["validation_loss"], last["graphics_loss"]]).all()
+    assert last["validation_loss"] != last["graphics_loss"]
+    for name in ("bpp", "psnr"):
+        assert len(last[f"graphics_{name}"]) == len(last[name]) == len(trainer.task.points)
 
 
 # ---- from a checkpoint to a release

@@ -3,7 +3,9 @@
 Without a GPU the kernels run in Triton's interpreter.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,11 +19,13 @@ from fastcodec.kernels.triton.pointwise import expand, expand_reference
 from fastcodec.kernels.triton.residual import BlockWeights, residual_block, residual_block_reference
 from fastcodec.kernels.triton.upsample import upsample_2, upsample_2_reference
 from fastcodec.models import released
-from fastcodec.models.swift import quality_position
+from fastcodec.models import transforms as transforms_module
+from fastcodec.models.swift import Block, quality_position
 from fastcodec.models.transforms import Transforms
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []  # so that `pytest -m gpu` runs them all
+LIMITS = pytest.mark.parametrize("limit", [math.inf, 1.5])  # none, and one that the random features exceed
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 GUARD = 4096  # elements around a tensor
 
@@ -102,15 +106,16 @@ def block_weights(tensors: Tensors, channels: int, dtype: torch.dtype) -> BlockW
 
 
 @DTYPES
+@LIMITS
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1, 32), (2, 1, 9, 32), (1, 10, 1, 32), (2, 9, 10, 32), (1, 5, 6, 128), (1, 3, 5, 256)]
 )
 @pytest.mark.parametrize("ending", ["alone", "expanded", "scaled"])
-def test_residual_block(shape: tuple[int, ...], ending: str, dtype: torch.dtype):
+def test_residual_block(shape: tuple[int, ...], ending: str, limit: float, dtype: torch.dtype):
     tensors, channels = Tensors(), shape[-1]
     expanded, trunk = tensors.random(*shape, dtype=dtype), tensors.random(*shape, dtype=dtype)
     out = tensors.empty(*shape, dtype=torch.float32 if ending == "scaled" else dtype)
-    arguments, outputs = [expanded, trunk, block_weights(tensors, channels, dtype), out], [out]
+    arguments, outputs = [expanded, trunk, block_weights(tensors, channels, dtype), limit, out], [out]
     if ending == "expanded":
         outputs.append(tensors.empty(*shape, dtype=dtype))
         arguments += [tensors.weights(channels, channels, dtype=dtype), tensors.random(channels), outputs[1]]
@@ -118,12 +123,31 @@ def test_residual_block(shape: tuple[int, ...], ending: str, dtype: torch.dtype)
         quality = torch.arange(shape[0], dtype=torch.int32, device=DEVICE).flip(0)
         arguments += [None, None, None, tensors.random(shape[0] + 1, channels), quality]
     assert_like_reference(residual_block, residual_block_reference, *arguments, outputs=outputs, dtype=dtype)
+    if ending != "scaled":
+        assert (out.abs().max() == limit) == math.isfinite(limit)
     assert tensors.intact()
 
 
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # NumPy's, interpreting
+def test_what_would_overflow_is_clamped_first():
+    """A gated product beyond fp16's range, and a gate so far below zero that its exponential is infinite."""
+    tensors, channels, dtype = Tensors(), 32, torch.float16
+    weights = block_weights(tensors, channels, dtype)
+    values, gates = weights.gate_bias.chunk(2)
+    values.copy_(torch.tensor([30000.0, -30000.0]).repeat(channels // 2))
+    gates.copy_(torch.tensor([30000.0, 30000.0, -30000.0, -30000.0]).repeat(channels // 4))
+    expanded, trunk, out = (tensors.random(1, 3, 4, channels, dtype=dtype) for _ in range(3))
+    arguments = expanded, trunk, weights, 64.0, out
+    assert_like_reference(residual_block, residual_block_reference, *arguments, outputs=[out], dtype=dtype)
+    assert out.isfinite().all()
+    residual_block(expanded, trunk, weights, math.inf, out)
+    assert not out.isfinite().all()
+
+
 @DTYPES
+@LIMITS
 @pytest.mark.parametrize("shape", [(1, 1, 1, 32), (2, 7, 3, 64), (3, 9, 8, 32)])
-def test_upsample_2(shape: tuple[int, ...], dtype: torch.dtype):
+def test_upsample_2(shape: tuple[int, ...], limit: float, dtype: torch.dtype):
     tensors, (batch, height, width, inputs), channels = Tensors(), shape, 32
     outputs = [tensors.empty(batch, 2 * height, 2 * width, channels, dtype=dtype) for _ in range(2)]
     assert_like_reference(
@@ -134,12 +158,14 @@ def test_upsample_2(shape: tuple[int, ...], dtype: torch.dtype):
         tensors.random(4, channels),
         tensors.random(5, channels),
         torch.tensor([4, 0, 2], dtype=torch.int32, device=DEVICE)[:batch],
+        limit,
         tensors.weights(channels, channels, dtype=dtype),
         tensors.random(channels),
         *outputs,
         outputs=outputs,
         dtype=dtype,
     )
+    assert (outputs[0].abs().max() == limit) == math.isfinite(limit)
     assert tensors.intact()
 
 
@@ -211,13 +237,13 @@ def test_operators_are_registered_as_they_behave():
     block = list(block_weights(tensors, c, dtype))
     cases = [
         (expand, (activation(), weight, bias, activation())),
-        (residual_block, (activation(), activation(), block, activation())),
-        (residual_block, (activation(), activation(), block, activation(), weight, bias, activation())),
-        (residual_block, (activation(), activation(), block, activation(), None, None, None, scale, quality)),
+        (residual_block, (activation(), activation(), block, 1.0, activation())),
+        (residual_block, (activation(), activation(), block, 1.0, activation(), weight, bias, activation())),
+        (residual_block, (activation(), activation(), block, 1.0, activation(), None, None, None, scale, quality)),
         (to_pixels, (tensors.random(1, 2, 2, 192), tensors.random(192), tensors.pixels(1, 9, 16, 3), 2, 0)),
     ]
     larger = [tensors.random(1, 4, 4, c, dtype=dtype) for _ in range(2)]
-    up = (tensors.weights(4, c, c, dtype=dtype), tensors.random(4, c), scale, quality, weight, bias)
+    up = (tensors.weights(4, c, c, dtype=dtype), tensors.random(4, c), scale, quality, math.inf, weight, bias)
     cases.append((upsample_2, (activation(), *up, *larger)))
     head = (tensors.weights(3, c, 64, dtype=dtype), bias, scale, quality, weight, bias)
     cases.append((from_pixels, (tensors.pixels(1, 16, 9, 3), *head, activation(), activation())))
@@ -244,9 +270,20 @@ def test_tensors_that_do_not_fit_are_refused():
 # ---- the transforms
 
 
-@pytest.fixture(scope="module")
-def model() -> released.Model:
-    return released.load()
+def limited(limit: float | None) -> released.Model:
+    """The released model with another limit of its features."""
+    model = released.read_model(released.weights_folder() / f"swift-{released.available()[0]}.safetensors")
+    for transform in (model.g_a, model.h_a, model.g_s):
+        for module in transform.modules():
+            if hasattr(module, "limit"):
+                module.limit = limit
+    return replace(model, config=replace(model.config, limit=limit))
+
+
+# The limits: none, and one that photographs' features reach.
+@pytest.fixture(scope="module", params=[None, 2.0], ids=["unlimited", "limited"])
+def model(request: pytest.FixtureRequest) -> released.Model:
+    return limited(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -294,7 +331,8 @@ def test_synthesis_is_that_of_the_model(
     result = pixels.cpu().float()
     assert (result - expected.clamp(0, 255)).abs().max() <= 0.5 + moved
     assert (result - expected.round().clamp(0, 255)).abs().max() <= 1
-    assert (result[1] - crops[1].cpu()).abs().mean() < 3  # it is the photograph
+    if model.config.limit is None:
+        assert (result[1] - crops[1].cpu()).abs().mean() < 3  # it is the photograph
 
     part = torch.empty(1, 7, 9, 3, dtype=torch.uint8, device=DEVICE)
     transforms.synthesis(latents[1:], rows[1:], part, 18, 30)
@@ -369,3 +407,34 @@ def test_transforms_in_a_graph(model: released.Model, crops: Tensor, rows: Tenso
     torch.cuda.synchronize()
     assert torch.equal(replayed, eager)
     assert torch.equal(z, expected)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")  # NumPy's, interpreting
+@pytest.mark.parametrize("factor", [1, 50])
+def test_latents_that_no_encoder_made_stay_finite_in_fp16(rows: Tensor, factor: float, monkeypatch: pytest.MonkeyPatch):
+    """factor: of the gates' weights and of those behind them. Features at their limit give values of some hundreds of
+    white, which fp16 has to a fraction of white, so pixels that are neither black nor white may be anything."""
+    model = limited(64.0)
+    for module in model.g_s.modules():
+        if isinstance(module, Block):
+            module.gate.weight.mul_(factor)
+            module.merge.weight.mul_(factor)
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, 2, (2, model.config.latents, 2, 3), generator=generator) * 131070.0 - 65535
+    expected = (model.g_s(y, position()).permute(0, 2, 3, 1) * 255).round().clamp(0, 255)
+    values, inner = [], transforms_module._convolution
+
+    def watched(*arguments, **options) -> Tensor:
+        values.append(inner(*arguments, **options))
+        return values[-1]
+
+    monkeypatch.setattr(transforms_module, "_convolution", watched)
+    for dtype, agreeing in ((torch.float32, 0.99), (torch.float16, 0.9)):
+        latents = y.clamp(-65504, 65504).permute(0, 2, 3, 1).to(DEVICE, dtype).contiguous()
+        before, pixels = latents.clone(), torch.empty(2, 32, 48, 3, dtype=torch.uint8, device=DEVICE)
+        Transforms(model, DEVICE, dtype).synthesis(latents, rows, pixels)
+        assert torch.equal(latents, before), "the latents are the caller's"
+        assert values.pop().isfinite().all()
+        share = ((pixels.cpu() - expected).abs() <= 1).float().mean()
+        if factor == 1:
+            assert share >= agreeing

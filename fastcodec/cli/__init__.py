@@ -90,6 +90,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         metavar="Q",
         help=f"from {MIN_QUALITY} (smallest) to {MAX_QUALITY} (best); 60 if not given",
     )
+    sizing.add_argument("--lossless", action="store_true", help="bit-exact pixels, larger files")
     sizing.add_argument("--target-bytes", type=_integer(1), metavar="N", help="best quality of at most N bytes a file")
     sizing.add_argument("--target-bpp", type=_positive, metavar="X", help="best quality of at most X bits a pixel")
     sub.add_argument(

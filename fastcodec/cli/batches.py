@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import batch, container
 from ..batch import StoppedError, Task
+from ..constants import MAX_QUALITY
 from ..container import DEFAULT_LIMITS, FileInfo, Limits, info
 from ..errors import (
     CorruptStreamError,
@@ -141,8 +142,10 @@ def _load_codec(arguments: argparse.Namespace) -> Codec | zoo.Codec:
 
 def _settle_quality(arguments: argparse.Namespace, codec: Codec | zoo.Codec) -> None:
     """The quality where none was asked for; wrong usage where one was, or a size, and the model has one rate."""
+    if arguments.lossless and arguments.model is not None:
+        raise _usage(f"--model {arguments.model}: only swift's files have lossless tiles")
     if arguments.model is None:
-        arguments.quality = arguments.quality or QUALITY
+        arguments.quality = MAX_QUALITY if arguments.lossless else arguments.quality or QUALITY
     elif codec.model.variable_rate:
         arguments.quality = arguments.quality or codec.quality
     elif arguments.quality or arguments.target_bytes or arguments.target_bpp:
@@ -256,11 +259,13 @@ class _Compress(_Steps):
             target = int(arguments.target_bpp * item.width * item.height / 8)
         if target is not None:
             return self.codec.encode_to_size(item, target, preset=arguments.preset)
+        if arguments.lossless:
+            return self.codec.encode_picture(item, lossless=True)
         return self.codec.encode_picture(item, quality=arguments.quality, preset=arguments.preset)
 
     def kind(self, item: Picture) -> Hashable | None:
-        sized = self.arguments.target_bytes or self.arguments.target_bpp
-        return None if sized else item.pixels.shape
+        alone = self.arguments.target_bytes or self.arguments.target_bpp or self.arguments.lossless
+        return None if alone else item.pixels.shape
 
     def code_many(self, items: Sequence[Picture]) -> list[Encoded]:
         return self.codec.encode_pictures(items, self.arguments.quality, self.arguments.preset)

@@ -51,7 +51,7 @@ def _details(record: dict[str, Any]) -> str:
 
 
 def _table(records: list[dict[str, Any]]) -> str:
-    columns = ("file", "width", "height", "mode", "quality", "bytes", "bpp", "tiles", "model")
+    columns = ("file", "width", "height", "mode", "quality", "bytes", "bpp", "tiles", "lossless_tiles", "model")
     texts = [{**record, "file": printable(record["file"]), "bpp": f"{record['bpp']:.3f}"} for record in records]
     rows = [columns, *([str(text[c]) for c in columns] for text in texts)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
@@ -66,7 +66,11 @@ def _table(records: list[dict[str, Any]]) -> str:
 
 
 def _tiles(record: dict[str, Any]) -> str:
-    return "1 tile" if record["tiles"] == 1 else f"{record['tiles']} tiles"
+    tiles, lossless = record["tiles"], record["lossless_tiles"]
+    text = "1 tile" if tiles == 1 else f"{tiles} tiles"
+    if lossless:
+        text += ", lossless" if lossless == tiles else f", {lossless} of them lossless"
+    return text
 
 
 def _bytes(count: int) -> str:

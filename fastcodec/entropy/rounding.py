@@ -28,9 +28,13 @@ _SYMBOL_LIMIT = 2**15 - 1
 
 def distortion_weight(config: SwiftConfig, inverse_gain: Tensor, quality: int) -> Tensor:
     """Bits that a unit of squared error in each latent is worth: float32 [M]. inverse_gain: [100, M]."""
+    return WEIGHT * worth_of_distortion(config, quality) * 255**2 / 3 * inverse_gain[quality - MIN_QUALITY].square()
+
+
+def worth_of_distortion(config: SwiftConfig, quality: int) -> float:
+    """lambda: the bits a pixel that one squared level of its mean squared error is worth at a quality."""
     position = (quality - MIN_QUALITY) / (MAX_QUALITY - MIN_QUALITY)
-    worth = config.lambda_min * (config.lambda_max / config.lambda_min) ** position
-    return WEIGHT * worth * 255**2 / 3 * inverse_gain[quality - MIN_QUALITY].square()
+    return config.lambda_min * (config.lambda_max / config.lambda_min) ** position
 
 
 def symbols(y: Tensor, means: Tensor, indexes: Tensor, weight: Tensor) -> Tensor:

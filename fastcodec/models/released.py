@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -26,6 +26,7 @@ from fastcodec.entropy.gaussian import gaussian_tables
 from fastcodec.errors import FastcodecError, ModelMismatchError
 from fastcodec.kernels.rans import TableSet
 
+from .bounds import check_features
 from .integer import ACTIVATION_MAX, Backend, EntropyModel, entropy_layers, export_entropy_side
 from .swift import (
     Analysis,
@@ -46,7 +47,7 @@ def export(model: Swift, path: Path, *, about: dict[str, str] | None = None) -> 
     """Write the released form of a trained model; returns its identity in hex.
 
     about: facts for the file's metadata (training steps and the like). Raises ExactnessError where the integer side
-    cannot be proved exact.
+    cannot be proved exact, UnsupportedError where features cannot be proved to stay inside half precision.
     """
     tensors = {f"entropy.{name}": tensor for name, tensor in export_entropy_side(model).items()}
     for part in ("g_a", "h_a", "g_s"):
@@ -58,6 +59,7 @@ def export(model: Swift, path: Path, *, about: dict[str, str] | None = None) -> 
     with torch.no_grad():
         tensors["gain"] = torch.exp(model.log_gain(t))
         tensors["inverse_gain"] = torch.exp(model.log_inverse_gain(t))
+    check_features(model, tensors["gain"], tensors["inverse_gain"])
     tensors[_PRIOR_TABLES] = torch.frombuffer(bytearray(hyper_tables(model.prior).to_bytes()), dtype=torch.uint8)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"name": "swift", "config": json.dumps(asdict(model.config)), **(about or {})}
@@ -105,7 +107,8 @@ def hyper_tables(prior: HyperPrior) -> TableSet:
 def restore(path: Path) -> Swift:
     """A trainable `Swift` from a released file: `export` undone, up to the rounding of weights to float16 and int8."""
     with safe_open(path, "pt") as file:
-        config = SwiftConfig(**json.loads(file.metadata()["config"]))
+        # Whatever the release was trained with, training goes on with features that cannot blow up.
+        config = replace(_config(file.metadata()["config"]), limit=SwiftConfig.limit)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     entropy = _part(tensors, "entropy.")
     model = Swift(config, entropy["context_shift"])
@@ -162,7 +165,7 @@ def read_model(path: Path, backend: Backend = "float32") -> Model:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        config = SwiftConfig(**json.loads(metadata["config"]))
+        config = _config(metadata["config"])
         digest = identity(tensors, metadata["config"])
         entropy = EntropyModel(_part(tensors, "entropy."), backend)
         transforms = [_module(kind(config), _part(tensors, prefix)) for kind, prefix in _TRANSFORMS]
@@ -190,6 +193,11 @@ def read_model(path: Path, backend: Backend = "float32") -> Model:
 
 
 _TRANSFORMS = ((Analysis, "g_a."), (HyperAnalysis, "h_a."), (Synthesis, "g_s."))
+
+
+def _config(text: str) -> SwiftConfig:
+    """The config of a release's metadata; releases without a limit of the features are older than it."""
+    return SwiftConfig(**{"limit": None, **json.loads(text)})
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -49,6 +49,9 @@ class SwiftConfig:
     lambda_max: float = 0.1
     step_coarse: float = 120.0  # initial quantisation step in pixel levels at quality 1
     step_fine: float = 8.5  # and at quality 100
+    # No feature that a layer reads is further from zero (docs/architecture.md, "Bounded features"). None, in releases
+    # that are older than the limit: they go on decoding as their files were written.
+    limit: float | None = 64.0
 
 
 def quality_position(quality: Tensor | float) -> Tensor | float:
@@ -76,11 +79,27 @@ def _pointwise(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 1)
 
 
-class Block(nn.Module):
-    """Residual block: 1x1, SiLU, depthwise 3x3, 1x1; then a gated 1x1 pair. The last layers start near zero."""
+def bounded(x: Tensor, limit: float | None) -> Tensor:
+    """x, clamped to -limit..limit; in place where no gradient needs what it was."""
+    if limit is None:
+        return x
+    return x.clamp(-limit, limit) if torch.is_grad_enabled() else x.clamp_(-limit, limit)
 
-    def __init__(self, channels: int):
+
+def _silu(x: Tensor) -> Tensor:
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+class Block(nn.Module):
+    """Residual block: 1x1, SiLU, depthwise 3x3, 1x1; then a gated 1x1 pair. The last layers start near zero.
+
+    The gated product is quadratic in the features, and the block after it reads what it adds: without a limit, features
+    out of the range of photographs grow doubly exponentially from block to block.
+    """
+
+    def __init__(self, channels: int, limit: float | None):
         super().__init__()
+        self.limit = limit
         self.expand = _pointwise(channels, channels)
         self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.project = _pointwise(channels, channels)
@@ -91,9 +110,11 @@ class Block(nn.Module):
             nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.project(self.depthwise(F.silu(self.expand(x))))
+        """x: [B, C, H, W], within the limit; so is what is returned."""
+        x = x + self.project(self.depthwise(_silu(self.expand(x))))
         value, gate = self.gate(x).chunk(2, 1)
-        return x + self.merge(value * F.silu(gate))
+        x = x + self.merge(bounded(value * _silu(gate), self.limit))
+        return bounded(x, self.limit)
 
 
 class Analysis(nn.Module):
@@ -104,14 +125,14 @@ class Analysis(nn.Module):
         c, m = config.features, config.latents
         self.head = _pointwise(192, c)
         self.modulation = QualityTable(config.quality_points, c)
-        self.blocks = nn.Sequential(*[Block(c) for _ in range(config.blocks)])
+        self.blocks = nn.Sequential(*[Block(c, config.limit) for _ in range(config.blocks)])
         self.down = nn.Conv2d(c, m, 5, stride=2, padding=2)
-        self.tail = Block(m)
+        self.tail = Block(m, config.limit)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         features = self.head(F.pixel_unshuffle(x - 0.5, 8))
         features = features * (1 + self.modulation(t))[:, :, None, None]
-        return self.tail(self.down(self.blocks(features)))
+        return self.tail(bounded(self.down(self.blocks(features)), self.tail.limit))
 
 
 class Synthesis(nn.Module):
@@ -120,17 +141,20 @@ class Synthesis(nn.Module):
     def __init__(self, config: SwiftConfig):
         super().__init__()
         c, m = config.features, config.latents
-        self.head = Block(m)
+        self.limit = config.limit
+        self.head = Block(m, config.limit)
         self.up = _pointwise(m, 4 * c)
         self.modulation = QualityTable(config.quality_points, c)
-        self.blocks = nn.Sequential(*[Block(c) for _ in range(config.blocks)])
+        self.blocks = nn.Sequential(*[Block(c, config.limit) for _ in range(config.blocks)])
         self.tail = nn.Conv2d(c, 192, 3, padding=1)
 
     def forward(self, y: Tensor, t: Tensor, fast: bool = False) -> Tensor:
         """fast: the residual blocks' branches in bfloat16. The layers that carry the image itself stay in float32: a
         mean rounded to eight bits would show as a quarter of a level."""
+        if self.limit is not None:
+            y = y.clamp(-self.limit, self.limit)  # not in place: the latents are the caller's
         features = F.pixel_shuffle(self.up(self.head(y)), 2)
-        features = features * (1 + self.modulation(t))[:, :, None, None]
+        features = bounded(features * (1 + self.modulation(t))[:, :, None, None], self.limit)
         with torch.autocast(y.device.type, torch.bfloat16) if fast else nullcontext():
             features = self.blocks(features)
         return F.pixel_shuffle(self.tail(features), 8) + 0.5
@@ -141,14 +165,16 @@ class HyperAnalysis(nn.Module):
 
     def __init__(self, config: SwiftConfig):
         super().__init__()
+        self.limit = config.limit
         self.head = nn.Conv2d(config.latents, 128, 3, padding=1)
         self.modulation = QualityTable(config.quality_points, 128)
         self.down1 = nn.Conv2d(128, 128, 5, stride=2, padding=2)
         self.down2 = nn.Conv2d(128, config.hyper_latents, 5, stride=2, padding=2)
 
     def forward(self, y: Tensor, t: Tensor) -> Tensor:
-        features = F.silu(self.head(torch.asinh(y)) + self.modulation(t)[:, :, None, None])
-        return self.down2(F.silu(self.down1(features))) * 4
+        features = _silu(self.head(torch.asinh(y)) + self.modulation(t)[:, :, None, None])
+        features = _silu(self.down1(bounded(features, self.limit)))
+        return self.down2(bounded(features, self.limit)) * 4
 
 
 def _round_ste(x: Tensor) -> Tensor:

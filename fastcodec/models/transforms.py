@@ -9,14 +9,16 @@ These are the networks of `swift.py` with their operations grouped by what lies 
 released weights are to begin with; the kernels' sums, biases and activation functions are float32. In this arithmetic,
 over the Kodak set at qualities 10, 60 and 100, no activation of the synthesis exceeds 16 and no value is further than
 0.27 levels from float32's before it is rounded, so pixels differ by one level at most. bfloat16 is not offered: tensor
-cores are no faster with it, and values move by two levels. Latents that no encoder made may leave fp16's range; their
-pixels are of no use then, but they are pixels.
+cores are no faster with it, and values move by two levels. Where the model has a limit, every feature is inside fp16's
+range whatever the pixels or the latents are (`bounds.py` proves it of each release). Releases without one are older;
+latents that no encoder made may leave the range there, and their pixels are of no use then, but they are pixels.
 
 On the CPU the same code runs on the kernels' references, or on the kernels in Triton's interpreter.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -47,6 +49,7 @@ class Transforms:
         if dtype not in (torch.float16, torch.float32):
             raise ValueError(f"the transforms run in float16 or float32, not in {dtype}")
         self.dtype = dtype
+        self._limit = math.inf if model.config.limit is None else model.config.limit
         put = _Placement(torch.device(device), dtype)
         g_a, h_a, g_s = model.g_a, model.h_a, model.g_s
         channels, latents = model.config.features, model.config.latents
@@ -55,8 +58,8 @@ class Transforms:
             weight = put.factor(g_a.head.weight.view(channels, 3, -1).transpose(0, 1))
             self._from_pixels = weight, put.addend(g_a.head.bias), put.addend(1 + _rows(g_a.modulation))
             self._analysis_blocks = [put.block(block) for block in g_a.blocks]
-            self._down = put.kernel(g_a.down)
-            self._analysis_tail = put.block(g_a.tail, g_a.down.bias)
+            self._down = put.kernel(g_a.down), put.factor(g_a.down.bias)
+            self._analysis_tail = put.block(g_a.tail)
             self._gain = put.addend(model.gain)
 
             self._hyper_head = put.kernel(h_a.head)
@@ -80,11 +83,13 @@ class Transforms:
         pixels gets the rectangle of the 16h x 16w pixels whose upper left corner is row `top` and column `left`; it may
         be a part of larger images, as long as each of its rows lies in one piece.
         """
+        if self._limit < math.inf:
+            latents = latents.clamp(-self._limit, self._limit)
         y = self._run([self._synthesis_head], latents, self._expand(latents, self._synthesis_head))
         batch, height, width, _ = y.shape
         x = y.new_empty(batch, 2 * height, 2 * width, self._upsample_2[0].shape[1])
         expanded = torch.empty_like(x)
-        upsample_2(y, *self._upsample_2, quality, *self._synthesis_blocks[0].expand, x, expanded)
+        upsample_2(y, *self._upsample_2, quality, self._limit, *self._synthesis_blocks[0].expand, x, expanded)
         x = self._run(self._synthesis_blocks, x, expanded)
         to_pixels(_convolution(x, self._tail), self._tail_bias, pixels, top, left)
 
@@ -96,14 +101,15 @@ class Transforms:
         each of their rows lies in one piece.
         """
         batch, height, width = (pixels.shape[0], *(2 * ceil_div(side, LATENT_STRIDE) for side in pixels.shape[1:3]))
-        x = torch.empty(batch, height, width, self._down.shape[1], dtype=self.dtype, device=pixels.device)
+        weight, bias = self._down
+        x = torch.empty(batch, height, width, weight.shape[1], dtype=self.dtype, device=pixels.device)
         expanded = torch.empty_like(x)
         from_pixels(pixels, *self._from_pixels, quality, *self._analysis_blocks[0].expand, x, expanded)
         x = self._run(self._analysis_blocks, x, expanded)
-        x = _convolution(x, self._down, stride=2)
+        x = self._bounded(_convolution(x, weight, stride=2).add_(bias))
         y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
         tail = self._analysis_tail
-        residual_block(self._expand(x, tail), x, tail.rest, y, scale=self._gain, quality=quality)
+        residual_block(self._expand(x, tail), x, tail.rest, self._limit, y, scale=self._gain, quality=quality)
         return y
 
     def hyper_analysis(self, y: Tensor, quality: Tensor) -> Tensor:
@@ -114,12 +120,16 @@ class Transforms:
             if beyond := -size % HYPER_STRIDE:
                 y = y.index_select(axis, torch.arange(size + beyond, device=y.device).clamp_(max=size - 1))
         x = _convolution(torch.asinh(y).to(self.dtype), self._hyper_head)
-        x = F.silu(x + self._hyper_head_bias.index_select(0, quality)[:, None, None])
+        x = self._bounded(F.silu(x + self._hyper_head_bias.index_select(0, quality)[:, None, None]))
         weight, bias = self._hyper_down1
-        x = F.silu(_convolution(x, weight, stride=2) + bias)
+        x = self._bounded(F.silu(_convolution(x, weight, stride=2) + bias))
         weight, bias = self._hyper_down2
         z = _convolution(x, weight, stride=2) + bias
         return z.round_().clamp_(-ACTIVATION_MAX, ACTIVATION_MAX).to(torch.int16)
+
+    def _bounded(self, x: Tensor) -> Tensor:
+        """x, clamped in place; a kernel less where there is no limit."""
+        return x.clamp_(-self._limit, self._limit) if self._limit < math.inf else x
 
     @staticmethod
     def _expand(x: Tensor, block: _Block) -> Tensor:
@@ -128,16 +138,15 @@ class Transforms:
         expand(x, *block.expand, expanded)
         return expanded
 
-    @staticmethod
-    def _run(blocks: list[_Block], x: Tensor, expanded: Tensor) -> Tensor:
+    def _run(self, blocks: list[_Block], x: Tensor, expanded: Tensor) -> Tensor:
         """Residual blocks, one after the other, of x and what the first one's first layer made of it."""
         for block, following in zip(blocks, [*blocks[1:], None], strict=True):
             out = torch.empty_like(x)
             if following is None:
-                residual_block(expanded, x, block.rest, out)
+                residual_block(expanded, x, block.rest, self._limit, out)
             else:
                 expanded_out = torch.empty_like(expanded)
-                residual_block(expanded, x, block.rest, out, *following.expand, expanded_out)
+                residual_block(expanded, x, block.rest, self._limit, out, *following.expand, expanded_out)
                 expanded = expanded_out
             x = out
         return x
@@ -168,19 +177,14 @@ class _Placement(NamedTuple):
         """A dense convolution's weight, as PyTorch wants it for channels-last activations."""
         return layer.weight.to(self.device, self.dtype).contiguous(memory_format=torch.channels_last)
 
-    def block(self, block: Block, offset: Tensor | None = None) -> _Block:
-        """offset: [C], still to be added to the block's input; the first layer's bias and the skip's take it up."""
-        expand_bias, project_bias = block.expand.bias, block.project.bias
-        if offset is not None:
-            expand_bias = expand_bias + block.expand.weight.flatten(1) @ offset
-            project_bias = project_bias + offset
+    def block(self, block: Block) -> _Block:
         return _Block(
-            (self.factor(block.expand.weight.flatten(1)), self.addend(expand_bias)),
+            (self.factor(block.expand.weight.flatten(1)), self.addend(block.expand.bias)),
             BlockWeights(
                 depthwise=self.addend(block.depthwise.weight.flatten(1).T),
                 depthwise_bias=self.addend(block.depthwise.bias),
                 project=self.factor(block.project.weight.flatten(1)),
-                project_bias=self.addend(project_bias),
+                project_bias=self.addend(block.project.bias),
                 gate=self.factor(block.gate.weight.flatten(1)),
                 gate_bias=self.addend(block.gate.bias),
                 merge=self.factor(block.merge.weight.flatten(1)),

@@ -2,7 +2,7 @@
 
     e  = SiLU(x W_e^T + b_e)                                        made by the kernel before, zero outside the image
     x1 = x + (depthwise3x3(e) + b_d) W_p^T + b_p
-    x' = x1 + (v * SiLU(g)) W_m^T + b_m        (v, g) = x1 W_g^T + b_g
+    x' = clamp(x1 + clamp(v * SiLU(g)) W_m^T + b_m)     (v, g) = x1 W_g^T + b_g, clamp to -limit..limit
     e' = SiLU(x' W_e'^T + b_e')                                     for the block that follows
 
 It is the block of `swift` (a depthwise separable convolution and a gated linear unit, each with a skip). Only e must be
@@ -12,6 +12,9 @@ seen by a position's neighbours, so that is where the kernels are cut: each read
 A program has a small rectangle of positions, so that the taps of one come from the cache as neighbours of another, and
 goes through channels in pieces: the taps of some channels straight into the product that follows them, some outputs of
 the gate straight into the next one. On chip stay x1 in float32, which the last product adds to, and its copy in fp16.
+
+The product of v and SiLU(g) is quadratic in the features, so it is clamped in float32, before fp16 would make it
+infinite. What else is fp16 here is linear in clamped features, and `fastcodec.models.bounds` proves that it fits.
 """
 
 from __future__ import annotations
@@ -60,6 +63,7 @@ def residual_block_reference(
     expanded: Tensor,
     trunk: Tensor,
     weights: list[Tensor],
+    limit: float,
     out: Tensor,
     expand_weight: Tensor | None = None,
     expand_bias: Tensor | None = None,
@@ -70,18 +74,18 @@ def residual_block_reference(
     """The rest of a residual block, behind its first layer, and the first layer of the next one.
 
     expanded: [B, H, W, C], what the block's first layer gave, behind its SiLU; trunk: the block's input, of the same
-    shape; weights: `BlockWeights`, of expanded's type. out gets x', in any floating type. Either expanded_out gets
-    SiLU(x' W^T + b) with expand_weight [C, C] and expand_bias float32 [C]; or x' is multiplied by the row
-    scale[quality[b]] of its image, scale being float32 [rows, C] and quality int32 [B]; or neither. All are contiguous,
-    and outputs apart from inputs; C is a power of two from 32.
+    shape; weights: `BlockWeights`, of expanded's type; limit: of the gated product and of x', infinity for none. out
+    gets x', in any floating type. Either expanded_out gets SiLU(x' W^T + b) with expand_weight [C, C] and expand_bias
+    float32 [C]; or x' is multiplied by the row scale[quality[b]] of its image, scale being float32 [rows, C] and
+    quality int32 [B]; or neither. All are contiguous, and outputs apart from inputs; C is a power of two from 32.
     """
     w = BlockWeights(*weights)
     dtype = expanded.dtype
     convolved = depthwise_3x3_reference(expanded, w.depthwise, w.depthwise_bias).to(dtype)
     x = trunk.float() + F.linear(convolved.float(), w.project.float(), w.project_bias)
     value, gate = F.linear(x.to(dtype).float(), w.gate.float(), w.gate_bias).chunk(2, -1)
-    gated = (value * F.silu(gate)).to(dtype)
-    x = x + F.linear(gated.float(), w.merge.float(), w.merge_bias)
+    gated = (value * F.silu(gate)).clamp(-limit, limit).to(dtype)
+    x = (x + F.linear(gated.float(), w.merge.float(), w.merge_bias)).clamp(-limit, limit)
     if expanded_out is not None:
         expanded_out.copy_(F.silu(F.linear(x.to(dtype).float(), expand_weight.float(), expand_bias)))
     if scale is not None:
@@ -89,7 +93,7 @@ def residual_block_reference(
     out.copy_(x)
 
 
-@triton.jit(do_not_specialize=["quality", "height", "width", "across", "tiles"])
+@triton.jit(do_not_specialize=["limit", "quality", "height", "width", "across", "tiles"])
 def _residual_kernel(
     expanded,
     trunk,
@@ -101,6 +105,7 @@ def _residual_kernel(
     gate_bias,
     merge_weight,
     merge_bias,
+    limit,
     out,
     expand_weight,
     expand_bias,
@@ -152,7 +157,9 @@ def _residual_kernel(
         w = tl.load(gate_weight + (C + piece)[None, :] * C + channels[:, None])
         gate = tl.dot(rounded, w) + tl.load(gate_bias + C + piece)[None, :]
         w = tl.load(merge_weight + channels[None, :] * C + piece[:, None])
-        x = tl.dot((value * silu(gate)).to(dtype), w, x)
+        gated = tl.clamp(value * silu(gate), -limit, limit, tl.PropagateNan.ALL)
+        x = tl.dot(gated.to(dtype), w, x)
+    x = tl.clamp(x, -limit, limit, tl.PropagateNan.ALL)
 
     if expanded_out is not None:
         store_expanded(x.to(dtype), expand_weight, expand_bias, expanded_out + start, position, inside, C, C, PIECE)
@@ -170,6 +177,7 @@ def _residual_block(
     expanded: Tensor,
     trunk: Tensor,
     weights: list[Tensor],
+    limit: float,
     out: Tensor,
     expand_weight: Tensor | None = None,
     expand_bias: Tensor | None = None,
@@ -199,7 +207,7 @@ def _residual_block(
         check("quality", quality, torch.int32, batch)
     if not runs_kernel(expanded):
         return residual_block_reference(
-            expanded, trunk, weights, out, expand_weight, expand_bias, expanded_out, scale, quality
+            expanded, trunk, weights, limit, out, expand_weight, expand_bias, expanded_out, scale, quality
         )
     rows, columns = _rectangle(channels)
     across = triton.cdiv(width, columns)
@@ -208,6 +216,7 @@ def _residual_block(
         expanded,
         trunk,
         *weights,
+        limit,
         out,
         expand_weight,
         expand_bias,
@@ -228,8 +237,9 @@ def _residual_block(
 
 
 operator(
-    "residual_block(Tensor expanded, Tensor trunk, Tensor[] weights, Tensor(a!) out, Tensor? expand_weight=None, "
-    "Tensor? expand_bias=None, Tensor(b!)? expanded_out=None, Tensor? scale=None, Tensor? quality=None) -> ()",
+    "residual_block(Tensor expanded, Tensor trunk, Tensor[] weights, float limit, Tensor(a!) out, "
+    "Tensor? expand_weight=None, Tensor? expand_bias=None, Tensor(b!)? expanded_out=None, Tensor? scale=None, "
+    "Tensor? quality=None) -> ()",
     _residual_block,
 )
 
@@ -240,7 +250,7 @@ residual_block = torch.ops.fastcodec.residual_block.default
 def builds() -> list[Build]:
     """The released model's blocks in fp16: at 1/8 with a block behind them and without, at 1/16 in the synthesis and,
     with the gain and latents in float32, in the analysis."""
-    types = {"depthwise_weight": "*fp32", "scale": "*fp32", "quality": "*i32"}
+    types = {"depthwise_weight": "*fp32", "limit": "fp32", "scale": "*fp32", "quality": "*i32"}
     types |= dict.fromkeys(("height", "width", "across", "tiles"), "i32")
     following = {"expand_weight", "expand_bias", "expanded_out"}
     scaling = {"scale", "quality"}

@@ -1,6 +1,6 @@
 """Twice as many rows and columns by a 1x1 layer, scaled by the quality, and the way into the block that follows.
 
-    x[2i + r, 2j + c] = (y[i, j] W_rc^T + b_rc) * scale[quality]    r, c in 0, 1: a pixel shuffle
+    x[2i + r, 2j + c] = clamp((y[i, j] W_rc^T + b_rc) * scale[quality])     r, c in 0, 1: a pixel shuffle
     e = SiLU(x W_e^T + b_e)
 
 A pixel shuffle of a 1x1 layer is four layers, each with a place of its own in the 2 x 2 positions that one becomes. So
@@ -31,34 +31,37 @@ def upsample_2_reference(
     bias: Tensor,
     scale: Tensor,
     quality: Tensor,
+    limit: float,
     expand_weight: Tensor,
     expand_bias: Tensor,
     out: Tensor,
     expanded: Tensor,
 ) -> None:
-    """A 1x1 layer, a pixel shuffle by 2, a factor for each channel; and SiLU(x W^T + b) of what that gives.
+    """A 1x1 layer, a pixel shuffle by 2, a factor for each channel, a clamp; and SiLU(x W^T + b) of what that gives.
 
     y: [B, H, W, K], fp16 or float32; weight: [4, C, K] of that type and bias: float32 [4, C], the layers of the upper
     left, upper right, lower left and lower right position; scale: float32 [rows, C]; quality: int32 [B], the images'
-    rows of scale; expand_weight: [C, C] of y's type, expand_bias: float32 [C]. out and expanded get x and e, both
-    [B, 2H, 2W, C] of y's type. All are contiguous; K and C are powers of two from 32.
+    rows of scale; limit: x is clamped to -limit..limit, before it is rounded to y's type, infinity for no clamp;
+    expand_weight: [C, C] of y's type, expand_bias: float32 [C]. out and expanded get x and e, both [B, 2H, 2W, C] of
+    y's type. All are contiguous; K and C are powers of two from 32.
     """
     batch, height, width, _ = y.shape
     channels = weight.shape[1]
     x = F.linear(y.float(), weight.flatten(0, 1).float(), bias.flatten())
     x = x.view(batch, height, width, 2, 2, channels).transpose(2, 3).reshape(out.shape)
-    x = x * scale[quality.long(), None, None]
+    x = (x * scale[quality.long(), None, None]).clamp(-limit, limit)
     out.copy_(x)
     expanded.copy_(F.silu(F.linear(out.float(), expand_weight.float(), expand_bias)))
 
 
-@triton.jit(do_not_specialize=["quality", "height", "width", "tiles"])
+@triton.jit(do_not_specialize=["limit", "quality", "height", "width", "tiles"])
 def _upsample_2_kernel(
     y,
     weight,
     bias,
     scale,
     quality,
+    limit,
     expand_weight,
     expand_bias,
     out,
@@ -87,6 +90,7 @@ def _upsample_2_kernel(
         x = tl.dot(rows, w, x)
     x += tl.load(bias + quarter * C + channels)[None, :]
     x *= tl.load(scale + tl.load(quality + image) * C + channels)[None, :]
+    x = tl.clamp(x, -limit, limit, tl.PropagateNan.ALL)
 
     row = place // width * 2 + quarter // 2
     column = place % width * 2 + quarter % 2
@@ -103,6 +107,7 @@ def _upsample_2(
     bias: Tensor,
     scale: Tensor,
     quality: Tensor,
+    limit: float,
     expand_weight: Tensor,
     expand_bias: Tensor,
     out: Tensor,
@@ -121,7 +126,7 @@ def _upsample_2(
     check("out", out, y.dtype, batch, 2 * height, 2 * width, channels)
     check("expanded", expanded, y.dtype, *out.shape)
     if not runs_kernel(y):
-        return upsample_2_reference(y, weight, bias, scale, quality, expand_weight, expand_bias, out, expanded)
+        return upsample_2_reference(y, weight, bias, scale, quality, limit, expand_weight, expand_bias, out, expanded)
     tiles = triton.cdiv(height * width, _POSITIONS)
     _upsample_2_kernel[(batch * tiles, 4)](
         y,
@@ -129,6 +134,7 @@ def _upsample_2(
         bias,
         scale,
         quality,
+        limit,
         expand_weight,
         expand_bias,
         out,
@@ -146,8 +152,8 @@ def _upsample_2(
 
 
 operator(
-    "upsample_2(Tensor y, Tensor weight, Tensor bias, Tensor scale, Tensor quality, Tensor expand_weight, "
-    "Tensor expand_bias, Tensor(a!) out, Tensor(b!) expanded) -> ()",
+    "upsample_2(Tensor y, Tensor weight, Tensor bias, Tensor scale, Tensor quality, float limit, "
+    "Tensor expand_weight, Tensor expand_bias, Tensor(a!) out, Tensor(b!) expanded) -> ()",
     _upsample_2,
 )
 
@@ -158,7 +164,7 @@ upsample_2 = torch.ops.fastcodec.upsample_2.default
 def builds() -> list[Build]:
     """256 latents to 128 channels, as the released model has them, in fp16."""
     signature = dict.fromkeys(("y", "weight", "expand_weight", "out", "expanded"), "*fp16")
-    signature |= dict.fromkeys(("bias", "scale", "expand_bias"), "*fp32") | {"quality": "*i32"}
+    signature |= dict.fromkeys(("bias", "scale", "expand_bias"), "*fp32") | {"quality": "*i32", "limit": "fp32"}
     signature |= dict.fromkeys(("height", "width", "tiles"), "i32")
     constants = {"K": 256, "C": 128, "POSITIONS": _POSITIONS, "INPUTS": _INPUTS, "PIECE": PIECE}
     unaligned = frozenset({"quality"})

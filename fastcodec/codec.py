@@ -239,13 +239,13 @@ class Codec:
     def _decode_into(self, files: list[Container], area: Rect, out: Tensor) -> Callable[[], object]:
         """Decode files of equal size whose lossless tiles are the same, uint8 [files, height, width, 3]. What is
         returned waits for the result."""
-        tiles = lossless_tiles.tiles_within(files[0], area)
+        tiles = lossless_tiles.images_within(files[0], area)
         network = _needs_network(files[0], area)
         wait = self._engine(self._model_for(files[0].header)).decode_into(files, area, out).wait if network else list
         for file, pixels in zip(files, out, strict=True):
             for number, covered in tiles:
                 kept = covered.common(area)
-                part = lossless_tiles.read_tile(file, number, covered)[kept.within(covered).slices]
+                part = lossless_tiles.read_image(file, number, covered)[kept.within(covered).slices]
                 pixels[kept.within(area).slices].copy_(torch.from_numpy(np.ascontiguousarray(part)))
         return wait
 
@@ -268,8 +268,8 @@ class Codec:
         whole = _region(None, parsed.header.grid)
         if _needs_network(parsed, whole):
             self._engine(self._model_for(parsed.header)).verify(parsed)
-        for number, covered in lossless_tiles.tiles_within(parsed, whole):
-            lossless_tiles.read_tile(parsed, number, covered)
+        for number, covered in lossless_tiles.images_within(parsed, whole):
+            lossless_tiles.read_image(parsed, number, covered)
         check_alpha(parsed)
 
     def latents(self, data: bytes | bytearray | memoryview) -> Tensor:
@@ -352,7 +352,7 @@ class Codec:
                     tiles[number] = TileData(payload, tiles[number].alpha, lossless=True)
                     del tried[number]
                     changed = True
-        return tiles
+        return lossless_tiles.join(tiles, picture.pixels, grid)
 
     def _model_for(self, header: Header) -> released.Model:
         if header.float_entropy:
@@ -375,8 +375,8 @@ class Codec:
         # While a GPU is at work:
         alphas = [read_alpha(file, area) for file in files]
         tiles = [
-            [(pixels, lossless_tiles.read_tile(file, number, pixels)) for number, pixels in places]
-            for file, places in ((file, lossless_tiles.tiles_within(file, area)) for file in files)
+            [(pixels, lossless_tiles.read_image(file, number, pixels)) for number, pixels in places]
+            for file, places in ((file, lossless_tiles.images_within(file, area)) for file in files)
         ]
 
         def finish() -> list[Picture]:
@@ -465,6 +465,7 @@ def _encode_losslessly(picture: Picture, identity: bytes) -> Encoded:
     for tile in grid.tiles():
         part = picture.pixels[tile.scaled(LATENT_STRIDE).clipped(grid.height, grid.width).slices]
         tiles.append(TileData(lossless_tiles.encode(part), encode_alpha(picture.alpha, tile, grid), lossless=True))
+    tiles = lossless_tiles.join(tiles, picture.pixels, grid)
     return Encoded(container.write(header, tiles), float(sum(8 * len(tile.payload) for tile in tiles)), MAX_QUALITY)
 
 

@@ -12,15 +12,15 @@ from __future__ import annotations
 import io
 import struct
 from collections.abc import Collection
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import groupby, product
 
 import numpy as np
 from PIL import Image, features
 from torch import Tensor
 
 from .constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY
-from .container import Container
+from .container import Container, TileData
 from .errors import CorruptStreamError, UnavailableError
 from .geometry import SYNTHESIS_HALO, Grid, Rect
 
@@ -43,6 +43,10 @@ _SAMPLED_PIXELS = 24576  # about, in whole rows, each fourth at most
 # What a bit-exact tile is worth in itself. It also keeps a small picture lossless from one quality to the next.
 _BONUS_BITS = 128
 
+# Tiles of a row that one image may hold: a screen of 4K is 4 tiles wide, and whoever wants one of them decodes 4.
+_JOINED_TILES = 4
+_MOST_PIXELS = (1 << 14) - 1  # a side of a WebP image
+
 BLOCK = 16  # side of the blocks of which the worst one counts
 
 
@@ -58,7 +62,7 @@ def available() -> bool:
 
 
 def encode(pixels: np.ndarray) -> bytes:
-    """A tile's payload. pixels: uint8 [height, width, 3] or [height, width], at most 16,384 a side.
+    """A tile's payload. pixels: uint8 [height, width, 3] or [height, width], at most 16,383 a side.
 
     Raises UnavailableError where this Pillow has no WebP.
     """
@@ -165,19 +169,48 @@ def promise(quality: int) -> Distortion:
 # ---- beside network tiles
 
 
-def tiles_within(file: Container, area: Rect) -> list[tuple[int, Rect]]:
-    """Number and pixels (cut at the image's border) of a file's lossless tiles that meet a rectangle of pixels."""
-    grid = file.header.grid
-    covered = (
-        (number, tile.scaled(LATENT_STRIDE).clipped(grid.height, grid.width))
-        for number, tile in enumerate(grid.tiles())
-        if file.lossless[number]
-    )
-    return [(number, pixels) for number, pixels in covered if pixels.meets(area)]
+def images_within(file: Container, area: Rect) -> list[tuple[int, Rect]]:
+    """The lossless images of a file that meet a rectangle of pixels: the number of the tile that holds each, and the
+    pixels that it covers, those of the tiles that continue it included.
+
+    Raises CorruptStreamError for a tile that continues none.
+    """
+    grid, found = file.header.grid, []
+    for number, tile in enumerate(grid.tiles()):
+        if not file.lossless[number]:
+            continue
+        pixels = tile.scaled(LATENT_STRIDE).clipped(grid.height, grid.width)
+        if file.lengths[number][0]:
+            found.append((number, pixels))
+            continue
+        first, before = found[-1] if found else (number, pixels)
+        if before.top != pixels.top or before.right != pixels.left or pixels.right - before.left > _MOST_PIXELS:
+            raise CorruptStreamError(f"tile {number} is damaged: it continues no lossless tile", number)
+        found[-1] = first, Rect(before.top, before.left, before.bottom, pixels.right)
+    return [(number, pixels) for number, pixels in found if pixels.meets(area)]
 
 
-def read_tile(file: Container, number: int, pixels: Rect) -> np.ndarray:
-    """A lossless tile's pixels, uint8 [height, width, 3]. Raises CorruptStreamError naming the tile."""
+def join(tiles: list[TileData], pixels: np.ndarray, grid: Grid) -> list[TileData]:
+    """The tiles of an image, with lossless neighbours of a row in one image where that takes fewer bytes: the first one
+    holds it, and the others are empty. pixels: the whole image."""
+    tiles, columns = list(tiles), len(grid.columns) - 1
+    areas = [tile.scaled(LATENT_STRIDE).clipped(grid.height, grid.width) for tile in grid.tiles()]
+    for row in range(0, len(tiles), columns):
+        for lossless, group in groupby(range(row, row + columns), key=lambda number: tiles[number].lossless):
+            run = list(group)
+            for start in range(0, len(run) if lossless else 0, _JOINED_TILES):
+                first, *others = part = run[start : start + _JOINED_TILES]
+                area = Rect(areas[first].top, areas[first].left, areas[first].bottom, areas[part[-1]].right)
+                together = encode(pixels[area.slices]) if others else None
+                if together and len(together) < sum(len(tiles[number].payload) for number in part):
+                    tiles[first] = replace(tiles[first], payload=together)
+                    for number in others:
+                        tiles[number] = replace(tiles[number], payload=b"")
+    return tiles
+
+
+def read_image(file: Container, number: int, pixels: Rect) -> np.ndarray:
+    """What `images_within` has found, uint8 [height, width, 3]. Raises CorruptStreamError naming the tile."""
     try:
         return decode(file.tile(number).payload, pixels.height, pixels.width)
     except CorruptStreamError as error:

@@ -81,3 +81,11 @@ def compressai():
         return _compressai.load()
     finally:
         sys.path.pop(0)
+
+
+@pytest.fixture
+def network_tiles(monkeypatch):
+    """No tile is tried losslessly: small pictures, which always are, go through the networks too."""
+    from fastcodec import lossless
+
+    monkeypatch.setattr(lossless, "worth_trying", lambda *_: False)

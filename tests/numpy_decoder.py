@@ -26,6 +26,7 @@ CONTAINER_VARINT, PAYLOAD_VARINT = 8, 5
 MAX_AREA, MAX_PIXELS, MAX_METADATA = 2**48, 2**28, 2**24
 LATENT_STRIDE, HYPER_STRIDE = 16, 4
 TILE_LATENTS, MIN_TILE_LATENTS = 64, 16
+MAX_LOSSLESS_WIDTH = 16383
 PROBABILITY_BITS, PROBABILITY_TOTAL = 14, 2**14
 WORD_BITS, STATE_LOW = 16, 2**16
 MAX_LANES_LOG2, MAX_STREAMS = 5, 65535
@@ -189,6 +190,17 @@ def read_container(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[dict[str,
         crc = zlib.crc32(tile.payload + tile.alpha, zlib.crc32(struct.pack("<I", number), header_crc))
         require(reader.u32() == crc, f"the CRC of tile {number} differs")
         tiles.append(tile)
+
+    # 1.4: an empty lossless tile continues the one to its left.
+    edges, begin = tile_edges(columns), 0
+    for number, tile in enumerate(tiles):
+        column = number % (len(edges) - 1)
+        if not tile.lossless or tile.payload:
+            begin = column
+            continue
+        require(column > 0 and tiles[number - 1].lossless, f"tile {number} continues no lossless tile")
+        wide = min(width, LATENT_STRIDE * edges[column + 1]) - LATENT_STRIDE * edges[begin]
+        require(wide <= MAX_LOSSLESS_WIDTH, f"tile {number} makes its run too wide")
     return header, tiles
 
 

@@ -17,6 +17,8 @@ from fastcodec.kernels.triton import hyper_synthesis, parameters, pixels, pointw
 from fastcodec.kernels.triton.common import INTERPRETED
 from fastcodec.models.swift import SwiftConfig
 
+pytestmark = pytest.mark.usefixtures("network_tiles")
+
 # What a decode of one image launches, in order.
 LAUNCHES = [
     "rANS z",

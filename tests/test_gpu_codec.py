@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastcodec import container, gpu
+from fastcodec import container, gpu, lossless
 from fastcodec.codec import Codec
 from fastcodec.container import TileData
 from fastcodec.errors import CorruptStreamError, ImageError
@@ -27,6 +27,8 @@ from fastcodec.kernels import rans
 from fastcodec.kernels.rans import _cuda
 from fastcodec.kernels.triton import hyper_synthesis, parameters, pixels, pointwise, residual, upsample
 from fastcodec.kernels.triton.common import INTERPRETED
+
+pytestmark = pytest.mark.usefixtures("network_tiles")
 
 TRANSFORMS = (pixels, pointwise, residual, upsample)
 ENTROPY = (hyper_synthesis, parameters)
@@ -210,6 +212,29 @@ def test_large_images_in_parts(cpu, codec, engine, photographs, monkeypatch):
         x, y, width, height = region
         part = codec.decode(data, out="numpy", region=region)
         assert difference(part, whole[y : y + height, x : x + width]) <= 1
+
+
+def test_mixed_files(cpu, codec, photographs):
+    """Lossless tiles beside network tiles: latents, pixels, regions, tensors."""
+    picture = photo(photographs, 2048, 40)
+    picture[:, 1024:2048] = 0
+    picture[::5, 1024:2048] = (255, 0, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lossless, "worth_trying", lambda pixels, _: not pixels[1:5].any())
+        data = cpu.encode(picture, quality=50)
+        assert container.read(codec.encode(picture, quality=50)).lossless == (False, True)
+    assert container.read(data).lossless == (False, True)
+    assert torch.equal(codec.latents(data), cpu.latents(data))
+    codec.verify(data)
+    whole = cpu.decode(data, out="numpy")
+    assert difference(codec.decode(data, out="numpy"), whole) <= 1
+    region = (1000, 3, 60, 30)
+    assert difference(codec.decode(data, out="numpy", region=region), whole[3:33, 1000:1060]) <= 1
+    files = [data, cpu.encode(picture, lossless=True), data]
+    decoded = codec.decode_tensor(files)
+    decoded.check()
+    for found, wanted in zip(decoded.pixels.permute(0, 2, 3, 1).cpu().numpy(), (whole, picture, whole), strict=True):
+        assert difference(found, wanted) <= 1
 
 
 # ---- one copy in, one wait, launches that can be repeated

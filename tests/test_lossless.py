@@ -155,7 +155,8 @@ def test_a_lossless_payload_that_lies_is_refused_by_its_tile(codec, mixed):
             with pytest.raises(CorruptStreamError, match="tile 1 is damaged") as caught:
                 read(forged)
             assert caught.value.tile == 1
-        codec.decode(forged, region=(0, 0, 900, 100))  # which does not meet the tile
+        if payload:
+            codec.decode(forged, region=(0, 0, 900, 100))  # which does not meet the tile
     swapped = container.write(file.header, [TileData(tiles[1].payload), tiles[1], tiles[2]])
     with pytest.raises(CorruptStreamError, match="tile 0"):
         codec.verify(swapped)
@@ -270,3 +271,40 @@ def test_the_promise_rises_with_quality():
     assert all(later.mean <= earlier.mean for earlier, later in pairwise(promises))
     assert 10 * np.log10(255**2 / lossless.promise(90).mean) == pytest.approx(32)
     assert 10 * np.log10(255**2 / lossless.promise(60).worst) == pytest.approx(18)
+
+
+# ---- neighbours in one image
+
+
+def test_lossless_neighbours_share_an_image(codec):
+    pixels = np.tile(drawing(100, SIDE), (1, 5, 1))
+    data = codec.encode(pixels, lossless=True)
+    file = container.read(data)
+    assert [length > 0 for length, _ in file.lengths] == [True, False, False, False, True]
+    alone = [len(lossless.encode(pixels[:, SIDE * n : SIDE * n + SIDE])) for n in range(5)]
+    assert len(data) < sum(alone)
+    assert np.array_equal(codec.decode(data, out="numpy"), pixels)
+    for x in (0, SIDE + 5, 3 * SIDE - 9, 4 * SIDE + 1):
+        assert np.array_equal(codec.decode(data, out="numpy", region=(x, 3, 50, 9)), pixels[3:12, x : x + 50])
+    codec.verify(data)
+
+
+def test_rows_do_not_continue_each_other(codec):
+    pixels = np.tile(drawing(SIDE, SIDE), (2, 2, 1))
+    file = container.read(codec.encode(pixels, lossless=True))
+    assert [length > 0 for length, _ in file.lengths] == [True, False, True, False]
+    first, empty, second, _ = (file.tile(number) for number in range(4))
+    for number, tiles in ((0, [empty, first, second, empty]), (2, [first, empty, empty, second])):
+        with pytest.raises(CorruptStreamError, match=f"tile {number} .* continues no lossless tile") as caught:
+            codec.decode(container.write(file.header, tiles))
+        assert caught.value.tile == number
+
+
+def test_a_run_is_no_wider_than_webp(codec):
+    header = Header(16 * SIDE, 20, 100, codec.model.identity)
+    payload = lossless.encode(drawing(20, 15 * SIDE))
+    tiles = [TileData(payload, lossless=True), *[TileData(b"", lossless=True)] * 14]
+    fifteen = container.write(dataclasses.replace(header, width=15 * SIDE), tiles)
+    assert np.array_equal(codec.decode(fifteen, out="numpy"), drawing(20, 15 * SIDE))
+    with pytest.raises(CorruptStreamError, match="tile 15"):
+        codec.decode(container.write(header, [*tiles, TileData(b"", lossless=True)]))

@@ -15,10 +15,10 @@ from unittest import mock
 import numpy as np
 
 from fastcodec import Codec
+from fastcodec.crops import CropSource
 from fastcodec.entropy import rounding
 from fastcodec.images import Picture
 from fastcodec.metrics import bd_rate, psnr
-from fastcodec.train import CropSource
 
 from ._common import console, table
 

@@ -9,6 +9,10 @@ text, windows, charts, flat colours, noise. A killed run resumes from its last c
 finished one starts another cycle from its weights. Every interval it writes one JSON line to `log.jsonl` in the run's
 folder: the step, the loss, the rates, and the loss on two validation splits that training never sees, photographs and
 graphics.
+
+On a GPU the pixels lie on the device (crops.py), and a whole step, from cutting the crops to the averaged weights, is
+one CUDA graph, captured anew when the cycle changes what a step computes: the host only sets the rate and draws
+pictures. Both ways run `_compute`.
 """
 
 from __future__ import annotations
@@ -20,38 +24,40 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from . import graphics, metrics
+from . import metrics
 from .codec import Codec
-from .errors import FastcodecError, ImageError, ModelMismatchError
+from .crops import CropSource, ResidentCrops, drawing_pool, image_files
+from .errors import FastcodecError, ModelMismatchError
 from .images import read_picture
 from .models import released, tasks, zoo
 
-VALIDATION_EVERY = 40  # one image in so many is held out of training
-DRAWN_PICTURES = 384  # graphics that are held in memory; each step draws one of them anew
-DRAWN_SIDE = 512
 LOSS_LIMIT = 1.0  # twice a photograph's usual loss
-VALIDATION_GRAPHICS = 36  # drawn pictures that are held out,
-VALIDATION_SEED = 2021  # and their seed
 EVALUATION_QUALITIES = (10, 40, 70, 100)
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"}
+EAGER_STEPS = 4  # before a capture: PyTorch chooses algorithms, and the optimiser makes its state
+PARTS = ("loss", "bpp", "z_bpp", "psnr", "norm", "skipped")  # of a step, as `_compute` returns them
 
 
 @dataclass
 class TrainingConfig:
-    """One training run. `minutes` is the length of a cycle in wall-clock time."""
+    """One training run. `minutes` is the length of a cycle in wall-clock time, all that it does included."""
 
     data: Path
     run: Path
     minutes: float = 110.0
+    steps: int | None = None  # the length of a cycle in steps, if they are to decide
     batch: int = 8
     crop: int = 256
+    late_crop: int | None = None  # crop from `late_from` on, in smaller batches of about as many pixels
+    late_from: float = 0.7
     graphics: float = 0.2  # share of the crops that are drawn
     learning_rate: float = 6e-4
     warmup_steps: int = 300
@@ -61,6 +67,8 @@ class TrainingConfig:
     checkpoint_seconds: float = 300.0
     log_steps: int = 100
     device: str = "cpu"
+    layout: str = "nchw"  # of feature maps in memory: nchw, or nhwc (channels last)
+    graph: bool = True  # on a GPU: the whole step as one CUDA graph
     seed: int = 1
     model: str = "swift"
     quality: int | None = None  # of a system of the zoo
@@ -68,106 +76,18 @@ class TrainingConfig:
     evaluate: Path | None = None  # a folder measured at every checkpoint, for the log only
 
 
-class CropSource:
-    """Random crops with flips from a folder of images, decoded once and held in memory as uint8, and from graphics.
-
-    graphics: the share of crops that are drawn, 0 to 1.
-    """
-
-    def __init__(self, folder: Path, crop: int, seed: int, graphics: float = 0.0):
-        if not 0 <= graphics <= 1:
-            raise ValueError(f"graphics {graphics} is not a share of the crops, 0 to 1")
-        images = [im for im in map(_load, _image_files(folder)) if im is not None and min(im.shape[:2]) >= crop]
-        if len(images) < VALIDATION_EVERY:
-            raise ImageError(f"{folder}: {len(images)} images of at least {crop} pixels; need {VALIDATION_EVERY}")
-        self.validation = images[::VALIDATION_EVERY]
-        self.images = [im for i, im in enumerate(images) if i % VALIDATION_EVERY]
-        self.crop, self.graphics = crop, graphics
-        self.random = np.random.default_rng(seed)
-        self.drawn: list[np.ndarray] = []
-        if graphics:
-            count = DRAWN_PICTURES if crop >= DRAWN_SIDE // 2 else 32
-            self.drawn = [self._draw() for _ in range(count)]
-
-    def _draw(self) -> np.ndarray:
-        """A drawn picture, larger than a crop where the photograph allows; some kinds lie over the photograph."""
-        photograph = self.images[self.random.integers(len(self.images))]
-        side = max(self.crop, min(DRAWN_SIDE, 2 * self.crop))
-        if min(photograph.shape[:2]) < side:
-            side = self.crop
-        return graphics.draw(self.random, side, side, photograph=_random_part(self.random, photograph, side))
-
-    def batch(self, size: int, crop: int | None = None) -> Tensor:
-        """uint8 [size, 3, crop, crop]."""
-        crop = crop or self.crop
-        out = np.empty((size, crop, crop, 3), np.uint8)
-        if self.drawn:
-            self.drawn[self.random.integers(len(self.drawn))] = self._draw()
-        for i in range(size):
-            pool = self.drawn if self.drawn and self.random.random() < self.graphics else self.images
-            image = pool[self.random.integers(len(pool))]
-            patch = _random_part(self.random, image, crop)
-            if self.random.random() < 0.5:
-                patch = patch[:, ::-1]
-            if self.random.random() < 0.25:
-                patch = patch.transpose(1, 0, 2)
-            out[i] = patch
-        return torch.from_numpy(out).permute(0, 3, 1, 2)
-
-    def validation_batch(self, crop: int) -> Tensor:
-        """The central crops of the held-out images: uint8 [n, 3, crop, crop]."""
-        patches = []
-        for image in self.validation:
-            top, left = ((side - crop) // 2 for side in image.shape[:2])
-            patches.append(image[top : top + crop, left : left + crop])
-        return torch.from_numpy(np.stack(patches)).permute(0, 3, 1, 2)
-
-    def validation_graphics(self, crop: int) -> Tensor:
-        """Drawn pictures of every kind, the same for every seed: uint8 [n, 3, crop, crop].
-
-        Pillow's own fonts make them equal on every machine; those over photographs lie over held-out ones.
-        """
-        pictures = []
-        for i in range(max(VALIDATION_GRAPHICS, len(graphics.KINDS))):
-            random = np.random.default_rng((VALIDATION_SEED, i))  # so that no picture depends on how another is drawn
-            photograph = _random_part(random, self.validation[i % len(self.validation)], crop)
-            kind = graphics.KINDS[i % len(graphics.KINDS)]
-            pictures.append(
-                graphics.draw(random, crop, crop, kind=kind, photograph=photograph, fonts=graphics.PILLOW_FONTS)
-            )
-        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
-
-
-def _random_part(random: np.random.Generator, image: np.ndarray, side: int) -> np.ndarray:
-    """A square of the image at a random place."""
-    top, left = (random.integers(n - side + 1) for n in image.shape[:2])
-    return image[top : top + side, left : left + side]
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def _load(path: Path) -> np.ndarray | None:
-    """RGB pixels; None, with a word on stderr, for a file that is not an image: one must not end a run of hours."""
-    try:
-        pixels = read_picture(path).pixels
-    except FastcodecError as error:
-        print(f"skipped: {error}", file=sys.stderr)
-        return None
-    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
-
-
 class Trainer:
     """Owns the model, its optimiser and its averaged weights, and the place in the cycle."""
 
     def __init__(self, config: TrainingConfig):
         self.config = config
+        self.step, self.cycle_start, self.cycle_step = 0, time.time(), 0
         self.task = tasks.task(config.model, config.quality)
         self.device = torch.device(config.device)
+        self.on_gpu = on_gpu = self.device.type == "cuda"
         config.run.mkdir(parents=True, exist_ok=True)
-        self.source = CropSource(config.data, config.crop, config.seed, config.graphics)
-        self.step, self.cycle_start, self.cycle_step = 0, time.time(), 0
+        self.pool = drawing_pool() if on_gpu and config.graphics else None
+        self.source = CropSource(config.data, config.crop, config.seed, config.graphics, self.pool)
         checkpoint = config.run / "last.pt"
         state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else None
         if state is None:
@@ -179,20 +99,38 @@ class Trainer:
                 raise ModelMismatchError(f"{checkpoint}: a run of {trained}, not of {self.task.name}")
             self.model = self.task.blank(state["config"])
             self.model.load_state_dict(state["model"])
-        self.model.to(self.device)
+        memory = torch.channels_last if config.layout == "nhwc" else torch.contiguous_format
+        self.model.to(self.device, memory_format=memory)
         # A copy built from scratch: deepcopy of a module would share nothing either, but would copy gradients too.
-        self.average = self.task.blank(self.task.describe(self.model)).to(self.device)
+        self.average = self.task.blank(self.task.describe(self.model)).to(self.device, memory_format=memory)
         self.average.load_state_dict(state["average"] if state else self.model.state_dict())
         self.average.requires_grad_(False)
-        self.optimiser = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=(0.9, 0.98))
+        # A GPU reads the rate where a graph does; fused, it skips a step itself where `found_inf` says so.
+        options = {"fused": True, "capturable": True} if on_gpu else {}
+        self.optimiser = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=(0.9, 0.98), **options)
+        for group in self.optimiser.param_groups if on_gpu else ():
+            group["lr"] = torch.tensor(group["lr"], device=self.device)
         if state is not None:
             self.step = state["step"]
             if not state["finished"]:  # interrupted: go on at the same place of the cycle
+                rates = [group["lr"] for group in self.optimiser.param_groups]
                 self.optimiser.load_state_dict(state["optimiser"])
+                for group, rate in zip(self.optimiser.param_groups, rates, strict=True):
+                    group.update(lr=rate, capturable=on_gpu, fused=on_gpu or None)
+                for moments in self.optimiser.state.values():  # the run may have been on another kind of device
+                    moments["step"] = moments["step"].to(self.device)
                 self.cycle_step = state["cycle_step"]
                 self.cycle_start = time.time() - state["cycle_seconds"]
         self.source.random = np.random.default_rng((config.seed, self.step))
         torch.manual_seed(config.seed + self.step)
+        self._pull = torch.zeros((), device=self.device)  # of the averages towards the weights, in this step
+        self._totals = torch.zeros(len(PARTS), device=self.device, dtype=torch.float64)
+        self._resident: ResidentCrops | None = None
+        self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
+        if on_gpu:
+            torch.set_float32_matmul_precision("high")  # TF32 holds the integers of the entropy side exactly
+            torch.backends.cudnn.benchmark = True
+            self._resident = ResidentCrops(self.source, self.device)
 
     def _groups(self) -> list[dict]:
         groups: dict[str, list] = {"rest": [], "quick": []}
@@ -205,7 +143,9 @@ class Trainer:
         ]
 
     def progress(self) -> float:
-        """Place in the cycle, 0..1, by the clock."""
+        """Place in the cycle, 0..1: by the clock, or by steps where the run has a number of them."""
+        if self.config.steps is not None:
+            return min(1.0, self.cycle_step / self.config.steps)
         return min(1.0, (time.time() - self.cycle_start) / (60 * self.config.minutes))
 
     def rate_factor(self, progress: float) -> float:
@@ -218,33 +158,99 @@ class Trainer:
 
     def train_step(self, progress: float) -> dict[str, float]:
         """One optimiser step; returns its loss, rates and distortion."""
+        batch, crop, _ = self._prepare(progress)
+        if self._resident is None:
+            x = self.source.batch(batch, crop).to(self.device).float() / 255
+        else:
+            x = self._resident.batch(batch, crop)
+            x = x.contiguous() if self.config.layout == "nchw" else x
+        parts = dict(zip(PARTS, self._compute(x, _places(batch, self.device)).tolist(), strict=True))
+        if not parts.pop("skipped"):
+            self.step += 1
+            self.cycle_step += 1
+            return parts
+        parts.pop("norm")
+        return parts | {"skipped": 1.0}
+
+    def graph_step(self, progress: float) -> None:
+        """One optimiser step on a GPU, not waited for; its parts are added to what `_take_means` reads."""
+        kind = self._prepare(progress)
+        if kind not in self._graphs:
+            self._graphs = {kind: self._capture(partial(self._resident_step, *kind[:2]))}  # the last is done with
+        self._graphs[kind].replay()
+        if self.pool is not None:
+            self._resident.redraw(self.pool)
+        self.step += 1
+        self.cycle_step += 1
+
+    def _resident_step(self, batch: int, crop: int) -> None:
+        x = self._resident.batch(batch, crop)
+        if self.config.layout == "nchw":
+            x = x.contiguous()
+        parts = self._compute(x, _places(batch, self.device))
+        self._totals += torch.where(parts[-1] > 0, 0.0, parts)  # a skipped step's parts are not numbers
+        self._totals[-1] += parts[-1]
+
+    def _capture(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        """A step as a CUDA graph, after a few that are launched as usual."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(EAGER_STEPS):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        self.step += EAGER_STEPS
+        self.cycle_step += EAGER_STEPS
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
+        return graph
+
+    def _prepare(self, progress: float) -> tuple[int, int, bool]:
+        """Sets what a step reads, chance apart. Returns what decides its shape: batch, crop, in integers or not."""
         config = self.config
-        x = self.source.batch(config.batch).to(self.device).float() / 255
-        # One image in each of `batch` equal slices of the quality range: every batch sees the whole curve.
-        t = (torch.arange(config.batch) + torch.rand(config.batch)) / config.batch
-        t = t[torch.randperm(config.batch)].to(self.device)
         quantise = progress >= config.quantise_from
         self.task.quantise(self.model, quantise)
         for group in self.optimiser.param_groups:
-            group["lr"] = config.learning_rate * group["factor"] * self.rate_factor(progress)
+            rate = config.learning_rate * group["factor"] * self.rate_factor(progress)
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+        step = self.step + 1
+        self._pull.fill_(1 - min(config.ema, (1 + step) / (10 + step)))
+        if config.late_crop is None or progress < config.late_from:
+            return config.batch, config.crop, quantise
+        return max(1, round(config.batch * (config.crop / config.late_crop) ** 2)), config.late_crop, quantise
+
+    def _compute(self, x: Tensor, t: Tensor) -> Tensor:
+        """A step on images x, float [B, 3, H, W] in 0..1, at places t of the range of qualities: all its arithmetic.
+
+        Returns PARTS, float64. Nothing is read by the host if the device is a GPU. A step whose gradients are not
+        finite leaves weights, averages and the optimiser's state alone.
+        """
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.autocast):
             out = self.task.run(self.model, x, t)
         loss, parts = self._loss(out, x, t)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        if not torch.isfinite(norm):
-            return parts | {"skipped": 1.0}
+        skipped = (~torch.isfinite(norm)).float()
+        values = torch.stack([*parts, norm, skipped]).double()
+        if self.on_gpu:
+            self.optimiser.found_inf = skipped
+        elif skipped:
+            return values
         self.optimiser.step()
-        self.step += 1
-        self.cycle_step += 1
-        decay = min(config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for mean, value in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
-        return parts | {"norm": norm.item()}
+            means, weights = list(self.average.parameters()), list(self.model.parameters())
+            way = torch._foreach_sub(weights, means)
+            torch._foreach_mul_(way, self._pull)
+            torch._foreach_add_(means, way)
+        return values
 
-    def _loss(self, out: dict[str, Tensor], x: Tensor, t: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def _loss(self, out: dict[str, Tensor], x: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What is minimised, and of PARTS loss, bpp, z_bpp and psnr, means over the images."""
         pixels = x.shape[2] * x.shape[3]
         mse = (out["x_hat"] - x).square().flatten(1).mean(1)
         bpp = (out["y_bits"] + out["z_bits"]) / pixels
@@ -252,12 +258,15 @@ class Trainer:
         weighed = per_image * self.task.importance(t)
         # Beyond the limit an image pulls no harder than at it: else a few drawn ones would decide alone.
         pull = (LOSS_LIMIT / weighed.detach()).clamp(max=1)
-        return (weighed * pull).mean(), {
-            "loss": weighed.mean().item(),
-            "bpp": bpp.mean().item(),
-            "z_bpp": out["z_bits"].mean().item() / pixels,
-            "psnr": (-10 * torch.log10(mse)).mean().item(),
-        }
+        parts = weighed, bpp, out["z_bits"] / pixels, -10 * torch.log10(mse)
+        return (weighed * pull).mean(), [part.detach().mean() for part in parts]
+
+    def _take_means(self, steps: int) -> dict[str, float]:
+        """The means of the parts of the last `steps` graph steps: waits for the GPU."""
+        *totals, skipped = self._totals.tolist()
+        self._totals.zero_()
+        means = dict(zip(PARTS, (total / max(1.0, steps - skipped) for total in totals), strict=False))
+        return means | ({"skipped": skipped / steps} if skipped else {})
 
     def validate(self) -> dict:
         """Loss, bpp and PSNR of the averaged weights at the task's qualities, on each validation split."""
@@ -274,18 +283,17 @@ class Trainer:
         """The mean loss of the averaged weights on images uint8 [n, 3, H, W], and bpp and PSNR by quality."""
         self.task.quantise(self.average, True)
         x = images.to(self.device).float() / 255
-        state = torch.random.get_rng_state()
-        torch.manual_seed(0)
         rows = []
-        for point in self.task.points:
-            t = torch.full((len(x),), point, device=self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.autocast):
-                parts = [
-                    self._loss(self.task.run(self.average, xs, ts), xs, ts)[1]
-                    for xs, ts in zip(x.split(12), t.split(12), strict=True)
-                ]
-            rows.append({k: float(np.mean([p[k] for p in parts])) for k in ("loss", "bpp", "z_bpp", "psnr")})
-        torch.random.set_rng_state(state)
+        with torch.random.fork_rng([self.device] if self.on_gpu else []):
+            torch.manual_seed(0)
+            for point in self.task.points:
+                t = torch.full((len(x),), point, device=self.device)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.autocast):
+                    parts = [
+                        torch.stack(self._loss(self.task.run(self.average, xs, ts), xs, ts)[1])
+                        for xs, ts in zip(x.split(12), t.split(12), strict=True)
+                    ]
+                rows.append(dict(zip(PARTS, torch.stack(parts).double().mean(0).tolist(), strict=False)))
         return {
             "loss": float(np.mean([r["loss"] for r in rows])),
             "bpp": [round(r["bpp"], 4) for r in rows],
@@ -324,30 +332,54 @@ class Trainer:
         try:
             self._run_cycle(stop)
         finally:
+            if self.pool is not None:
+                self.pool.shutdown(wait=False, cancel_futures=True)
             for name, handler in before.items():
                 signal.signal(name, handler)
 
     def _run_cycle(self, stop: list[bool]) -> None:
-        config, sums, last_save = self.config, [], time.time()
-        started, started_step = time.time(), self.step
+        config, last_save = self.config, time.time()
+        graphed = self._resident is not None and config.graph
+        started, started_step, sums = time.time(), self.step, []
+        logged_step = self.step
         self.log(event="start", parameters=sum(p.numel() for p in self.model.parameters()))
         while not stop and (progress := self.progress()) < 1.0:
-            sums.append(self.train_step(progress))
-            if self.step % config.log_steps == 0:
-                mean = {k: round(float(np.mean([s[k] for s in sums if k in s])), 4) for k in sums[-1]}
+            if graphed:
+                self.graph_step(progress)
+            else:
+                sums.append(self.train_step(progress))
+            if self.step - logged_step >= config.log_steps:
+                if graphed:
+                    mean = self._take_means(self.step - logged_step)
+                else:
+                    mean = {k: float(np.mean([s[k] for s in sums if k in s])) for k in sums[-1]}
+                    sums = []
+                logged_step = self.step
                 rate = (self.step - started_step) / (time.time() - started)
-                self.log(**mean, lr=self.optimiser.param_groups[0]["lr"], steps_per_s=round(rate, 2))
-                sums = []
+                mean = {k: round(v, 4) for k, v in mean.items()}
+                self.log(**mean, lr=float(self.optimiser.param_groups[0]["lr"]), steps_per_s=round(rate, 2))
             if time.time() - last_save > config.checkpoint_seconds:
                 self.save()
                 self.log(event="validation", **self.validate())
                 self._evaluate()
                 last_save = time.time()
         self.save(finished=not stop)
+        self._export()
         self.log(event="stopped" if stop else "finished", **self.validate())
         if not stop:
-            self.task.export(self.average, config.run)
             self._evaluate()
+
+    def _export(self) -> None:
+        """The averaged weights as they are used, beside the checkpoint; a word in the log where they cannot be."""
+        try:
+            self.task.export(self._average_on_host(), self.config.run, self.step)
+        except FastcodecError as error:
+            self.log(event="not exported", error=str(error))
+
+    def _average_on_host(self) -> torch.nn.Module:
+        model = self.task.blank(self.task.describe(self.average))
+        model.load_state_dict(self.average.state_dict())
+        return model
 
     def _evaluate(self) -> None:
         """Real files of the images in `config.evaluate` with the averaged weights, for the log only."""
@@ -357,9 +389,9 @@ class Trainer:
             self._evaluate_system()
             return
         release = self.config.run / "evaluated.safetensors"
-        released.export(self.average, release)
+        released.export(self._average_on_host(), release)
         codec = Codec(released.read_model(release))
-        pictures = [read_picture(path) for path in _image_files(self.config.evaluate)]
+        pictures = [read_picture(path) for path in image_files(self.config.evaluate)]
         for quality in EVALUATION_QUALITIES:
             bpp, psnr = [], []
             for picture in pictures:
@@ -370,15 +402,27 @@ class Trainer:
 
     def _evaluate_system(self) -> None:
         """`_evaluate` for a system of the zoo."""
-        model = self.task.blank(self.task.describe(self.average))
-        model.load_state_dict(self.average.state_dict())
+        model = self._average_on_host()
         model.update(fit_quantiles=True)
         codec, bpp, psnr = zoo.Codec(model), [], []
-        for picture in map(read_picture, _image_files(self.config.evaluate)):
+        for picture in map(read_picture, image_files(self.config.evaluate)):
             data = codec.encode_picture(picture).data
             bpp.append(8 * len(data) / (picture.width * picture.height))
             psnr.append(metrics.psnr(picture.pixels, codec.decode_picture(data).pixels))
         self.log(event="evaluation", bpp=float(np.mean(bpp)), psnr=float(np.mean(psnr)))
+
+
+def _places(batch: int, device: torch.device) -> Tensor:
+    """Places t on the range of qualities, one in each of `batch` equal slices: every batch sees the whole curve."""
+    return (torch.arange(batch, device=device) + torch.rand(batch, device=device)) / batch
+
+
+def _length(text: str) -> float:
+    """A number of minutes, for argparse."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes")
+    return value
 
 
 def _fraction(text: str) -> float:
@@ -396,11 +440,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--run", type=Path, required=True, help="folder for checkpoints and log.jsonl; resumed if it exists"
     )
-    parser.add_argument("--minutes", type=float, default=default.minutes, help="length of the cycle (%(default)s)")
+    parser.add_argument("--minutes", type=_length, default=default.minutes, help="length of the cycle (%(default)s)")
+    parser.add_argument("--steps", type=int, help="length of the cycle in steps, in place of --minutes")
     parser.add_argument("--batch", type=int, default=default.batch, help="images a step (%(default)s)")
     parser.add_argument(
         "--crop", type=int, default=default.crop, help="crop side in pixels, a multiple of 64 (%(default)s)"
     )
+    parser.add_argument("--late-crop", type=int, help="crop side in the last part of the cycle, in smaller batches")
+    parser.add_argument("--late-from", type=_fraction, default=default.late_from, help="that part (%(default)s)")
     parser.add_argument(
         "--graphics",
         type=_fraction,
@@ -421,6 +468,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", type=Path, help="a release (.safetensors), or a system's weights, to go on from")
     parser.add_argument("--evaluate", type=Path, metavar="DIR", help="images to code at every checkpoint, for the log")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default.device, help="(%(default)s)")
+    parser.add_argument(
+        "--layout", choices=("nchw", "nhwc"), default=default.layout, help="of feature maps in memory (%(default)s)"
+    )
+    parser.add_argument(
+        "--no-graph", dest="graph", action="store_false", help="on a GPU: launch each operation, without a CUDA graph"
+    )
+    parser.add_argument("--checkpoint-seconds", type=float, default=default.checkpoint_seconds, help="(%(default)s)")
+    parser.add_argument("--log-steps", type=int, default=default.log_steps, help="(%(default)s)")
+    parser.add_argument("--ema", type=_fraction, default=default.ema, help="decay of averaged weights (%(default)s)")
+    parser.add_argument("--decay-from", type=_fraction, default=default.decay_from, help="fraction (%(default)s)")
     parser.add_argument("--seed", type=int, default=default.seed)
 
 

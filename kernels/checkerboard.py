@@ -5,6 +5,7 @@ checkerboard). A 5x5 kernel centred on a non-anchor meets an anchor wherever (dy
 the context convolution is a gather of 12 rows and one matrix product on non-anchor positions only.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -52,30 +53,51 @@ def context_rows(height: int, width: int) -> Tensor:
     return centre[:, None] + offsets[None, :]
 
 
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)
+def _placed(positions: Callable[[int, int], Tensor], height: int, width: int, device: torch.device) -> Tensor:
+    """Positions flattened and on a device: from the host they would be copied, and waited for, at every use."""
+    return positions(height, width).flatten().to(device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _merged_rows(height: int, width: int) -> Tensor:
+    """For each position of the grid, its row in anchors followed by non-anchors: int64 [height * width]."""
+    return torch.cat([anchor_positions(height, width), non_anchor_positions(height, width)]).argsort()
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _context_anchors(height: int, width: int) -> Tensor:
+    """`context_rows` as rows of the anchors themselves: int64 [non-anchors, 12]; one past the last, outside."""
+    anchors = anchor_positions(height, width)
+    grid = torch.full((height + 2 * _RADIUS, width + 2 * _RADIUS), len(anchors))
+    grid[anchors // width + _RADIUS, anchors % width + _RADIUS] = torch.arange(len(anchors))
+    return grid.flatten()[context_rows(height, width)]
+
+
 def gather_context(anchors: Tensor, height: int, width: int) -> Tensor:
     """Collect every non-anchor's 12 neighbouring anchors, zero outside the grid.
 
     anchors: [B, anchors, M] of any dtype, in the order of `anchor_positions`; returns [B, non-anchors, 12 * M].
     """
     batch, _, channels = anchors.shape
-    padded = anchors.new_zeros(batch, height + 2 * _RADIUS, width + 2 * _RADIUS, channels)
-    positions = anchor_positions(height, width)
-    padded[:, positions // width + _RADIUS, positions % width + _RADIUS] = anchors
-    rows = context_rows(height, width)
-    return padded.flatten(1, 2)[:, rows.flatten()].view(batch, rows.shape[0], len(LIVE_TAPS) * channels)
+    outside = anchors.new_zeros(batch, 1, channels)
+    rows = _placed(_context_anchors, height, width, anchors.device)
+    taken = torch.cat([anchors, outside], 1).index_select(1, rows)
+    return taken.view(batch, -1, len(LIVE_TAPS) * channels)
 
 
 def merge(anchors: Tensor, non_anchors: Tensor, height: int, width: int) -> Tensor:
     """Put both halves back on the grid: two [B, positions, M] tensors to one [B, height, width, M]."""
-    batch, _, channels = anchors.shape
-    grid = anchors.new_empty(batch, height * width, channels)
-    grid[:, anchor_positions(height, width)] = anchors
-    grid[:, non_anchor_positions(height, width)] = non_anchors
-    return grid.view(batch, height, width, channels)
+    rows = _placed(_merged_rows, height, width, anchors.device)
+    return torch.cat([anchors, non_anchors], 1).index_select(1, rows).unflatten(1, (height, width))
 
 
 def split(grid: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of `merge`: [B, height, width, M] to (anchors, non-anchors), each [B, positions, M]."""
     height, width = grid.shape[1:3]
     flat = grid.flatten(1, 2)
-    return flat[:, anchor_positions(height, width)], flat[:, non_anchor_positions(height, width)]
+    both = (_placed(positions, height, width, grid.device) for positions in (anchor_positions, non_anchor_positions))
+    return tuple(flat.index_select(1, rows) for rows in both)

@@ -1,22 +1,28 @@
 """The trainer: crops, graphics among them, steps, a stop and a resumption, and weights that the codec then runs."""
 
 import argparse
+import contextlib
+import dataclasses
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from fastcodec import graphics
+from fastcodec import crops, graphics
 from fastcodec.codec import Codec
+from fastcodec.crops import VALIDATION_EVERY, VALIDATION_GRAPHICS, VALIDATION_LIST, CropSource, ResidentCrops
 from fastcodec.errors import ImageError, ModelMismatchError
 from fastcodec.models import publish as publishing
-from fastcodec.models import released, zoo
-from fastcodec.train import VALIDATION_EVERY, VALIDATION_GRAPHICS, CropSource, Trainer, TrainingConfig, add_arguments
+from fastcodec.models import released, tasks, zoo
+from fastcodec.train import Trainer, TrainingConfig, add_arguments
 
 IMAGES = 48
 CROP = 64
@@ -106,6 +112,100 @@ def test_too_few_images_are_refused_with_their_number(tmp_path):
     Image.new("RGB", (80, 80)).save(tmp_path / "a.png")
     with pytest.raises(ImageError, match=r"1 images of at least 64 pixels; need 40"):
         CropSource(tmp_path, CROP, seed=1)
+
+
+def test_a_list_in_the_folder_names_what_is_held_out(folder, tmp_path):
+    for path in folder.glob("*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    for path in (folder / "more").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / VALIDATION_LIST).write_text("07.png\n00.png\n")
+    source = CropSource(tmp_path, CROP, seed=1)
+    pixels = [np.asarray(Image.open(tmp_path / name)) for name in ("00.png", "07.png")]
+    assert all(np.array_equal(a, b) for a, b in zip(source.validation, pixels, strict=True))
+    assert len(source.images) == IMAGES - 2
+    for names, message in (("low.png\n", r"low\.png is not an image that is large enough"), ("\n", "names no image")):
+        (tmp_path / VALIDATION_LIST).write_text(names)
+        with pytest.raises(ImageError, match=rf"validation\.txt: .*{message}"):
+            CropSource(tmp_path, CROP, seed=1)
+
+
+# ---- crops on the training device
+
+
+def corners_of(images: list[np.ndarray]) -> set[bytes]:
+    """The upper left 4x4 pixels of every crop that `images` have, mirrored and turned too."""
+    found = set()
+    for image in images:
+        for part in (image, image[:, ::-1]):
+            windows = np.lib.stride_tricks.sliding_window_view(part, (4, 4), (0, 1)).transpose(0, 1, 3, 4, 2)
+            found |= {w.tobytes() for w in windows.reshape(-1, 4, 4, 3)}
+            found |= {np.ascontiguousarray(w.transpose(1, 0, 2)).tobytes() for w in windows.reshape(-1, 4, 4, 3)}
+    return found
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_resident_crops_are_parts_of_the_images_turned_or_mirrored(folder, share):
+    source = CropSource(folder, CROP, seed=3, graphics=share)
+    source.images = [image[: 80 - 3 * (i % 4), : 96 - 5 * (i % 3)] for i, image in enumerate(source.images)]
+    resident = ResidentCrops(source, torch.device("cpu"))
+    photographs, drawn = corners_of(source.images), corners_of(source.drawn)
+    torch.manual_seed(0)
+    crops = resident.batch(400, CROP)
+    assert (crops.shape, crops.dtype) == ((400, 3, CROP, CROP), torch.float32)
+    assert crops.is_contiguous(memory_format=torch.channels_last)
+    crops = (crops * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    kinds = [(c[:4, :4].tobytes() in photographs, c[:4, :4].tobytes() in drawn) for c in crops]
+    assert all(photograph or graphic for photograph, graphic in kinds)
+    assert sum(not photograph for photograph, _ in kinds) <= 400 * share
+    if share:
+        assert abs(sum(graphic for _, graphic in kinds) - 400 * share) <= 45
+
+
+def test_resident_crops_cut_every_place_and_turn_as_often_as_on_the_host(folder):
+    """One image whose red is its row and whose green its column: what a crop shows says how it was cut."""
+    source = CropSource(folder, CROP, seed=3)
+    rows, columns = np.mgrid[: CROP + 3, : CROP + 5].astype(np.uint8)
+    source.images = [np.stack([rows, columns, columns], 2)]
+    resident = ResidentCrops(source, torch.device("cpu"))
+    torch.manual_seed(1)
+    seen = {"host": set(), "device": set()}
+    counts = {"host": np.zeros(2), "device": np.zeros(2)}
+    for name in seen:
+        many = (source.batch(600) if name == "host" else (resident.batch(600, CROP) * 255).round()).long()
+        for crop in many:
+            red, green = crop[0], crop[1]
+            turned = bool(red[0, 1] != red[0, 0])
+            red, green = (red.T, green.T) if turned else (red, green)
+            mirrored = bool(green[0, 1] < green[0, 0])
+            green = green.flip(1) if mirrored else green
+            assert torch.equal(red - red[0, 0], torch.arange(CROP)[:, None].expand(CROP, CROP))
+            assert torch.equal(green - green[0, 0], torch.arange(CROP)[None].expand(CROP, CROP))
+            seen[name].add((int(red[0, 0]), int(green[0, 0])))
+            counts[name] += turned, mirrored
+    assert seen["host"] == seen["device"] == {(top, left) for top in range(4) for left in range(6)}
+    for drawn in counts.values():
+        assert np.all(np.abs(drawn / 600 - [0.25, 0.5]) < 0.08)
+
+
+def test_other_processes_draw_and_the_device_gets_it(folder, monkeypatch):
+    monkeypatch.setattr(crops, "drawing_processes", lambda: 1)
+    with crops.drawing_pool() as pool:
+        source = CropSource(folder, CROP, seed=3, graphics=0.5, pool=pool)
+        assert len(source.drawn) == 32
+        assert {picture.shape for picture in source.drawn} == {(CROP, CROP, 3)}
+        assert len({picture.tobytes() for picture in source.drawn}) > 20
+        resident = ResidentCrops(source, torch.device("cpu"))
+        before = resident.pixels.clone()
+        photographs = int(resident.starts[resident.photographs])
+        for _ in range(200):
+            resident.redraw(pool)
+            time.sleep(0.02)
+            if not torch.equal(resident.pixels, before):
+                break
+    changed = (resident.pixels != before).any(1).nonzero()
+    assert len(changed)
+    assert int(changed.min()) >= photographs
 
 
 # ---- graphics
@@ -278,6 +378,113 @@ def test_a_run_ends_with_its_cycle(config, signals, capsys):
         assert len(last[f"graphics_{name}"]) == len(last[name]) == len(trainer.task.points)
 
 
+# ---- the whole step as a graph, but for the capture
+
+
+class Replayed:
+    """What a captured graph does, by doing it again."""
+
+    def __init__(self, step):
+        self.replay = step
+
+
+@pytest.fixture
+def on_the_device(config, monkeypatch):
+    """Makes trainers that run a GPU's path on the CPU."""
+
+    def make(**options) -> Trainer:
+        trainer = Trainer(dataclasses.replace(config, graphics=0.0, **options))
+        trainer._resident = ResidentCrops(trainer.source, trainer.device)
+        trainer._capture = Replayed
+        torch.manual_seed(5)
+        return trainer
+
+    return make
+
+
+def test_graph_steps_are_the_steps_launched_one_by_one(on_the_device, tmp_path, monkeypatch):
+    """Across the change to integers and that of the crop: equal weights, averages and means."""
+    monkeypatch.setattr(tasks.SwiftTask, "autocast", False)
+    options = {"quantise_from": 0.4, "late_crop": 128, "late_from": 0.7, "batch": 4}
+    eager, graphed = (on_the_device(run=tmp_path / name, crop=64, **options) for name in ("eager", "graphed"))
+    parts, shapes = [], []
+    for trainer in (eager, graphed):
+        for image in range(len(trainer.source.images)):
+            trainer.source.images[image] = np.tile(trainer.source.images[image], (2, 2, 1))
+        trainer._resident = ResidentCrops(trainer.source, trainer.device)
+        batch = trainer._resident.batch
+        trainer._resident.batch = lambda n, crop, batch=batch: shapes.append((n, crop)) or batch(n, crop)
+        torch.manual_seed(6)
+        for progress in (0.0, 0.3, 0.5, 0.6, 0.8):
+            if trainer is eager:
+                parts.append(trainer.train_step(progress))
+            else:
+                trainer.graph_step(progress)
+    assert shapes == 2 * [*[(4, 64)] * 4, (1, 128)]
+    assert graphed.step == eager.step == 5
+    assert same(eager.model.state_dict(), graphed.model.state_dict())
+    assert same(eager.average.state_dict(), graphed.average.state_dict())
+    means = graphed._take_means(5)
+    assert means == pytest.approx({name: np.mean([p[name] for p in parts]) for name in parts[0]}, rel=1e-6)
+    assert not graphed._totals.any()
+
+
+def test_a_graph_step_that_explodes_counts_as_skipped(on_the_device):
+    trainer = on_the_device()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    hooks = [p.register_hook(lambda gradient: gradient * float("nan")) for p in trainer.model.prior.parameters()]
+    trainer.graph_step(0.0)
+    assert same(trainer.model.state_dict(), before)
+    for hook in hooks:
+        hook.remove()
+    trainer.graph_step(0.0)
+    means = trainer._take_means(2)
+    assert means["skipped"] == 0.5
+    assert np.isfinite(list(means.values())).all()
+    assert not same(trainer.model.state_dict(), before)
+
+
+def test_a_run_by_graphs_logs_and_ends_as_any(on_the_device, signals, capsys):
+    trainer = on_the_device(steps=6, log_steps=2)
+    trainer.run()
+    log = log_of(trainer.config)
+    assert [line["step"] for line in log if "loss" in line] == [2, 4, 6]
+    assert all(np.isfinite(line["loss"]) for line in log if "loss" in line)
+    assert log[-1]["event"] == "finished"
+    assert released.read_model(trainer.config.run / "swift.safetensors").about["steps"] == "6"
+
+
+def test_a_step_on_a_device_waits_for_nothing(monkeypatch, tmp_path):
+    """Of tensors without data, on which reading a value raises; and none but of the device takes part."""
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            out = function(*arguments, **(options or {}))
+            tensors = [t for t in tree_leaves((arguments, options, out)) if isinstance(t, torch.Tensor)]
+            assert {t.device.type for t in tensors} <= {"meta"}, f"{function} leaves the device"
+            return out
+
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    device = torch.device("meta")
+    trainer = Trainer.__new__(Trainer)
+    trainer.config = TrainingConfig(tmp_path, tmp_path, quantise_from=0.0, layout="nhwc")
+    trainer.device, trainer.task, trainer.on_gpu, trainer.step, trainer.cycle_step = device, tasks.task(), True, 0, 0
+    trainer.model, trainer.average = (trainer.task.blank({}).to(device) for _ in range(2))
+    trainer.average.requires_grad_(False)
+    trainer.optimiser = torch.optim.SGD(trainer._groups(), lr=0.1)
+    trainer.optimiser.step = lambda: None  # PyTorch's own, which only a GPU has in one launch
+    trainer._pull = torch.zeros((), device=device)
+    trainer._totals = torch.zeros(6, device=device, dtype=torch.float64)
+    resident = trainer._resident = ResidentCrops.__new__(ResidentCrops)
+    resident.pixels = torch.empty(512 * 512, 3, dtype=torch.uint8, device=device)
+    resident.photographs, resident.drawn, resident.share = 8, 2, 0.2
+    resident._start = resident._height = resident._width = torch.empty(10, dtype=torch.int64, device=device)
+    trainer._prepare(0.5)
+    trainer._resident_step(8, 256)  # fills the caches of positions
+    with Watch():
+        trainer._resident_step(8, 256)
+
+
 # ---- from a checkpoint to a release
 
 
@@ -329,7 +536,7 @@ def test_a_system_of_the_zoo_is_trained_and_codes(name, config, photographs, sig
     assert same(resumed.model.state_dict(), trainer.model.state_dict())
     assert same(resumed.average.state_dict(), trainer.average.state_dict())
     assert len(resumed.validate()["bpp"]) == 1
-    resumed.task.export(resumed.average, config.run)
+    resumed.task.export(resumed.average, config.run, resumed.step)
     model = zoo.load(name, torch.load(config.run / f"{name}-2.pth", weights_only=True))
     image = photographs["astronaut"][:70, :90]
     codec = zoo.Codec(model)

@@ -72,7 +72,8 @@ class QualityTable(nn.Module):
         position = t.clamp(0, 1) * last
         low = position.floor().clamp(max=last - 1).long()
         weight = (position - low).unsqueeze(1)
-        return self.points[low] * (1 - weight) + self.points[low + 1] * weight
+        lower, upper = (self.points.index_select(0, rows) for rows in (low, low + 1))
+        return lower * (1 - weight) + upper * weight
 
 
 def _pointwise(inputs: int, outputs: int) -> nn.Conv2d:

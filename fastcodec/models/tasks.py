@@ -54,8 +54,8 @@ class Task(Protocol):
     def quantise(self, model: nn.Module, on: bool) -> None:
         """Switches to the arithmetic of inference, where it differs."""
 
-    def export(self, model: nn.Module, folder: Path) -> None:
-        """Writes what a finished run is for beside its checkpoint."""
+    def export(self, model: nn.Module, folder: Path, step: int) -> None:
+        """Writes what a run is for beside its checkpoint. FastcodecError where these weights cannot be used."""
 
 
 class SwiftTask:
@@ -88,8 +88,8 @@ class SwiftTask:
     def quantise(self, model: Swift, on: bool) -> None:
         model.set_quantise(on)
 
-    def export(self, model: Swift, folder: Path) -> None:
-        """Nothing: `python -m fastcodec.models.publish` releases a checkpoint."""
+    def export(self, model: Swift, folder: Path, step: int) -> None:
+        released.export(model, folder / "swift.safetensors", about={"steps": str(step)})
 
 
 class ZooTask:
@@ -134,7 +134,7 @@ class ZooTask:
     def quantise(self, model: zoo.CompressionModel, on: bool) -> None:
         pass
 
-    def export(self, model: zoo.CompressionModel, folder: Path) -> None:
+    def export(self, model: zoo.CompressionModel, folder: Path, step: int) -> None:
         trained = zoo.create(self.name, self.quality)
         trained.load_state_dict(model.state_dict())
         trained.update(fit_quantiles=True)

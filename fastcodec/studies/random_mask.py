@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcodec import _machine
+from fastcodec.crops import CropSource
 from fastcodec.errors import FastcodecError
 from fastcodec.evaluate import find_images
 from fastcodec.images import read_picture, replacing
@@ -46,7 +47,6 @@ from fastcodec.models.swift import quality_position
 from fastcodec.models.zoo.context import KERNEL, NEIGHBOURS, RADIUS, RASTER_TAPS, mask_of
 from fastcodec.models.zoo.entropy_bottleneck import LEAST_LIKELIHOOD
 from fastcodec.models.zoo.he2021 import RandomMask
-from fastcodec.train import CropSource
 
 STRIDE = 16  # pixels a latent
 HYPER_STRIDE = 64  # pixels a hyper latent

@@ -35,7 +35,7 @@ def table(title: str, first: str, *columns: str) -> Table:
 def kodak_files() -> list[Path]:
     """The 24 Kodak images, from the folder $FASTCODEC_KODAK, else from ../shared/data/kodak."""
     folder = Path(os.environ.get("FASTCODEC_KODAK") or ROOT.parent / "shared" / "data" / "kodak")
-    files = sorted(folder.glob("kodim*.png"))
+    files = sorted(file for file in folder.glob("kodim*") if file.suffix in (".png", ".webp"))
     if not files:
         raise CannotRunError(f"no Kodak images in {folder}: set FASTCODEC_KODAK to their folder")
     return files

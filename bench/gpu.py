@@ -583,7 +583,7 @@ def _reconstruct(machine: Machine, sizes: Sizes, bounds: Bounds, batch: Batch, s
     tiles, positions, channels = batch.symbols.shape
     count, indexes = batch.symbols.numel(), list(batch.indexes)
     with machine.kernels():
-        streams = _threads("kReconstructThreads") // WARP * WAVES
+        streams = _threads("kCoderThreads") // WARP * WAVES
         payloads = encode(batch.tiles(), lanes=WARP, streams=streams)
         decoder = Decoder(payloads, device=machine.device)
     size = sum(map(len, payloads))
@@ -603,9 +603,9 @@ def _reconstruct(machine: Machine, sizes: Sizes, bounds: Bounds, batch: Batch, s
     _match(latents[0][~odd.to(machine.device)], (values[0].float() * gain).bfloat16(), "latents")
     _match(latents[0][odd.to(machine.device)].count_nonzero().cpu(), torch.tensor(0), "latents between")
     seconds = timed.median("decode")
-    # An index and a mean are read; a value and a latent are written.
+    # An index and a mean are read, a value and a latent are written; between the two kernels, a symbol both ways.
     return _figures(
-        machine, bounds, f"reconstruct_full_{suffix}", batch, timed, seconds, (1 + 2 + 4 + 2) * count + size
+        machine, bounds, f"decode_full_{suffix}", batch, timed, seconds, (1 + 2 + 4 + 2 + 2 * 2) * count + size
     )
 
 

@@ -246,7 +246,7 @@ class Codec:
             for number, covered in tiles:
                 kept = covered.common(area)
                 part = lossless_tiles.read_image(file, number, covered)[kept.within(covered).slices]
-                pixels[kept.within(area).slices].copy_(torch.from_numpy(np.ascontiguousarray(part)))
+                pixels[kept.within(area).slices].copy_(torch.from_numpy(np.require(part, requirements=["C", "W"])))
         return wait
 
     def decode_picture(

@@ -53,7 +53,7 @@ GROUP_POSITIONS = 1 << 17
 # Graphs are for small batches, whose launches take longer than their work: up to 8 megapixels in all.
 GRAPH_POSITIONS = 1 << 15
 # How many shapes of batches are remembered, and how many latents they may have together.
-REMEMBERED_SHAPES = 16
+REMEMBERED_SHAPES = 32
 REMEMBERED_POSITIONS = 1 << 17
 
 
@@ -558,8 +558,8 @@ class _Entropy:
 class _Whole:
     """The decoder for batches of whole images of one shape: everything from payloads to pixels, in memory that stays.
 
-    The first batch runs launch by launch, which also prepares what a capture must find ready. The second is captured,
-    if the batch is small enough to gain by it.
+    A thread's first batch runs launch by launch, which also prepares what a capture must find ready: cuDNN's handle and
+    plans are a thread's own. Its second is captured, if the batch is small enough to gain by it, for all threads.
     """
 
     def __init__(self, engine: Engine, grid: Grid, jobs: _Jobs, capacity: int):
@@ -573,16 +573,17 @@ class _Whole:
         self.entropy = _Entropy(engine, jobs, jobs.views(self._latents, box), capacity=capacity)
         self.pixels = torch.empty(count, grid.height, grid.width, 3, dtype=torch.uint8, device=device)
         self.free = engine.where.mark()  # when the pixels may be written again
-        self._runs, self._start = 0, self._launch
+        self._replay: Callable[[], None] | None = None
+        self._prepared = threading.local()
 
     def run(self, jobs: _Jobs) -> None:
         """Enqueues the decoding of a batch."""
         self._engine.where.follow(self.free)
         self.entropy.send(jobs)
-        if self._runs == 1 and self.positions <= GRAPH_POSITIONS:
-            self._start = self._engine.where.graph(self._launch)
-        self._runs += 1
-        self._start()
+        if self._replay is None and hasattr(self._prepared, "yes") and self.positions <= GRAPH_POSITIONS:
+            self._replay = self._engine.where.graph(self._launch)
+        self._prepared.yes = True
+        (self._replay or self._launch)()
 
     def _launch(self) -> None:
         self.entropy.launch()
@@ -637,5 +638,5 @@ def _capacity(plan: DecodePlan) -> int:
     """Room for payloads, in few sizes, so that batches of about the same size have the same."""
     size = 1 << 12
     while size < plan.size - plan.rest_at:
-        size += size // 4 if size >= 1 << 14 else size
+        size *= 2
     return -(-size // 16) * 16

@@ -5,7 +5,6 @@ checkerboard). A 5x5 kernel centred on a non-anchor meets an anchor wherever (dy
 the context convolution is a gather of 12 rows and one matrix product on non-anchor positions only.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -20,61 +19,60 @@ LIVE_TAPS: tuple[tuple[int, int], ...] = tuple(
 )
 
 
-@lru_cache(maxsize=64)
-def anchor_positions(height: int, width: int) -> Tensor:
+_HOST = torch.device("cpu")
+
+
+@lru_cache(maxsize=256)
+def anchor_positions(height: int, width: int, device: torch.device = _HOST) -> Tensor:
     """Row-major flat positions of the anchors of a height x width grid: int64 [ceil(height * width / 2)]."""
-    return _parity_positions(height, width, 0)
+    return _parity_positions(height, width, 0, device)
 
 
-@lru_cache(maxsize=64)
-def non_anchor_positions(height: int, width: int) -> Tensor:
+@lru_cache(maxsize=256)
+def non_anchor_positions(height: int, width: int, device: torch.device = _HOST) -> Tensor:
     """Row-major flat positions of the non-anchors: int64 [floor(height * width / 2)]."""
-    return _parity_positions(height, width, 1)
+    return _parity_positions(height, width, 1, device)
 
 
 @torch.inference_mode(False)  # cached: made during a decode, they must serve training too
-def _parity_positions(height: int, width: int, parity: int) -> Tensor:
-    rows = torch.arange(height)[:, None]
-    columns = torch.arange(width)[None, :]
-    return ((rows + columns) % 2 == parity).flatten().nonzero().flatten()
+def _parity_positions(height: int, width: int, parity: int, device: torch.device) -> Tensor:
+    number = torch.arange((height * width + 1 - parity) // 2, device=device)
+    if width % 2:  # then a position's parity is that of its number on the grid
+        return 2 * number + parity
+    return 2 * number + (number // (width // 2) + parity) % 2
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 @torch.inference_mode(False)
-def context_rows(height: int, width: int) -> Tensor:
+def context_rows(height: int, width: int, device: torch.device = _HOST) -> Tensor:
     """For each non-anchor, the 12 flat positions that its context reads, in a grid padded by 2 on every side.
 
     Returns int64 [non-anchors, 12] into the (height + 4) * (width + 4) padded grid, taps in the order of `LIVE_TAPS`.
     """
-    positions = non_anchor_positions(height, width)
+    positions = non_anchor_positions(height, width, device)
     padded_width = width + 2 * _RADIUS
     centre = (positions // width + _RADIUS) * padded_width + positions % width + _RADIUS
-    offsets = torch.tensor([dy * padded_width + dx for dy, dx in LIVE_TAPS])
+    taps = torch.arange(CONTEXT_KERNEL**2 // 2, device=device) * 2 + 1  # every other one of the kernel, row-major
+    offsets = (taps // CONTEXT_KERNEL - _RADIUS) * padded_width + taps % CONTEXT_KERNEL - _RADIUS
     return centre[:, None] + offsets[None, :]
 
 
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)
-def _placed(positions: Callable[[int, int], Tensor], height: int, width: int, device: torch.device) -> Tensor:
-    """Positions flattened and on a device: from the host they would be copied, and waited for, at every use."""
-    return positions(height, width).flatten().to(device)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def _merged_rows(height: int, width: int) -> Tensor:
+def _merged_rows(height: int, width: int, device: torch.device) -> Tensor:
     """For each position of the grid, its row in anchors followed by non-anchors: int64 [height * width]."""
-    return torch.cat([anchor_positions(height, width), non_anchor_positions(height, width)]).argsort()
+    positions = torch.cat([anchor_positions(height, width, device), non_anchor_positions(height, width, device)])
+    return positions.argsort()
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 @torch.inference_mode(False)
-def _context_anchors(height: int, width: int) -> Tensor:
-    """`context_rows` as rows of the anchors themselves: int64 [non-anchors, 12]; one past the last, outside."""
-    anchors = anchor_positions(height, width)
-    grid = torch.full((height + 2 * _RADIUS, width + 2 * _RADIUS), len(anchors))
-    grid[anchors // width + _RADIUS, anchors % width + _RADIUS] = torch.arange(len(anchors))
-    return grid.flatten()[context_rows(height, width)]
+def _context_anchors(height: int, width: int, device: torch.device) -> Tensor:
+    """`context_rows` as rows of the anchors themselves, flat: int64 [12 * non-anchors]; one past the last, outside."""
+    anchors = anchor_positions(height, width, device)
+    grid = torch.full((height + 2 * _RADIUS, width + 2 * _RADIUS), len(anchors), device=device)
+    grid[anchors // width + _RADIUS, anchors % width + _RADIUS] = torch.arange(len(anchors), device=device)
+    return grid.flatten()[context_rows(height, width, device).flatten()]
 
 
 def gather_context(anchors: Tensor, height: int, width: int) -> Tensor:
@@ -84,14 +82,14 @@ def gather_context(anchors: Tensor, height: int, width: int) -> Tensor:
     """
     batch, _, channels = anchors.shape
     outside = anchors.new_zeros(batch, 1, channels)
-    rows = _placed(_context_anchors, height, width, anchors.device)
+    rows = _context_anchors(height, width, anchors.device)
     taken = torch.cat([anchors, outside], 1).index_select(1, rows)
     return taken.view(batch, -1, len(LIVE_TAPS) * channels)
 
 
 def merge(anchors: Tensor, non_anchors: Tensor, height: int, width: int) -> Tensor:
     """Put both halves back on the grid: two [B, positions, M] tensors to one [B, height, width, M]."""
-    rows = _placed(_merged_rows, height, width, anchors.device)
+    rows = _merged_rows(height, width, anchors.device)
     return torch.cat([anchors, non_anchors], 1).index_select(1, rows).unflatten(1, (height, width))
 
 
@@ -99,5 +97,5 @@ def split(grid: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of `merge`: [B, height, width, M] to (anchors, non-anchors), each [B, positions, M]."""
     height, width = grid.shape[1:3]
     flat = grid.flatten(1, 2)
-    both = (_placed(positions, height, width, grid.device) for positions in (anchor_positions, non_anchor_positions))
-    return tuple(flat.index_select(1, rows) for rows in both)
+    halves = anchor_positions(height, width, grid.device), non_anchor_positions(height, width, grid.device)
+    return flat.index_select(1, halves[0]), flat.index_select(1, halves[1])

@@ -26,7 +26,7 @@ uint32_t fastcodec_rans_cuda_plan_error(const void*, const gpu::Stream*, uint32_
 void fastcodec_rans_cuda_plan_free(void*);
 void fastcodec_rans_cuda_shape(uint64_t, uint64_t, uint32_t, uint32_t*, uint32_t*);
 int fastcodec_rans_cuda_complete_passes(uint32_t, gpu::TilePass*);
-int fastcodec_rans_cuda_decode(void*, void*, gpu::DecodeArguments*, int, int);
+int fastcodec_rans_cuda_decode(void*, void*, gpu::DecodeArguments*, int, uint32_t, uint64_t);
 int fastcodec_rans_cuda_finish(void*, void*, const gpu::FinishArguments*);
 int fastcodec_rans_cuda_examine(void*, void*, const gpu::ExamineArguments*, uint32_t, uint64_t);
 int fastcodec_rans_cuda_encode(void*, void*, gpu::EncodeArguments*);

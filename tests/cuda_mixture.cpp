@@ -195,7 +195,7 @@ Result decode_by_gpu(Gpu& device, Random& random, const std::vector<std::vector<
         a.passes = on_device.records->get();
         a.warp_count = plan.warp_count();
         a.components = on_device.components;
-        check(fastcodec_rans_cuda_decode(device.module, nullptr, &a, plan.full(), 0), "decode");
+        check(fastcodec_rans_cuda_decode(device.module, nullptr, &a, plan.full(), 0, 0), "decode");
         for (uint32_t t = 0; t < count; ++t) {
             const int16_t* values = static_cast<const int16_t*>(on_device.described[t].symbols);
             result.symbols[t].emplace_back(values, values + tiles[t][p].data.symbols.size());

@@ -287,7 +287,12 @@ Result decode_by_gpu(Gpu& device, Random& random, const std::vector<std::vector<
         a.payloads = plan.rest<uint16_t>();
         a.passes = on_device.get();
         a.warp_count = plan.warp_count();
-        check(fastcodec_rans_cuda_decode(device.module, nullptr, &a, plan.full(), reconstruct), "decode");
+        size_t most = 0;
+        for (const Tile& tile : tiles) {
+            most = std::max(most, tile[p].symbols.size());
+        }
+        check(fastcodec_rans_cuda_decode(device.module, nullptr, &a, plan.full(), count, reconstruct ? most : 0),
+              "decode");
         std::vector<std::vector<int16_t>> decoded;
         for (uint32_t t = 0; t < count; ++t) {
             const PassData& pass = tiles[t][p];

@@ -46,9 +46,6 @@ LOOPS = (
     Marked("step", ("decode_mixed_skip",), {**_STEP, "STG|ST": 1}),
     # Three blocks of 32 elements: coded ones are queued, the others written.
     Marked("fill", ("decode_full_skip",), {"VOTE": 3, "STS": 3, "STG|ST": 3, "LDG|LD": 3}),
-    # Both latents and values are stored, and a mean is read.
-    Marked("step", ("reconstruct_full_dense", "reconstruct_mixed_dense"), {**_STEP, "LDG|LD": 2, "STG|ST": 2}),
-    Marked("step", ("reconstruct_full_skip", "reconstruct_mixed_skip"), {**_STEP, "LDG|LD": 1, "STG|ST": 2}),
     # A round of the search in a mixture: a value of Phi for each component.
     Marked("round", ("decode_mixtures_full_3", "decode_mixtures_mixed_3"), {"LDS": 3}),
     Marked("round", ("decode_mixtures_full_4", "decode_mixtures_mixed_4"), {"LDS": 4}),

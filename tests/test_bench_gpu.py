@@ -90,7 +90,7 @@ def test_every_part_runs(bench, machine, sizes, capsys):
     assert len(rows) == 2 * len(bench.gpu.MIXES) - 2  # mixes that skip have no dense kernels
     for row in rows.values():
         assert row["symbols"] == sizes.symbols
-        for kernel, least in (("encode", 3), ("decode", 3), ("reconstruct", 9)):
+        for kernel, least in (("encode", 3), ("decode", 3), ("reconstruct", 13)):
             assert row[kernel]["gsymbols"] > 0
             assert row[kernel]["bytes_per_symbol"] > least
         assert all(speed > 0 for speed in row["calls"].values())
@@ -120,7 +120,7 @@ def test_instructions_come_from_the_machine_code(bench, machine, sizes):
         counts = bench.gpu.instructions(machine)
     except RuntimeError as error:  # no nvdisasm
         pytest.skip(str(error))
-    kernels = {"decode_full_dense", "decode_full_skip", "reconstruct_full_dense", "reconstruct_full_skip"}
+    kernels = {"decode_full_dense", "decode_full_skip"}
     assert kernels | {"encode_dense", "encode_skip"} <= counts.keys()
     machine.nvml.sm_mhz = lambda: 1980
     row = bench.gpu.full_gpu(machine, sizes, bench.gpu.Bounds(1e9, 3e9, counts), "1..20", False)

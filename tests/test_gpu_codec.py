@@ -25,6 +25,7 @@ from fastcodec.errors import CorruptStreamError, ImageError
 from fastcodec.images import Picture
 from fastcodec.kernels import rans
 from fastcodec.kernels.rans import _cuda
+from fastcodec.kernels.rans.session import DecodePlan, shape_of
 from fastcodec.kernels.triton import hyper_synthesis, parameters, pixels, pointwise, residual, upsample
 from fastcodec.kernels.triton.common import INTERPRETED
 
@@ -368,6 +369,36 @@ def test_cuda_sees_no_other_wait(photographs):
             codec.decode_tensor([data]).check()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_thread_captures_only_what_it_has_run(cpu, codec, engine, photographs, monkeypatch):
+    """cuDNN makes its handle and its plans in each thread's first run, which a capture does not survive."""
+    captured, graph = [], engine.where.graph
+    monkeypatch.setattr(engine.where, "graph", lambda launch: captured.append(threading.get_ident()) or graph(launch))
+    data = cpu.encode(photo(photographs, 40, 30), quality=50)
+    codec.decode(data)
+    for wanted in (0, 1):
+        with ThreadPoolExecutor(1) as pool:  # a thread that is new
+            for _ in range(1 + wanted):
+                pool.submit(codec.decode, data).result()
+        assert len(captured) == wanted
+    codec.decode(data)  # replays what the other thread has captured
+    assert len(captured) == 1
+
+
+def test_files_of_about_a_size_share_a_shape(cpu, photographs):
+    """Photographs of 512 x 512 at one quality: their numbers of streams and words differ, few of their shapes do."""
+    shapes, streams = set(), set()
+    for image in photographs.values():
+        for turned in (image, image[::-1], image[:, ::-1], image.transpose(1, 0, 2)):
+            for part in (turned[:256, :256], turned[100:356, 30:286]):
+                file = container.read(cpu.encode(part, quality=75, preset="latency"))
+                payloads = [file.tile(number).payload for number in file.network_tiles]
+                plan = DecodePlan(payloads, padded=True)
+                shapes.add((shape_of(plan), gpu._capacity(plan)))
+                streams.add((DecodePlan(payloads).stream_count, plan.size))
+    assert len(streams) > 12
+    assert len(shapes) <= 6
 
 
 @pytest.mark.gpu

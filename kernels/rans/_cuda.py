@@ -157,7 +157,7 @@ def library() -> ctypes.CDLL:
         "plan_free": (None, [c_void_p]),
         "shape": (None, [c_uint64, c_uint64, c_uint32, p32, p32]),
         "complete_passes": (c_int, [c_uint32, POINTER(_TilePass)]),
-        "decode": (c_int, [c_void_p, c_void_p, POINTER(_DecodeArguments), c_int, c_int]),
+        "decode": (c_int, [c_void_p, c_void_p, POINTER(_DecodeArguments), c_int, c_uint32, c_uint64]),
         "finish": (c_int, [c_void_p, c_void_p, POINTER(_FinishArguments)]),
         "examine": (c_int, [c_void_p, c_void_p, POINTER(_ExamineArguments), c_uint32, c_uint64]),
         "encode": (c_int, [c_void_p, c_void_p, POINTER(_EncodeArguments)]),
@@ -221,6 +221,10 @@ class Target:
     def download(self, data: Tensor) -> np.ndarray:
         """A tensor's values; waits for everything before it on the stream."""
         return self.fetch(data).wait()[0]
+
+    def settle(self) -> None:
+        """Waits for what the current stream was given, and for no other."""
+        torch.cuda.current_stream(self.device).synchronize()
 
     def mark(self) -> Any:
         """This place in the current stream, for `follow`."""
@@ -294,6 +298,9 @@ class SimulatedTarget(Target):
 
     def fetch(self, *data: Tensor) -> Fetch:
         return Fetch([tensor.clone() for tensor in data], lambda: None)
+
+    def settle(self) -> None:
+        pass
 
     def mark(self) -> None:
         return None
@@ -405,6 +412,7 @@ def _tables(tables: TableSet | None, where: Target) -> _TableSet:
             write = _table_writer(tables, layout)
             write(None)
             blob = where.upload(layout.end, write)
+            where.settle()  # any stream may read the tables from here on
             layout.blob = blob.data_ptr()
             known[key] = (layout, blob)
         return known[key][0]
@@ -506,12 +514,13 @@ class DecodePlan(Plan):
         passes: int,
         tables: TableSet | None,
         *,
-        reconstruct: bool = False,
+        reconstruct: int = 0,
         components: int = 0,
     ) -> None:
         """Enqueues a pass. base, passes: addresses on the device of what `write` wrote, and of the descriptors.
 
-        A pass of mixtures has no tables, but `components`: the most that a tile's have.
+        reconstruct: elements of the longest tile, if symbols are to become values and latents. A pass of mixtures has
+        no tables, but `components`: the most that a tile's have.
         """
         arguments = _DecodeArguments(
             tables=_tables(tables, where),
@@ -524,7 +533,9 @@ class DecodePlan(Plan):
             components=components,
         )
         _check(
-            library().fastcodec_rans_cuda_decode(where.module, where.stream(), byref(arguments), self.full, reconstruct)
+            library().fastcodec_rans_cuda_decode(
+                where.module, where.stream(), byref(arguments), self.full, self.tiles, reconstruct
+            )
         )
 
     def finish(self, where: Target, base: int) -> None:
@@ -638,9 +649,10 @@ class Decoder:
         anchors: bool,
     ) -> None:
         with self._where.use():
-            passes = self._indexed(indexes, values)
+            symbols = [torch.empty_like(value, dtype=torch.int16) for value in values]
+            passes = self._indexed(indexes, symbols)
             for item, value, mean in zip(passes, values, means, strict=True):
-                item.symbols, item.values, item.means = None, value.data_ptr(), mean.data_ptr()
+                item.values, item.means = value.data_ptr(), mean.data_ptr()
                 item.mean_bits = mean_bits
             for item, latent in zip(passes, latents, strict=False):
                 item.latents, item.gain = latent.data_ptr(), gain.data_ptr()
@@ -648,7 +660,7 @@ class Decoder:
                 item.pitch = latent.stride(0) // latent.shape[2]
                 item.parity = 0 if anchors else 1
                 item.latent_type = LATENT_TYPES[latent.dtype]
-            self._launch(passes, tables, reconstruct=True)
+            self._launch(passes, tables, reconstruct=max((value.numel() for value in values), default=0))
 
     def finish(self) -> None:
         with self._where.use():

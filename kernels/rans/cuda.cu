@@ -24,23 +24,15 @@
 
 using namespace fastcodec::rans::cuda;
 
-#define FASTCODEC_DECODE_KERNEL(name, threads, full, skip, Output) \
-    extern "C" __global__ void __launch_bounds__(threads, 1)       \
-    name(const __grid_constant__ DecodeArguments a) { decode<full, skip, Output>(a); }
-
-FASTCODEC_DECODE_KERNEL(fastcodec_rans_decode_full_dense, kCoderThreads, true, false, SymbolOutput)
-FASTCODEC_DECODE_KERNEL(fastcodec_rans_decode_full_skip, kCoderThreads, true, true, SymbolOutput)
-FASTCODEC_DECODE_KERNEL(fastcodec_rans_decode_mixed_dense, kCoderThreads, false, false, SymbolOutput)
-FASTCODEC_DECODE_KERNEL(fastcodec_rans_decode_mixed_skip, kCoderThreads, false, true, SymbolOutput)
-FASTCODEC_DECODE_KERNEL(fastcodec_rans_reconstruct_full_dense, kReconstructThreads, true, false, LatentOutput)
-FASTCODEC_DECODE_KERNEL(fastcodec_rans_reconstruct_full_skip, kReconstructThreads, true, true, LatentOutput)
-FASTCODEC_DECODE_KERNEL(fastcodec_rans_reconstruct_mixed_dense, kReconstructThreads, false, false, LatentOutput)
-FASTCODEC_DECODE_KERNEL(fastcodec_rans_reconstruct_mixed_skip, kReconstructThreads, false, true, LatentOutput)
-
 #define FASTCODEC_KERNEL(name, threads, Arguments, body)     \
     extern "C" __global__ void __launch_bounds__(threads, 1) \
     name(const __grid_constant__ Arguments a) { body(a); }
 
+FASTCODEC_KERNEL(fastcodec_rans_decode_full_dense, kCoderThreads, DecodeArguments, (decode<true, false>))
+FASTCODEC_KERNEL(fastcodec_rans_decode_full_skip, kCoderThreads, DecodeArguments, (decode<true, true>))
+FASTCODEC_KERNEL(fastcodec_rans_decode_mixed_dense, kCoderThreads, DecodeArguments, (decode<false, false>))
+FASTCODEC_KERNEL(fastcodec_rans_decode_mixed_skip, kCoderThreads, DecodeArguments, (decode<false, true>))
+FASTCODEC_KERNEL(fastcodec_rans_reconstruct, kReconstructThreads, ReconstructArguments, reconstruct)
 FASTCODEC_KERNEL(fastcodec_rans_encode_dense, kCoderThreads, EncodeArguments, encode<false>)
 FASTCODEC_KERNEL(fastcodec_rans_encode_skip, kCoderThreads, EncodeArguments, encode<true>)
 FASTCODEC_KERNEL(fastcodec_rans_examine, kExamineThreads, ExamineArguments, examine)

@@ -143,6 +143,12 @@ struct DecodeArguments {
     uint32_t components;
 };
 
+constexpr uint32_t kReconstructEach = 4;  // elements of a thread, whose loads are under way together
+
+struct ReconstructArguments {
+    const TilePass* passes;  // [tiles], one row of blocks for each
+};
+
 struct EncodeArguments {
     TableSet tables;
     const Warp* warps;
@@ -213,7 +219,8 @@ struct FinishArguments {
 
 // The most threads of a block; a kernel's registers follow from it.
 constexpr uint32_t kCoderThreads = 1024;
-constexpr uint32_t kReconstructThreads = 640;
+constexpr uint32_t kReconstructThreads = 256;
+constexpr uint32_t kReconstructBlock = kReconstructThreads * kReconstructEach;  // elements of a block
 constexpr uint32_t kMixtureThreads = 512;  // a search takes registers: so each thread may have 128
 constexpr uint32_t kExamineThreads = 256;
 constexpr uint32_t kPackThreads = 256;

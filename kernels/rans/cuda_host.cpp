@@ -95,10 +95,7 @@ enum Kernel : int {
     kDecodeFullSkip,
     kDecodeMixedDense,
     kDecodeMixedSkip,
-    kReconstructFullDense,
-    kReconstructFullSkip,
-    kReconstructMixedDense,
-    kReconstructMixedSkip,
+    kReconstruct,
     kEncodeDense,
     kEncodeSkip,
     kExamine,
@@ -120,10 +117,7 @@ constexpr const char* kKernelNames[kKernels] = {
     "fastcodec_rans_decode_full_skip",
     "fastcodec_rans_decode_mixed_dense",
     "fastcodec_rans_decode_mixed_skip",
-    "fastcodec_rans_reconstruct_full_dense",
-    "fastcodec_rans_reconstruct_full_skip",
-    "fastcodec_rans_reconstruct_mixed_dense",
-    "fastcodec_rans_reconstruct_mixed_skip",
+    "fastcodec_rans_reconstruct",
     "fastcodec_rans_encode_dense",
     "fastcodec_rans_encode_skip",
     "fastcodec_rans_examine",
@@ -349,11 +343,10 @@ void arrange_streams(Plan& plan) {
     }
 }
 
-// Rounds a batch up to one of few sizes, so that batches of the same size can be decoded by the same launches: streams
-// and warps that are made up have no elements. Where every warp has a stream of all lanes, it is left as it is: that
-// kernel takes no made-up warps.
+// Rounds a batch up to one of few sizes, so that batches of about the same size can be decoded by the same launches:
+// streams and warps that are made up have no elements, and leave at once.
 void pad_streams(Plan& plan) {
-    if (plan.full || plan.streams.empty()) {
+    if (plan.streams.empty()) {
         return;
     }
     const auto padded = [](size_t count, size_t least) {
@@ -363,7 +356,7 @@ void pad_streams(Plan& plan) {
         return least;
     };
     plan.streams.resize(padded(plan.streams.size(), 4), {0, 0, 0, 0, 0, 0, 0, kOk});
-    plan.warps.resize(padded(plan.warps.size(), 2), {0, 0, 0});
+    plan.warps.resize(padded(plan.warps.size(), plan.full ? 4 : 2), {0, 0, 0});
     plan.states.resize(padded(plan.states.size(), 32), kStateLow);
 }
 
@@ -710,10 +703,22 @@ FASTCODEC_API int fastcodec_rans_cuda_complete_passes(uint32_t count, TilePass* 
     return kStatusOk;
 }
 
-// Decodes one pass of every tile: all of `arguments` but how it is launched is set. reconstruct: 1 for values and
-// latents, of indexed passes only.
+// What `body` returns for each row of blocks that a grid has room for, of a kernel that gives each tile one.
+template <typename Body>
+int for_rows(uint32_t tiles, const Body& body) {
+    constexpr uint32_t kMostRows = 65535;  // of a grid
+    for (uint32_t first = 0; first < tiles; first += kMostRows) {
+        if (int bad = body(first, std::min(tiles - first, kMostRows))) {
+            return bad;
+        }
+    }
+    return kStatusOk;
+}
+
+// Decodes one pass of every tile: all of `arguments` but how it is launched is set. With tiles (and `elements`, of the
+// longest one) the symbols become values and latents too; of indexed passes only.
 FASTCODEC_API int fastcodec_rans_cuda_decode(void* module, void* stream, DecodeArguments* arguments, int full,
-                                             int reconstruct) {
+                                             uint32_t tiles, uint64_t elements) {
     return on_device(module, [&](Module& m, const Device& device) -> int {
         DecodeArguments& a = *arguments;
         if (a.warp_count == 0) {
@@ -725,10 +730,17 @@ FASTCODEC_API int fastcodec_rans_cuda_decode(void* module, void* stream, DecodeA
                                 stream, a);
         }
         const bool skip = a.tables.skip != 0;
-        const int kernel = (reconstruct ? kReconstructFullDense : kDecodeFullDense) + (full ? 0 : 2) + (skip ? 1 : 0);
-        return launch_coder(m, device, static_cast<Kernel>(kernel), reconstruct ? kReconstructThreads : kCoderThreads,
-                            skip ? kQueueEntries * static_cast<uint32_t>(sizeof(Queued)) : 0,
-                            {a.tables.tables, a.tables.positions}, stream, a);
+        const int kernel = kDecodeFullDense + (full ? 0 : 2) + (skip ? 1 : 0);
+        if (int bad = launch_coder(m, device, static_cast<Kernel>(kernel), kCoderThreads,
+                                   skip ? kQueueEntries * static_cast<uint32_t>(sizeof(Queued)) : 0,
+                                   {a.tables.tables, a.tables.positions}, stream, a)) {
+            return bad;
+        }
+        const uint32_t blocks = static_cast<uint32_t>((elements + kReconstructBlock - 1) / kReconstructBlock);
+        return blocks == 0 ? kStatusOk : for_rows(tiles, [&](uint32_t first, uint32_t rows) {
+            return launch(m, kReconstruct, blocks, rows, kReconstructThreads, 0, stream,
+                          ReconstructArguments{a.passes + first});
+        });
     });
 }
 
@@ -745,21 +757,14 @@ FASTCODEC_API int fastcodec_rans_cuda_examine(void* module, void* stream, const 
                                               uint32_t tiles, uint64_t elements) {
     return on_device(module, [&](Module& m, const Device&) -> int {
         const uint32_t blocks = static_cast<uint32_t>((elements + kExamineBlock - 1) / kExamineBlock);
-        if (blocks == 0 || tiles == 0) {
-            return kStatusOk;
-        }
-        constexpr uint32_t kMostRows = 65535;  // of a grid
-        ExamineArguments a = *arguments;
-        for (uint32_t first = 0; first < tiles; first += kMostRows) {
-            a.passes = arguments->passes + first;
-            a.results = arguments->results + first;
+        return blocks == 0 ? kStatusOk : for_rows(tiles, [&](uint32_t first, uint32_t rows) {
+            ExamineArguments a = *arguments;
+            a.passes += first;
+            a.results += first;
             const bool mixtures = a.components != 0;
-            if (int bad = launch(m, mixtures ? kExamineMixtures : kExamine, blocks, std::min(tiles - first, kMostRows),
-                                 kExamineThreads, mixtures ? kMixtureTableBytes : 0, stream, a)) {
-                return bad;
-            }
-        }
-        return kStatusOk;
+            return launch(m, mixtures ? kExamineMixtures : kExamine, blocks, rows, kExamineThreads,
+                          mixtures ? kMixtureTableBytes : 0, stream, a);
+        });
     });
 }
 

@@ -16,7 +16,8 @@ namespace {
 // ---------------------------------------------------------------------------------------------------------------------
 // Decode
 
-// Where symbols go as they are.
+// Where symbols go. A store that waits for nothing: whatever else becomes of a symbol is `reconstruct`'s, whose loads
+// would otherwise lie between a lone warp's steps.
 struct SymbolOutput {
     int16_t* symbols;
 
@@ -27,51 +28,11 @@ struct SymbolOutput {
     }
 };
 
-// Where symbols become latents: the symbols, the fixed-point values (what the context network reads) and the latents
-// (what the synthesis reads, in its type, at their places in the picture), each unless null.
-struct LatentOutput {
-    const TilePass pass;
-    const uint32_t begin;
-
-    __device__ __forceinline__ LatentOutput(const TilePass& tile, uint32_t first) : pass(tile), begin(first) {}
-    __device__ __forceinline__ void store(uint32_t element, uint32_t symbol) const {
-        const uint32_t at = begin + element;
-        if (pass.symbols != nullptr) {
-            static_cast<int16_t*>(pass.symbols)[at] = static_cast<int16_t>(symbol);
-        }
-        const int32_t value =
-            static_cast<int32_t>(static_cast<uint32_t>(static_cast<int16_t>(symbol)) << pass.mean_bits) +
-            pass.means[at];
-        if (pass.values != nullptr) {
-            pass.values[at] = value;
-        }
-        if (pass.latents == nullptr) {
-            return;
-        }
-        const uint32_t position = divide(at, pass.channels);
-        const uint32_t channel = at - position * pass.channels.value;
-        // Every second place of the raster: with an odd width the colours alternate through it, with an even one each
-        // row begins with the other colour.
-        const uint32_t odd = pass.width.value & 1;
-        const uint32_t raster = 2 * position + (odd & pass.parity);
-        const uint32_t row = divide(raster, pass.width);
-        const uint32_t column = raster - row * pass.width.value + (odd ? 0 : (row & 1) ^ pass.parity);
-        const uint64_t place = (static_cast<uint64_t>(row) * pass.pitch + column) * pass.channels.value + channel;
-        const float latent = static_cast<float>(value) * pass.gain[channel];
-        if (pass.latent_type == kFloat32) {
-            static_cast<float*>(pass.latents)[place] = latent;
-        } else {
-            static_cast<uint16_t*>(pass.latents)[place] =
-                pass.latent_type == kFloat16 ? float16_bits(latent) : bfloat16_bits(latent);
-        }
-    }
-};
-
-template <bool kFull, class Output>
+template <bool kFull>
 struct Decoder {
     const DecodeArguments& a;
     Group<kFull> group;
-    Output output;
+    SymbolOutput output;
     const uint8_t* indexes;
     uint32_t n;  // elements
     Words<kFull> words;
@@ -327,7 +288,7 @@ struct Decoder {
     }
 };
 
-template <bool kFull, bool kSkip, class Output>
+template <bool kFull, bool kSkip>
 __device__ __forceinline__ void decode(const DecodeArguments& a) {
     copy_to_shared(a.tables.blob, a.shared_tables);
     __syncthreads();
@@ -338,17 +299,17 @@ __device__ __forceinline__ void decode(const DecodeArguments& a) {
     const Work<kFull> work(a, a.warps[number]);
     const Stream& stream = work.stream;
     const uint32_t lane = work.group.lane;
-    Decoder<kFull, Output> decoder{a,
-                                   work.group,
-                                   Output(*work.pass, work.begin),
-                                   kept(work.pass->indexes + work.begin),
-                                   work.n,
-                                   {},
-                                   a.payloads + stream.escapes,
-                                   stream.escapes_end - stream.escapes,
-                                   work.owner ? a.states[stream.states + lane] : kStateLow,
-                                   kOk,
-                                   0};
+    Decoder<kFull> decoder{a,
+                           work.group,
+                           SymbolOutput(*work.pass, work.begin),
+                           kept(work.pass->indexes + work.begin),
+                           work.n,
+                           {},
+                           a.payloads + stream.escapes,
+                           stream.escapes_end - stream.escapes,
+                           work.owner ? a.states[stream.states + lane] : kStateLow,
+                           kOk,
+                           0};
     if (stream.error != kOk) {
         decoder.zero(0);
         decoder.n = 0;
@@ -362,6 +323,53 @@ __device__ __forceinline__ void decode(const DecodeArguments& a) {
         decoder.decode_dense();
     }
     park(a, work, decoder.state, decoder.words, decoder.escapes_left, decoder.error);
+}
+
+// A decoded pass: its symbols become fixed-point values (what the context network reads) and latents (what the
+// synthesis reads, in its type, at their places in the picture), each unless null.
+__device__ __forceinline__ void reconstruct(const ReconstructArguments& a) {
+    const TilePass pass = a.passes[blockIdx.y];
+    const uint32_t n = pass.positions * pass.channels.value;
+    const uint32_t begin = blockIdx.x * kReconstructBlock + threadIdx.x;
+    const int16_t* const symbols = static_cast<const int16_t*>(pass.symbols);
+    int32_t values[kReconstructEach];
+#pragma unroll
+    for (uint32_t k = 0; k < kReconstructEach; ++k) {
+        const uint32_t at = begin + k * kReconstructThreads;
+        if (at < n) {
+            const uint32_t symbol = static_cast<uint32_t>(static_cast<int32_t>(__ldg(symbols + at)));
+            values[k] = static_cast<int32_t>(symbol << pass.mean_bits) + __ldg(pass.means + at);
+        }
+    }
+#pragma unroll
+    for (uint32_t k = 0; k < kReconstructEach; ++k) {
+        const uint32_t at = begin + k * kReconstructThreads;
+        if (at >= n) {
+            break;
+        }
+        if (pass.values != nullptr) {
+            pass.values[at] = values[k];
+        }
+        if (pass.latents == nullptr) {
+            continue;
+        }
+        const uint32_t position = divide(at, pass.channels);
+        const uint32_t channel = at - position * pass.channels.value;
+        // Every second place of the raster: with an odd width the colours alternate through it, with an even one each
+        // row begins with the other colour.
+        const uint32_t odd = pass.width.value & 1;
+        const uint32_t raster = 2 * position + (odd & pass.parity);
+        const uint32_t row = divide(raster, pass.width);
+        const uint32_t column = raster - row * pass.width.value + (odd ? 0 : (row & 1) ^ pass.parity);
+        const uint64_t place = (static_cast<uint64_t>(row) * pass.pitch + column) * pass.channels.value + channel;
+        const float latent = static_cast<float>(values[k]) * __ldg(pass.gain + channel);
+        if (pass.latent_type == kFloat32) {
+            static_cast<float*>(pass.latents)[place] = latent;
+        } else {
+            static_cast<uint16_t*>(pass.latents)[place] =
+                pass.latent_type == kFloat16 ? float16_bits(latent) : bfloat16_bits(latent);
+        }
+    }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -69,7 +69,7 @@ struct Work {
     template <class Arguments>
     __device__ __forceinline__ Work(const Arguments& a, const Warp& warp) : group(warp.lanes_log2) {
         const uint32_t member = group.first >> group.lanes_log2;
-        owner = kFull || member < warp.streams;
+        owner = member < warp.streams;
         id = warp.first + (owner ? member : 0);
         stream = a.streams[id];
         pass = a.passes + stream.tile;

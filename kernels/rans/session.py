@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -81,7 +81,8 @@ class Session:
         payload_bytes: int | None = None,
         memory: Tensor | None = None,
     ) -> None:
-        self.shape, self._passes, self._where = shape_of(plan), list(passes), where
+        self.shape, self._where = shape_of(plan), where
+        self._passes = _with_symbols(passes)
         self._layout = plan  # its offsets are those of every batch of this shape
         self._descriptors = [_describe(item, plan.tiles) for item in self._passes]
         payload_bytes = plan.size - plan.rest_at if payload_bytes is None else payload_bytes
@@ -112,12 +113,27 @@ class Session:
         item, base = self._passes[number], self.memory.data_ptr()
         at = base + self._plan_bytes + sum(_aligned(ctypes.sizeof(part)) for part in self._descriptors[:number])
         with self._where.use():
-            self._layout.decode(self._where, base, at, item.tables, reconstruct=item.means is not None)
+            elements = 0 if item.means is None else max(item.positions, default=0) * item.indexes.shape[1]
+            self._layout.decode(self._where, base, at, item.tables, reconstruct=elements)
 
     def finish(self) -> None:
         """Enqueues the check that every stream ended where it must; `DecodePlan.check` reads the outcome."""
         with self._where.use():
             self._layout.finish(self._where, self.memory.data_ptr())
+
+
+def _with_symbols(passes: Sequence[SessionPass]) -> list[SessionPass]:
+    """The passes, with room for symbols where nobody asks for them: one piece for all, as they run one by one."""
+    unasked = [item.indexes for item in passes if item.symbols is None]
+    if not unasked:
+        return list(passes)
+    room = torch.empty(max(map(torch.numel, unasked)), dtype=torch.int16, device=unasked[0].device)
+    return [
+        item
+        if item.symbols is not None
+        else replace(item, symbols=room[: item.indexes.numel()].view(item.indexes.shape))
+        for item in passes
+    ]
 
 
 def _aligned(size: int) -> int:

@@ -69,6 +69,7 @@ class TrainingConfig:
     device: str = "cpu"
     layout: str = "nchw"  # of feature maps in memory: nchw, or nhwc (channels last)
     graph: bool = True  # on a GPU: the whole step as one CUDA graph
+    compile: bool = False  # both passes through torch.compile: takes a minute, and pays on a GPU
     seed: int = 1
     model: str = "swift"
     quality: int | None = None  # of a system of the zoo
@@ -123,6 +124,9 @@ class Trainer:
                 self.cycle_start = time.time() - state["cycle_seconds"]
         self.source.random = np.random.default_rng((config.seed, self.step))
         torch.manual_seed(config.seed + self.step)
+        self._passes = self._objective
+        if config.compile:
+            self._passes = torch.compile(self._objective, dynamic=False, fullgraph=True)
         self._pull = torch.zeros((), device=self.device)  # of the averages towards the weights, in this step
         self._totals = torch.zeros(len(PARTS), device=self.device, dtype=torch.float64)
         self._resident: ResidentCrops | None = None
@@ -229,9 +233,7 @@ class Trainer:
         Returns PARTS, float64. Nothing is read by the host if the device is a GPU. A step whose gradients are not
         finite leaves weights, averages and the optimiser's state alone.
         """
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.autocast):
-            out = self.task.run(self.model, x, t)
-        loss, parts = self._loss(out, x, t)
+        loss, parts = self._passes(x, t)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -248,6 +250,12 @@ class Trainer:
             torch._foreach_mul_(way, self._pull)
             torch._foreach_add_(means, way)
         return values
+
+    def _objective(self, x: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """`_loss` of the model in training."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.autocast):
+            out = self.task.run(self.model, x, t)
+        return self._loss(out, x, t)
 
     def _loss(self, out: dict[str, Tensor], x: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor]]:
         """What is minimised, and of PARTS loss, bpp, z_bpp and psnr, means over the images."""
@@ -474,6 +482,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-graph", dest="graph", action="store_false", help="on a GPU: launch each operation, without a CUDA graph"
     )
+    parser.add_argument("--compile", action="store_true", help="compile both passes first (torch.compile)")
     parser.add_argument("--checkpoint-seconds", type=float, default=default.checkpoint_seconds, help="(%(default)s)")
     parser.add_argument("--log-steps", type=int, default=default.log_steps, help="(%(default)s)")
     parser.add_argument("--ema", type=_fraction, default=default.ema, help="decay of averaged weights (%(default)s)")

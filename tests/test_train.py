@@ -473,7 +473,7 @@ def test_a_step_on_a_device_waits_for_nothing(monkeypatch, tmp_path):
     trainer.average.requires_grad_(False)
     trainer.optimiser = torch.optim.SGD(trainer._groups(), lr=0.1)
     trainer.optimiser.step = lambda: None  # PyTorch's own, which only a GPU has in one launch
-    trainer._pull = torch.zeros((), device=device)
+    trainer._passes, trainer._pull = trainer._objective, torch.zeros((), device=device)
     trainer._totals = torch.zeros(6, device=device, dtype=torch.float64)
     resident = trainer._resident = ResidentCrops.__new__(ResidentCrops)
     resident.pixels = torch.empty(512 * 512, 3, dtype=torch.uint8, device=device)

@@ -340,7 +340,8 @@ def gaussian_bits(residual: Tensor, index: Tensor) -> Tensor:
 
     residual: latent minus mean, in quantisation steps; index: scale index, between the table's scales too. Same shape.
     """
-    if operator := _gaussian_operator(residual.device.type):
+    # A compiler fuses what follows, and cannot look into the operator.
+    if not torch.compiler.is_compiling() and (operator := _gaussian_operator(residual.device.type)):
         return operator(residual, index, LEAST_SCALE, _LOG_SCALE_STEP)
     inverse = torch.exp(-(math.log(LEAST_SCALE) + index * _LOG_SCALE_STEP)) * math.sqrt(0.5)
     magnitude = residual.abs()

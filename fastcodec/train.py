@@ -133,7 +133,7 @@ class Trainer:
         self._graphs: dict[tuple[int, int, bool], torch.cuda.CUDAGraph] = {}
         if on_gpu:
             torch.set_float32_matmul_precision("high")  # TF32 holds the integers of the entropy side exactly
-            torch.backends.cudnn.benchmark = True
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
             self._resident = ResidentCrops(self.source, self.device)
 
     def _groups(self) -> list[dict]:

@@ -126,6 +126,26 @@ def test_padding_makes_shapes_alike(simulator):
             session.write(more_padded, 0)
 
 
+@pytest.mark.parametrize("lanes", [2, 4, 8, 16, 32])
+def test_batches_of_a_shape_may_have_other_numbers_of_streams(simulator, lanes):
+    """Whatever two batches' streams are: if their shapes are alike, the first one's session decodes the second."""
+    buffers, decoded = Buffers(), 0
+    with _cuda.simulated(simulator):
+        where, sessions = _cuda.simulator(), {}
+        for streams in (1, 2, 3, 4, 2, 1):
+            tiles = draw_tiles(streams)
+            plan = DecodePlan(encode(tiles, lanes=lanes, streams=streams), padded=True)
+            if shape_of(plan) not in sessions:
+                sessions[shape_of(plan)] = Session(plan, buffers.passes, where, payload_bytes=1 << 15)
+            session = sessions[shape_of(plan)]
+            assert session.fits(plan)
+            buffers.load(tiles)
+            run(session, plan, where)
+            buffers.check(tiles)
+            decoded += 1
+    assert len(sessions) < 4 < decoded
+
+
 def test_a_larger_payload_does_not_fit(simulator):
     tiles = draw_tiles(5)
     payloads = encode(tiles, lanes=4, streams=2)

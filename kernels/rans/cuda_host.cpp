@@ -357,7 +357,7 @@ void pad_streams(Plan& plan) {
     };
     plan.streams.resize(padded(plan.streams.size(), 4), {0, 0, 0, 0, 0, 0, 0, kOk});
     plan.warps.resize(padded(plan.warps.size(), plan.full ? 4 : 2), {0, 0, 0});
-    plan.states.resize(padded(plan.states.size(), 32), kStateLow);
+    plan.states.resize(plan.full ? plan.streams.size() * kWarpThreads : padded(plan.states.size(), 32), kStateLow);
 }
 
 Divisor make_divisor(uint32_t value) {

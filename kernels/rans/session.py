@@ -53,7 +53,8 @@ class SessionPass:
 
 def shape_of(plan: DecodePlan) -> tuple[int, ...]:
     """What batches must have in common to be decoded by one session, beside the passes' tensors."""
-    return plan.tiles, plan.stream_count, plan.warp_count, plan.warps_at, plan.lanes_at, plan.states_at, plan.full
+    sections = plan.warps_at, plan.lanes_at, plan.states_at, plan.rest_at
+    return plan.tiles, plan.stream_count, plan.warp_count, *sections, plan.full
 
 
 def size_for(plan: DecodePlan, passes: int, payload_bytes: int) -> int:

@@ -279,7 +279,7 @@ def by_launches(machine: Machine, codec: Codec) -> Iterator[None]:
     engine = _engine(codec)
     with (
         patch.object(engine, "_remembered", OrderedDict()),
-        patch.object(engine.where, "graph", lambda launch: launch),
+        patch.object(engine, "capture", lambda launch: launch),
     ):
         yield
         machine.synchronize()  # the memory of what was remembered is given away now
@@ -603,7 +603,7 @@ def work_of_convolution(x: Tensor, weight: Tensor, stride: int = 1) -> Work:
 
 
 def work_of_pass(session: Session, number: int) -> Work:
-    """Of the coder: an index is read for each symbol, and a mean; a symbol is written, or a value and a latent."""
+    """Of the coder: an index is read for each symbol, and a mean; a symbol is written, a value, a latent."""
     item = session._passes[number]
     written = [tensor.element_size() for tensor in (item.symbols, item.values, *item.latents[:1]) if tensor is not None]
     read = 1 + (item.means.element_size() if item.means is not None else 0)

@@ -10,9 +10,10 @@ waits for the GPU in `Decoded.wait` and nowhere else.
 from __future__ import annotations
 
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ from .entropy import rounding
 from .entropy.estimate import code_lengths
 from .entropy.fixed_point import MEAN_BITS
 from .entropy.gaussian import gaussian_tables
-from .errors import CorruptStreamError, ImageError, SymbolRangeError, UnavailableError
+from .errors import CorruptStreamError, FastcodecError, ImageError, SymbolRangeError, UnavailableError
 from .geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, windows
 from .kernels import checkerboard, rans
 from .kernels.rans.session import (
@@ -55,6 +56,9 @@ GRAPH_POSITIONS = 1 << 15
 # How many shapes of batches are remembered, and how many latents they may have together.
 REMEMBERED_SHAPES = 32
 REMEMBERED_POSITIONS = 1 << 17
+# Bytes of payloads that any shape has room for, and sends: two or three microseconds. With less room, photographs of
+# one size and quality would have half as many shapes again.
+LEAST_CAPACITY = 1 << 16
 
 
 def engines(device: str) -> tuple[torch.device, Callable[[released.Model], Engine]]:
@@ -72,6 +76,24 @@ def engines(device: str) -> tuple[torch.device, Callable[[released.Model], Engin
         )
     # Half precision is slow on a CPU, and its results are the transforms' own tests' business.
     return where.device, lambda model: Engine(model, where, torch.float32)
+
+
+@contextmanager
+def _faults() -> Iterator[None]:
+    """Within it, what a GPU raises that has failed (a kernel that read what it must not, say) is an UnavailableError.
+
+    Such an error stays: no later call of this process can use the GPU, as a rule. That memory ran out is none of them.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        failed = isinstance(error, torch.AcceleratorError) or text.startswith(("CUDA error", "Triton Error [CUDA]"))
+        if not failed or isinstance(error, torch.OutOfMemoryError | FastcodecError):
+            raise
+        raise UnavailableError(
+            f"the GPU failed, and this process cannot use it again: {text.splitlines()[0]}"
+        ) from error
 
 
 class Engine:
@@ -129,6 +151,7 @@ class Engine:
         the current stream from here on finds the pixels there."""
         return self._decode(files, area, out)
 
+    @_faults()
     def _decode(self, files: Sequence[Container], area: Rect, out: Tensor | None) -> Decoded:
         before = self.where.mark()
         with torch.inference_mode(), self.where.use(), self._lock, self.where.on(self._compute):
@@ -241,6 +264,7 @@ class Engine:
             entropy.launch()
             yield jobs, entropy
 
+    @_faults()
     def verify(self, file: Container) -> None:
         """Decodes every tile's symbols and checks every state and cursor. Raises what `Decoded.wait` raises."""
         tiles = list(file.header.grid.tiles())
@@ -249,6 +273,7 @@ class Engine:
             for jobs, records in [(jobs, self.where.fetch(entropy.records)) for jobs, entropy in groups]:
                 jobs.check(records.wait()[0])
 
+    @_faults()
     def latents(self, file: Container) -> Tensor:
         """The decoded latents in 1/16, int32 [h, w, M] on the CPU."""
         grid = file.header.grid
@@ -269,6 +294,7 @@ class Engine:
 
     # --- encoding ---------------------------------------------------------------------------------------------------
 
+    @_faults()
     def encode(self, sent: Sent, grid: Grid, quality: int, preset: str) -> tuple[list[list[bytes]], list[list[float]]]:
         """Encodes images that `send` has sent.
 
@@ -296,6 +322,30 @@ class Engine:
                     bits[job % images].append(estimate)
             return payloads, bits
 
+    def capture(self, launch: Callable[[], None]) -> Callable[[], None]:
+        """What `launch` enqueues on the current stream as a CUDA graph: a function that enqueues all of it at once.
+
+        `launch` has been called before by this thread, so that nothing is left to prepare. Does not wait for the GPU,
+        and leaves PyTorch's caches as they are, unlike `torch.cuda.graph`: other batches may be under way. Where a
+        capture fails, what it was to replace is returned, and a RuntimeWarning says why.
+        """
+        if self.device.type != "cuda":
+            return self.where.graph(launch)
+        graph = torch.cuda.CUDAGraph()  # with memory of its own
+        try:
+            graph.capture_begin(capture_error_mode="thread_local")
+            try:
+                launch()
+            except BaseException:
+                with suppress(RuntimeError):  # it says that the capture is void
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        except (RuntimeError, FastcodecError) as error:
+            warnings.warn(f"decoding goes on without a CUDA graph, which failed: {error}", RuntimeWarning, stacklevel=2)
+            return launch
+        return graph.replay
+
     def _new_stream(self) -> object:
         """A stream in which the weights are ready."""
         stream = self.where.new_stream()
@@ -308,6 +358,7 @@ class Engine:
             self._threads.stream = self._new_stream()
         return self._threads.stream
 
+    @_faults()
     def send(self, pictures: Sequence[np.ndarray]) -> Sent:
         """Enqueues the copy of images of equal size to the device, beside whatever it is doing.
 
@@ -424,6 +475,7 @@ class Decoded:
     def __init__(self, jobs: list[_Jobs], fetch: Fetch, pixels: bool):
         self._jobs, self._fetch, self._pixels = jobs, fetch, pixels
 
+    @_faults()
     def wait(self) -> np.ndarray | None:
         """Waits until the GPU is done and checks what it found; returns the pixels if they were fetched, uint8 [files,
         height, width, 3].
@@ -581,7 +633,7 @@ class _Whole:
         self._engine.where.follow(self.free)
         self.entropy.send(jobs)
         if self._replay is None and hasattr(self._prepared, "yes") and self.positions <= GRAPH_POSITIONS:
-            self._replay = self._engine.where.graph(self._launch)
+            self._replay = self._engine.capture(self._launch)
         self._prepared.yes = True
         (self._replay or self._launch)()
 
@@ -636,7 +688,7 @@ def _bounds(rects: Sequence[Rect]) -> Rect:
 
 def _capacity(plan: DecodePlan) -> int:
     """Room for payloads, in few sizes, so that batches of about the same size have the same."""
-    size = 1 << 12
+    size = LEAST_CAPACITY
     while size < plan.size - plan.rest_at:
         size *= 2
-    return -(-size // 16) * 16
+    return size

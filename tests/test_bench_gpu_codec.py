@@ -189,8 +189,8 @@ def check_counts(rows: dict[str, dict]) -> None:
     assert rows["to pixels"]["bytes"] == 24 * 192 * 4 + 192 * 4 + 48 * 32 * 3
     assert rows["rANS z"]["symbols"] == z
     assert rows["rANS z"]["bytes"] == z * (1 + 2)  # an index, a symbol
-    assert rows["rANS anchors"]["bytes"] == 3 * m * (1 + 2 + 4 + 4)  # and a mean, a value, a latent (float32 here)
-    assert rows["rANS non-anchors"]["bytes"] == 3 * m * (1 + 2 + 4)  # whose values nobody needs
+    assert rows["rANS anchors"]["bytes"] == 3 * m * (1 + 2 + 2 + 4 + 4)  # and a mean, a value, a latent (float32 here)
+    assert rows["rANS non-anchors"]["bytes"] == 3 * m * (1 + 2 + 2 + 4)  # whose values nobody needs
 
 
 def test_a_wrong_result_is_a_failure(subject, machine, codec, cpu, sizes, cells, monkeypatch):  # noqa: F811

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastcodec import container, gpu, lossless
 from fastcodec.codec import Codec
 from fastcodec.container import TileData
-from fastcodec.errors import CorruptStreamError, ImageError
+from fastcodec.errors import CorruptStreamError, ImageError, UnavailableError
 from fastcodec.images import Picture
 from fastcodec.kernels import rans
 from fastcodec.kernels.rans import _cuda
@@ -499,3 +499,102 @@ def test_latents_that_cannot_be_coded(codec, engine, photographs, monkeypatch):
         monkeypatch.setattr(engine.transforms, "analysis", lambda *a, value=value: analysis(*a).fill_(value))
         with pytest.raises(error, match=text):
             codec.encode(photo(photographs, 20, 20))
+
+
+# ---- a GPU that fails
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError(
+            "CUDA error: an illegal memory access was encountered\nSearch for `cudaErrorIllegal...'"
+        ),
+        RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered"),
+    ],
+)
+def test_a_failed_gpu_is_a_typed_error(error, cpu, codec, engine, photographs, monkeypatch):
+    """And nobody waits for what it holds: the next call finds the engine free."""
+    image = photo(photographs, 40, 30)
+    data = cpu.encode(image, quality=50)
+
+    def fail(*arguments, **options):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu.parameters, "anchor_parameters", fail)
+        patch.setattr(gpu.parameters, "encode_parameters", fail)
+        for call in (codec.decode, codec.verify, codec.latents, lambda _: codec.encode(image)):
+            with pytest.raises(UnavailableError, match=r"the GPU failed.*illegal memory access was encountered$"):
+                call(data)
+    decoded = codec.decode_tensor([data])
+    with monkeypatch.context() as patch:
+        patch.setattr(_cuda.Fetch, "wait", fail)
+        with pytest.raises(UnavailableError, match="illegal memory access"):
+            decoded.check()
+    assert difference(codec.decode(data), cpu.decode(data)) <= 1
+
+
+def test_memory_that_runs_out_is_not_a_failed_gpu(cpu, codec, engine, photographs, monkeypatch):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(gpu.parameters, "anchor_parameters", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        codec.decode(cpu.encode(photo(photographs, 40, 30), quality=50))
+
+
+class Capturing:
+    """Stands for torch.cuda.CUDAGraph: notes what is called, and fails where it is told to."""
+
+    calls: list
+    fails = ""
+
+    def __init__(self):
+        Capturing.calls = []
+
+    def _note(self, name: str) -> None:
+        self.calls.append(name)
+        if name == self.fails:
+            raise RuntimeError(f"CUDA error: {name} failed")
+
+    def capture_begin(self, capture_error_mode: str) -> None:
+        assert capture_error_mode == "thread_local", "other threads allocate meanwhile"
+        self._note("begin")
+
+    def capture_end(self) -> None:
+        self._note("end")
+
+    def replay(self) -> None:
+        self._note("replay")
+
+
+@pytest.fixture
+def capturing(engine, monkeypatch):
+    """An engine that believes that it has a GPU, and its graphs."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Capturing)
+    monkeypatch.setattr(Capturing, "fails", "")
+    monkeypatch.setattr(engine, "device", torch.device("cuda"))
+    return Capturing
+
+
+def test_a_capture_waits_for_nothing(engine, capturing, monkeypatch):
+    for name in ("synchronize", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, None)
+    replay = engine.capture(lambda: capturing.calls.append("launch"))
+    assert capturing.calls == ["begin", "launch", "end"]
+    replay()
+    assert capturing.calls[-1] == "replay"
+
+
+@pytest.mark.parametrize("fails", ["begin", "launch", "end"])
+def test_a_capture_that_fails_is_ended_and_done_without(fails, engine, capturing, monkeypatch):
+    monkeypatch.setattr(capturing, "fails", fails)
+
+    def launch():
+        capturing._note(capturing, "launch")
+
+    with pytest.warns(RuntimeWarning, match=f"without a CUDA graph.*{fails} failed"):
+        found = engine.capture(launch)
+    assert found is launch
+    assert capturing.calls == (["begin"] if fails == "begin" else ["begin", "launch", "end"])

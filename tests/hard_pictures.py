@@ -1,17 +1,27 @@
-"""Pictures that are hard for an image codec, made from fixed seeds: for tests, and screenshots for a benchmark.
+"""Pictures that are hard for an image codec, made from fixed seeds; `screenshots` are the benchmark's.
 
 Text is drawn in Pillow's own fonts only, and photographs come with scikit-image: no file or network is needed.
 """
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from itertools import product
 
 import numpy as np
 import skimage.data
+from conftest import ROOT
 
 from fastcodec import graphics
+
+sys.path.append(str(ROOT))  # the benchmarks are in the checkout, and not installed
+try:
+    from bench.screens import screenshots
+finally:
+    sys.path.remove(str(ROOT))
+
+__all__ = ["CORNERS", "photograph", "screenshots", "suite"]
 
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 CORNERS = {
@@ -31,23 +41,6 @@ def suite() -> dict[str, np.ndarray]:
     """Small pictures of everything that is not a photograph, by name: read-only uint8 [H, W, 3] or [H, W]."""
     pictures = {**_kinds(), **_colours(), **_patterns(), **_small(), **_mixed(), **_packaged(), **_large()}
     return _frozen(pictures)
-
-
-@cache
-def screenshots() -> dict[str, np.ndarray]:
-    """Screenshots without photographs, by name: read-only uint8 [H, W, 3], 1024x768 to 1280x1024 pixels."""
-    sizes = {"small": (768, 1024), "wide": (800, 1280), "large": (1024, 1280)}
-    table = (
-        ("terminal", "terminal", "small", 7),
-        ("editor", "editor", "wide", 7),
-        ("nineties_desktop", "nineties", "small", 0),
-        ("flat_desktop", "desktop", "large", 3),
-        ("web_page", "web_page", "wide", 1),
-        ("spreadsheet", "spreadsheet", "small", 3),
-        ("dashboard", "chart", "large", 5),
-        ("document", "text", "small", 3),
-    )
-    return _frozen({name: _drawn(kind, *sizes[size], seed) for name, kind, size, seed in table})
 
 
 def photograph(height: int, width: int) -> np.ndarray:

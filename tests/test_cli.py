@@ -142,6 +142,96 @@ def test_info(coded, tmp_path, capsys):
     assert len(captured.err.splitlines()) == 3
 
 
+def graphic(height: int, width: int) -> np.ndarray:
+    """Flat colours and sharp edges, which lossless coding serves best."""
+    pixels = np.full((height, width, 3), (240, 240, 250), np.uint8)
+    pixels[::9] = (0, 0, 160)
+    pixels[height // 3 :, width // 2 :] = (255, 0, 0)
+    return pixels
+
+
+def test_lossless_files_are_bit_exact_and_say_so(folder, tmp_path, capsys):
+    assert run("compress", folder, "-o", tmp_path / "fic", "--recursive", "--lossless") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(", lossless, " in line for line in lines)
+    assert run("decompress", tmp_path / "fic", "-o", tmp_path / "back", "--recursive") == 0
+    for name in files(tmp_path / "back"):
+        assert (np.asarray(Image.open(tmp_path / "back" / name)) == np.asarray(Image.open(folder / name))).all()
+    capsys.readouterr()
+    assert run("info", tmp_path / "fic" / "chelsea.fic") == 0
+    assert "1 tile, lossless" in capsys.readouterr().out
+
+
+def test_tiles_of_each_kind_are_counted(folder, tmp_path, capsys):
+    photo = np.tile(np.asarray(Image.open(folder / "chelsea.png")), (1, 8, 1))
+    Image.fromarray(np.concatenate([photo, graphic(96, 1024)], axis=1)).save(tmp_path / "mixed.png")
+    assert run("compress", tmp_path / "mixed.png", "-o", tmp_path, "-q", 40) == 0
+    assert "quality 40, 1 of 2 tiles lossless" in capsys.readouterr().out
+    mixed = tmp_path / "mixed.fic"
+    assert run("info", mixed) == 0
+    assert "2 tiles, 1 of them lossless" in capsys.readouterr().out
+    assert run("info", mixed, mixed) == 0
+    head, row, _ = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert (row[head.index("tiles")], row[head.index("lossless_tiles")]) == ("2", "1")
+    for command in (("info", mixed), ("verify", mixed), ("decompress", mixed, "-o", tmp_path / "out/")):
+        assert run(*command, "--json") == 0
+        (record,) = json_lines(capsys.readouterr().out)
+        assert (record["tiles"], record["lossless_tiles"], record["quality"]) == (2, 1, 40)
+
+
+def test_a_lossy_file_is_not_taken_for_a_lossless_one(folder, tmp_path, capsys):
+    source = folder / "chelsea.png"
+    assert run("compress", source, "-o", tmp_path, "-q", 100) == 0
+    before = (tmp_path / "chelsea.fic").read_bytes()
+    capsys.readouterr()
+    assert run("compress", source, "-o", tmp_path, "--lossless") == 0
+    assert "exists already at quality 100; see --overwrite" in capsys.readouterr().out
+    assert (tmp_path / "chelsea.fic").read_bytes() == before
+    assert run("compress", source, "-o", tmp_path, "--lossless", "--overwrite") == 0
+    capsys.readouterr()
+    assert run("compress", source, "-o", tmp_path, "--lossless") == 0
+    assert capsys.readouterr().out.endswith("skipped, exists already\n")
+
+
+@pytest.mark.parametrize("options", [(), ("--lossless",)])
+def test_odd_inputs_of_a_new_user(options, folder, tmp_path, capsys):
+    """Each fails by its name, alone, and what is sound is done."""
+    whole = (folder / "chelsea.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "folder.png").mkdir()
+    for name, size in (("one", (1, 1)), ("row", (70, 1))):
+        Image.new("RGB", size, (255, 0, 0)).save(tmp_path / f"{name}.png")
+    names = [tmp_path / f"{name}.png" for name in ("missing", "cut", "folder", "one", "row")]
+    assert run("compress", *names, "-o", tmp_path / "out", *options, "--json") == 1
+    captured = capsys.readouterr()
+    assert {Path(record["file"]).name: record.get("message") for record in json_lines(captured.out)} == {
+        "missing.png": "no such file or folder",
+        "cut.png": "image file is truncated",
+        "folder.png": "no image in this folder (--recursive looks into nested folders)",
+        "one.png": None,
+        "row.png": None,
+    }
+    assert all(line.startswith(f"fastcodec: {tmp_path}/") for line in captured.err.splitlines())
+    assert files(tmp_path / "out") == {"one.fic", "row.fic"}
+    assert (tmp_path / "cut.png").read_bytes() == whole[: len(whole) // 2]
+    assert run("decompress", tmp_path / "out", "-o", tmp_path / "back") == 0
+    assert Image.open(tmp_path / "back" / "one.png").getpixel((0, 0)) == (255, 0, 0)
+    assert Image.open(tmp_path / "back" / "row.png").size == (70, 1)
+
+
+def test_a_damaged_lossless_tile_is_named(folder, tmp_path, capsys):
+    assert run("compress", folder / "chelsea.png", "-o", tmp_path, "--lossless") == 0
+    whole = (tmp_path / "chelsea.fic").read_bytes()
+    for name, data in (("cut", whole[:-50]), ("flipped", whole[:-50] + bytes([whole[-50] ^ 1]) + whole[-49:])):
+        (tmp_path / f"{name}.fic").write_bytes(data)
+        for command in (("verify",), ("decompress", "-o", tmp_path / "out")):
+            assert run(*command, tmp_path / f"{name}.fic") == 1
+            assert f"{name}.fic: " in (text := capsys.readouterr().err)
+            assert "tile 0 is damaged" in text or name == "cut"
+    assert not (tmp_path / "out").exists()
+
+
 def test_size_targets(folder, tmp_path, capsys):
     source = folder / "chelsea.png"
     assert run("compress", source, "-o", tmp_path / "a.fic", "--target-bytes", 1200) == 0

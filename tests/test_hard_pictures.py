@@ -6,11 +6,16 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from hard_pictures import screenshots, suite
 from PIL import Image
 
-from fastcodec import lossless
+from fastcodec import container, lossless
 from fastcodec.codec import Codec
+from fastcodec.constants import MIN_QUALITY
+from fastcodec.kernels.triton import pixels as pixels_module
+from fastcodec.kernels.triton import pointwise, residual, upsample
+from fastcodec.models.transforms import Transforms
 
 QUALITIES = (1, *range(10, 101, 10))
 LEAST_PSNR = {10: (18, 12), 60: (24, 18), 90: (32, 26)}  # from a quality on: of the picture, of its worst 16 x 16 block
@@ -50,6 +55,29 @@ def faults(codec: Codec, pixels: np.ndarray, qualities: tuple[int, ...] = QUALIT
 @pytest.mark.parametrize("name", suite())
 def test_a_hard_picture_keeps_what_its_quality_promises(name, codec):
     assert faults(codec, suite()[name]) == []
+
+
+@pytest.mark.slow
+def test_half_precision_shows_what_float32_shows(codec, monkeypatch):
+    """Within one level, of every file with network tiles alone: the GPU's transforms on their kernels' references."""
+    for module in (pixels_module, pointwise, residual, upsample):
+        monkeypatch.setattr(module, "runs_kernel", lambda _: False)
+    transforms, compared = Transforms(codec.model, "cpu"), 0
+    for name, picture in suite().items():
+        if picture.size > 3 * 200 * 200:
+            continue
+        for quality in (10, 60, 100):
+            data = codec.encode(picture, quality=quality)
+            if any(container.read(data).lossless):
+                continue
+            row = torch.tensor([quality - MIN_QUALITY], dtype=torch.int32)
+            latents = codec.latents(data)[None] * (codec.model.inverse_gain[row.long()] / 16)
+            half = torch.empty(1, *picture.shape[:2], 3, dtype=torch.uint8)
+            transforms.synthesis(latents.half(), row, half)
+            exact = codec.decode_tensor([data]).pixels.permute(0, 2, 3, 1)
+            assert (half.int() - exact).abs().max() <= 1, f"{name} at quality {quality}"
+            compared += 1
+    assert compared > 5
 
 
 @pytest.mark.slow

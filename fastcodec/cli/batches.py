@@ -243,7 +243,11 @@ class _Compress(_Steps):
                 f"{task.target} exists and holds another image, of {facts.width} x {facts.height}; see --overwrite"
             )
         sized = self.arguments.target_bytes or self.arguments.target_bpp
-        other = f" at quality {facts.quality}" if sized or facts.quality != self.arguments.quality else ""
+        if self.arguments.lossless:
+            differs = facts.lossless_tiles < facts.tiles
+        else:
+            differs = sized or facts.quality != self.arguments.quality
+        other = f" at quality {facts.quality}" if differs else ""
         return {**_facts(facts), "why": _why_skipped(task, other)}
 
     def pixels(self, task: Task) -> int:
@@ -279,6 +283,7 @@ class _Compress(_Steps):
             "bpp": per_pixel(len(result.data), record),
             "estimated_bits": round(result.estimated_bits, 1),
             "quality": result.quality,
+            **_tiles(info(result.data, self.limits)),
             "seconds": round(seconds, 4),
             "input_bytes": task.source_bytes,
             "output_bytes": len(result.data),
@@ -333,4 +338,8 @@ def _make_folder(folder: Path) -> None:
 
 def _facts(facts: FileInfo) -> dict[str, Any]:
     record = {"width": facts.width, "height": facts.height, "mode": facts.mode, "bytes": facts.bytes}
-    return record | {"bpp": per_pixel(facts.bytes, record), "quality": facts.quality}
+    return record | {"bpp": per_pixel(facts.bytes, record), "quality": facts.quality, **_tiles(facts)}
+
+
+def _tiles(facts: FileInfo) -> dict[str, int]:
+    return {"tiles": facts.tiles, "lossless_tiles": facts.lossless_tiles}

@@ -154,7 +154,11 @@ class Report:
 
 def _facts(record: dict[str, Any]) -> str:
     size = f"{record['width']}x{record['height']}"
-    return f"{size}, {record['bytes']} bytes, {record['bpp']:.3f} bpp, quality {record['quality']}"
+    text = f"{size}, {record['bytes']} bytes, {record['bpp']:.3f} bpp, quality {record['quality']}"
+    tiles, lossless = record.get("tiles"), record.get("lossless_tiles")
+    if lossless:
+        text += ", lossless" if lossless == tiles else f", {lossless} of {tiles} tiles lossless"
+    return text
 
 
 def _progress():

@@ -14,10 +14,10 @@ CXX_SOURCES = find kernels tests bench fastcodec -name build -prune -o -type f \
 	\( -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' \) -print0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench compressai gpu gpu-check gpu-site gpu-run build venv clean distclean
+.PHONY: help demo test lint format bench compressai gpu gpu-check gpu-site gpu-pack build venv clean distclean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: build  ## compress and restore a few photographs, and show what it took (ARGS= to change how)
 	$(BIN)/python -m fastcodec.demo $(ARGS)
@@ -42,8 +42,12 @@ compressai: build $(VENV)/bench.stamp  ## run CompressAI's own tests, which pip 
 	$(BIN)/python tests/compressai_suite.py compatible
 	$(BIN)/python tests/compressai_suite.py native
 
-gpu: gpu-check  ## on a machine with a GPU: all GPU tests and benchmarks, with PYTHON's own packages
-	@$(MAKE) --no-print-directory gpu-run
+gpu: gpu-check gpu-site  ## on a machine with a GPU: stages of tests, figures and training (STAGES=, DATA=, OUT=, SECONDS=)
+	@$(GPU_ENV) $(PYTHON) -m bench.gpu_stages $(STAGES) --seconds $(SECONDS) $(if $(DATA),--data $(DATA)) \
+		$(if $(OUT),--out $(OUT)) $(ARGS)
+
+gpu-pack: venv  ## training images and Kodak for such a machine, in few megabytes (DATA=, KODAK=, OUT=.gpu)
+	$(BIN)/python -m bench.gpu_pack $(DATA) $(or $(OUT),.gpu) $(if $(KODAK),--kodak $(KODAK)) $(ARGS)
 
 build: venv  ## build the C++ libraries, and with nvcc the CUDA kernels
 	@$(BIN)/python kernels/build.py
@@ -52,7 +56,9 @@ venv: $(VENV)/venv.stamp  ## create or update .venv
 
 # `make gpu` is for machines that have PyTorch, ninja and pytest but no network: nothing is installed. Links in
 # build/gpu/site show Python the packages as an installation would (kernels/ is fastcodec.kernels), and PYTHONSAFEPATH
-# keeps it from finding the checkout's own fastcodec/, which lacks them. All of it ends within eight minutes.
+# keeps it from finding the checkout's own fastcodec/, which lacks them. docs/gpu.md says what to run, and in what order.
+STAGES ?= compile smoke latency codec
+SECONDS ?= 480
 GPU_SITE := build/gpu/site
 GPU_ENV = PYTHONSAFEPATH=1 PYTHONPATH="$(CURDIR)/$(GPU_SITE)$${PYTHONPATH:+:$$PYTHONPATH}"
 
@@ -67,14 +73,6 @@ gpu-site:
 	@ln -s "$(CURDIR)"/fastcodec/* $(GPU_SITE)/fastcodec
 	@ln -s "$(CURDIR)/kernels" $(GPU_SITE)/fastcodec/kernels
 	@ln -s "$(CURDIR)/bench" $(GPU_SITE)/bench
-
-# The benchmarks run even if a test fails; make fails then.
-gpu-run: gpu-site
-	@status=0; \
-	$(GPU_ENV) timeout --kill-after=10 210 $(PYTHON) tests/gpu_suite.py || status=$$?; \
-	$(GPU_ENV) timeout --kill-after=10 180 $(PYTHON) -m bench gpu $(ARGS) || status=$$?; \
-	$(GPU_ENV) timeout --kill-after=10 60 $(PYTHON) -m bench papers || status=$$?; \
-	exit $$status
 
 clean:  ## remove what was built and cached
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache out

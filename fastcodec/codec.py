@@ -27,7 +27,7 @@ from .constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, TILE_LATENTS
 from .container import DEFAULT_LIMITS, Container, Header, Limits, TileData
 from .entropy.rounding import worth_of_distortion
 from .errors import ModelMismatchError, TargetError, UnavailableError
-from .geometry import Grid, Rect
+from .geometry import SYNTHESIS_HALO, Grid, Rect
 from .images import ImageLike, Picture, from_picture, to_picture
 from .kernels import rans
 from .models import released
@@ -329,7 +329,8 @@ class Codec:
         tried are looked at again.
         """
         grid = header.grid
-        areas = [tile.scaled(LATENT_STRIDE).clipped(grid.height, grid.width) for tile in grid.tiles()]
+        rects = list(grid.tiles())
+        areas = [rect.scaled(LATENT_STRIDE).clipped(grid.height, grid.width) for rect in rects]
         parts = [picture.pixels[area.slices] for area in areas]
         if not lossless_tiles.available():
             return tiles
@@ -339,19 +340,20 @@ class Codec:
             if lossless_tiles.worth_trying(part, len(tile.payload))
         }
         worth, promised = worth_of_distortion(self.model.config, header.quality), lossless_tiles.promise(header.quality)
-        tiles, changed = list(tiles), True
-        while tried and changed:
-            changed = False
+        tiles, looked_at = list(tiles), list(tried)
+        while looked_at:
+            changed = []
             file = container.read(container.write(header, tiles), _NO_LIMITS)
-            for number, payload in list(tried.items()):
-                area, part = areas[number], parts[number]
+            for number in looked_at:
+                area, part, payload = areas[number], parts[number], tried[number]
                 found = _levels(header, self._engine(self.model).decode([file], area, "exact").wait()[0])
                 distortion = lossless_tiles.Distortion.between(part, found)
                 cost = 8 * len(tiles[number].payload) + worth * distortion.mean * area.height * area.width
                 if lossless_tiles.is_better(payload, cost) or not distortion.within(promised):
                     tiles[number] = TileData(payload, tiles[number].alpha, lossless=True)
                     del tried[number]
-                    changed = True
+                    changed.append(rects[number].grown(2 * SYNTHESIS_HALO, grid.latent_height, grid.latent_width))
+            looked_at = [number for number in tried if any(rects[number].meets(around) for around in changed)]
         return lossless_tiles.join(tiles, picture.pixels, grid)
 
     def _model_for(self, header: Header) -> released.Model:

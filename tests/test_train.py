@@ -277,6 +277,16 @@ def test_a_share_of_graphics_out_of_range_is_refused(folder, share):
     assert parser.parse_args(["images", "--run", "run", "--graphics", "0"]).graphics == 0
 
 
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf", "soon"])
+def test_a_cycle_has_a_length(minutes, capsys):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["images", "--run", "run", f"--minutes={minutes}"])
+    assert "--minutes" in capsys.readouterr().err
+    assert parser.parse_args(["images", "--run", "run", "--minutes", "0.5"]).minutes == 0.5
+
+
 # ---- steps
 
 

@@ -1,0 +1,1 @@
+"""Experiments that decide the default model's architecture, as programs."""

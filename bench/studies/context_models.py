@@ -1,0 +1,513 @@
+"""Which context model saves how many bits at equal latents: the choice of the default model's entropy side.
+
+    python -m bench.studies.context_models PHOTOGRAPHS --cache FOLDER [--variants NAME...] [--steps N]
+
+The transforms stay as released. Latents y of random crops, photographs and graphics, each at a random quality, are
+computed once and kept, and so is h_a. What is trained on them is the rest of the entropy side: h_s and the prior, which
+begin as released, and context and parameter networks, which begin at random in every variant, today's included. All
+train for the same number of steps on the same crops in the same order. Rates are then those of rounded residuals on the
+held-out crops, hyper latents included; the distortion is the same for all, up to what rounding does.
+
+Each variant's result is written when it ends, beside the latents, and is taken from there the next time. The table
+goes to docs/architecture.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastcodec import _machine
+from fastcodec.crops import CropSource
+from fastcodec.entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN_BITS
+from fastcodec.entropy.gaussian import COUNT, GREATEST_SCALE, LEAST_SCALE
+from fastcodec.images import replacing
+from fastcodec.models import released
+from fastcodec.models.swift import FixedPointLinear, HyperAnalysis, HyperSynthesis, QualityTable, Swift, gaussian_bits
+
+from . import coding_orders as orders
+from .coding_orders import CLASSES, Order, class_at, starts
+
+POSITION_PIXELS = 256
+POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+WARMUP_STEPS = 100
+CONSTANT_UNTIL = 0.4  # of the steps; then the learning rate falls
+IMPORTANCE = 1.2  # of exp(-IMPORTANCE * t), as in training (docs/architecture.md)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One entropy side.
+
+    Attributes:
+        groups: channels of each, most energetic first.
+        order: what is coded when.
+        kernel: side of the square of neighbours that are read of the channels being coded.
+        across: likewise of the other groups.
+        features: channels of phi, the context's features.
+        hidden: width of the parameter networks.
+        deep: a further layer in each of them.
+        hyper_latents: None: those of the release, from where they are; else so many, begun at random.
+        components: Gaussians a latent, with weights and widths that depend on its scale alone: a table's shape.
+        quality_prior: the hyper latents' prior depends on the quality.
+    """
+
+    groups: tuple[int, ...] = (256,)
+    order: Order = field(default_factory=lambda: orders.checkerboard(1))
+    kernel: int = 5
+    across: int = 1
+    features: int = 256
+    hidden: int = 256
+    deep: bool = False
+    hyper_latents: int | None = None
+    components: int = 1
+    quality_prior: bool = False
+
+
+def _groups(*sizes: int, only_first: bool = False, **options: Any) -> Variant:
+    return Variant(sizes, orders.checkerboard(len(sizes), only_first), **options)
+
+
+ELIC = (16, 16, 32, 64, 128)
+VARIANTS = {
+    "checkerboard": Variant(),
+    "no context": Variant(order=orders.one_pass(1)),
+    "checkerboard 3x3": Variant(kernel=3),
+    "checkerboard 7x7": Variant(kernel=7),
+    "checkerboard, hidden 512": Variant(hidden=512),
+    "checkerboard, a layer more": Variant(deep=True),
+    "2 groups, even": _groups(128, 128),
+    "2 groups, 64": _groups(64, 192),
+    "2 groups, 32": _groups(32, 224),
+    "2 groups, 64, across 3x3": _groups(64, 192, across=3),
+    "2 groups, 64, only first": _groups(64, 192, only_first=True),
+    "3 groups, uneven": _groups(32, 64, 160),
+    "4 groups, even": _groups(64, 64, 64, 64),
+    "5 groups, uneven": _groups(*ELIC),
+    "5 groups, uneven, only first": _groups(*ELIC, only_first=True),
+    "4 groups, no checkerboard": Variant((64,) * 4, orders.channels_only(4)),
+    "4 steps in space": Variant(order=orders.four_steps(1)),
+    "dual, even": Variant((128, 128), orders.dual(), across=3),
+    "quadtree, 3x3": Variant((64,) * 4, orders.quadtree(), kernel=3, across=3),
+    "quadtree": Variant((64,) * 4, orders.quadtree(), across=3),
+    "quadtree, interleaved": Variant((64,) * 4, orders.quadtree(), across=3),
+    "dual, interleaved": Variant((128, 128), orders.dual(), across=3),
+    "two Gaussians": Variant(components=2),
+    "prior by quality": Variant(quality_prior=True),
+    "Z = 64, afresh": Variant(hyper_latents=64),
+    "Z = 32, afresh": Variant(hyper_latents=32),
+    "Z = 128, afresh": Variant(hyper_latents=128),
+}
+INTERLEAVED = "interleaved"  # in a variant's name: every n-th channel makes a group, not a run of them
+
+
+# ---- latents
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Latents y, before rounding, scaled by the gain of their quality.
+
+    Attributes:
+        y: float16 [crops, M, h, w] of random crops.
+        t: float32 [crops], their places on the range of qualities.
+        held_out: by split, float16 [POINTS, images, M, h, w].
+    """
+
+    y: Tensor
+    t: Tensor
+    held_out: dict[str, Tensor]
+
+
+def cached_latents(data: Path, identity: str, crops: int, crop: int, cache: Path) -> Latents:
+    """The latents of a release from the cache folder, computed first where they are not there yet."""
+    path = cache / f"latents-{identity}-{crops}x{crop}.pt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as stream:
+            torch.save(vars(_latents(data, identity, crops, crop)), stream)
+    return Latents(**torch.load(path, weights_only=True))
+
+
+@torch.inference_mode()
+def _latents(data: Path, identity: str, crops: int, crop: int) -> Latents:
+    model = released.restore(released.weights_folder() / f"swift-{identity}.safetensors").eval()
+    source = CropSource(data, crop, seed=1, graphics=0.2)
+    t = torch.rand(crops, generator=torch.Generator().manual_seed(1))
+
+    def analyse(pixels: Tensor, t: Tensor) -> Tensor:
+        x = pixels.float().contiguous(memory_format=torch.channels_last) / 255
+        return (model.g_a(x, t) * torch.exp(model.log_gain(t))[:, :, None, None]).half()
+
+    def at_points(pixels: Tensor) -> Tensor:
+        rows = [torch.full((len(pixels),), point) for point in POINTS]
+        return torch.stack([torch.cat(list(map(analyse, pixels.split(8), row.split(8)))) for row in rows])
+
+    return Latents(
+        torch.cat([analyse(source.batch(len(row)), row) for row in t.split(8)]),
+        t,
+        {
+            "photographs": at_points(source.validation_batch(min(2 * crop, 512))),
+            "graphics": at_points(source.validation_graphics(crop)),
+        },
+    )
+
+
+# ---- the entropy side
+
+
+class EntropySide(nn.Module):
+    """h_a, h_s, the prior, and a context and parameter network for each pass of an order, in fixed-point ranges."""
+
+    def __init__(self, variant: Variant, start: Swift, channels: Tensor):
+        """start: the released model; channels: int64 [M], the order in which the variant's groups take them."""
+        super().__init__()
+        self.variant, order = variant, variant.order
+        self.starts = starts(variant.groups)
+        self.register_buffer("channels", channels)
+        config = start.config
+        if variant.hyper_latents is None:
+            self.h_a, self.h_s = start.h_a, start.h_s
+            locations, log_scales = start.prior.location.data, start.prior.log_scale.data
+            logits = start.prior.logit.data
+        else:
+            config = type(config)(**{**asdict(config), "hyper_latents": variant.hyper_latents})
+            self.h_a, self.h_s = HyperAnalysis(config), HyperSynthesis(config)
+            locations = torch.linspace(-4, 4, 3).repeat(config.hyper_latents, 1)
+            log_scales, logits = torch.full_like(locations, 1.0), torch.zeros_like(locations)
+        self.prior = HyperPrior(locations, log_scales, logits, 4 if variant.quality_prior else None)
+        shift = start.parameters_net.context_shift[channels]
+        self.register_buffer("scale", torch.exp2(-shift.float()))
+        self.psi, hidden = config.hyper_features, variant.hidden
+        self.contexts = nn.ModuleDict()
+        self.first, self.second, self.bias = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
+        self.means, self.indexes = nn.ModuleDict(), nn.ModuleDict()
+        for number in range(len(order.passes)):
+            if number > 0:
+                self.contexts[str(number)] = Context(variant, number)
+            net = str(order.nets[number])
+            if net in self.first:
+                continue
+            reads_context = any(order.nets[n] == order.nets[number] and n > 0 for n in range(len(order.passes)))
+            self.first[net] = FixedPointLinear(self.psi + variant.features * reads_context, hidden)
+            self.bias[net] = QualityTable(8, hidden)
+            middle = [FixedPointLinear(hidden, hidden) for _ in range(1 + variant.deep)]
+            self.second[net] = nn.Sequential(*middle)
+            self.means[net] = FixedPointLinear(
+                hidden, config.latents, output_bits=MEAN_BITS, low=-(2**15), high=2**15 - 1, gain=1 / self.scale
+            )
+            gain = torch.full((config.latents,), 8.0)
+            self.indexes[net] = FixedPointLinear(hidden, config.latents, output_bits=0, high=COUNT - 1, gain=gain)
+            nn.init.constant_(self.indexes[net].bias, 1.5)
+        # Of the further components: logit and log of the width, linear in the scale index.
+        self.shape = nn.Parameter(torch.tensor([-2.0, 0.0, -0.4, 0.0])) if variant.components == 2 else None
+
+    def forward(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """y: [B, M, h, w], h and w multiples of 4; t: [B]. Returns the bits of latents and hyper latents, each [B]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.variant.hyper_latents is not None):
+            z = self.h_a(y, t)
+        if self.training:
+            z_bits = self.prior.bits(z + torch.rand_like(z) - 0.5, t)
+        else:
+            z_bits = self.prior.bits(z.round(), t)
+        z_hat = z + (torch.round(z) - z).detach()
+        psi = self.h_s(z_hat.clamp(-127, 127)).permute(0, 2, 3, 1)
+        grid = y.permute(0, 2, 3, 1)[..., self.channels]
+        known = torch.zeros_like(grid)  # y^ as the contexts read it, of what is decoded; nothing learns through it
+        bits = y.new_zeros(len(y))
+        for number, pairs in enumerate(self.variant.order.passes):
+            decoded = []
+            for c in sorted({c for c, _ in pairs}):
+                phi = self.contexts[str(number)](known, c) if number > 0 else None
+                for part in self._parts([g for at, g in pairs if at == c]):
+                    target = _of_class(grid, c)[..., part].flatten(1, 2)
+                    mean, index = self._predict(number, _of_class(psi, c).flatten(1, 2), phi, t, part)
+                    residual = target - mean
+                    symbol = residual.detach().round()
+                    noisy = residual + torch.rand_like(residual) - 0.5 if self.training else symbol
+                    bits = bits + self._bits(noisy, index).flatten(1).sum(1)
+                    decoded.append((c, part, mean.detach() + symbol))
+            for c, part, y_hat in decoded:
+                view = _of_class(known, c)
+                limit = ACTIVATION_MAX / 2.0**ACTIVATION_BITS
+                view[..., part] = (y_hat * self.scale[part]).clamp(-limit, limit).view(*view.shape[:3], -1)
+        return bits, z_bits.flatten(1).sum(1)
+
+    def _parts(self, groups: Sequence[int]) -> list[slice]:
+        """The channels of groups: one slice where all are coded."""
+        if len(groups) == len(self.variant.groups):
+            return [slice(None)]
+        return [slice(self.starts[g], self.starts[g + 1]) for g in groups]
+
+    def _predict(self, number: int, psi: Tensor, phi: Tensor | None, t: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        net = str(self.variant.order.nets[number])
+        first = self.first[net]
+        if phi is None:  # the context of the first pass is zero, and is not multiplied
+            weight, bias = first.scaled(self.bias[net](t))
+            hidden = F.linear(psi, weight[:, : psi.shape[2]]) + bias[:, None, :]
+            hidden = hidden.clamp(0, ACTIVATION_MAX / 2.0**ACTIVATION_BITS)
+        else:
+            hidden = first(torch.cat([psi, phi], 2), self.bias[net](t))
+        hidden = self.second[net](hidden)
+        return _rows(self.means[net], hidden, part), _rows(self.indexes[net], hidden, part)
+
+    def _bits(self, residual: Tensor, index: Tensor) -> Tensor:
+        if self.shape is None:
+            return gaussian_bits(residual, index)
+        logit, logit_slope, width, width_slope = self.shape
+        place = index / COUNT
+        share = torch.sigmoid(logit + logit_slope * place)
+        step = math.log(GREATEST_SCALE / LEAST_SCALE) / (COUNT - 1)
+        wider = index + torch.exp(width + width_slope * place) / step
+        likelihood = (1 - share) * torch.exp2(-gaussian_bits(residual, index))
+        return -torch.log2(likelihood + share * torch.exp2(-gaussian_bits(residual, wider)))
+
+    def macs(self) -> float:
+        """Multiply-accumulates a pixel of contexts and parameter networks, zeros left out; h_s is not among them."""
+        variant, total = self.variant, 0
+        for number, pairs in enumerate(variant.order.passes):
+            for c in {c for c, _ in pairs}:
+                coded = sum(variant.groups[g] for at, g in pairs if at == c)
+                inputs = self.psi + variant.features * (number > 0)
+                total += (inputs + (1 + variant.deep) * variant.hidden + 2 * coded) * variant.hidden
+                if number > 0:
+                    total += self.contexts[str(number)].inputs(c) * variant.features
+        return total / CLASSES / POSITION_PIXELS
+
+
+class Context(nn.Module):
+    """phi of one pass: a convolution over what is decoded before it, as a product with the known neighbours alone.
+
+    One bank of weights serves all classes; a class reads the rows of its own known (neighbour, group) pairs.
+    """
+
+    def __init__(self, variant: Variant, number: int):
+        super().__init__()
+        pairs, known = variant.order.passes[number], variant.order.known_before(number)
+        self.radius = max(variant.kernel, variant.across) // 2
+        self.starts, self.rows = starts(variant.groups), {}
+        for c in {c for c, _ in pairs}:
+            own = {g for at, g in pairs if at == c}
+            self.rows[c] = [
+                (dy, dx, g)
+                for dy in range(-self.radius, self.radius + 1)
+                for dx in range(-self.radius, self.radius + 1)
+                for g in range(len(variant.groups))
+                if max(abs(dy), abs(dx)) <= (variant.kernel if g in own else variant.across) // 2
+                and (class_at(c, dy, dx), g) in known
+            ]
+        taps = (2 * self.radius + 1) ** 2
+        fan_in = max(self.inputs(c) for c in self.rows)
+        weight = torch.randn(variant.features, taps, self.starts[-1]) / math.sqrt(max(1, fan_in))
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(torch.zeros(variant.features))
+
+    def inputs(self, c: int) -> int:
+        """How many known latents a position of class c reads."""
+        return sum(self.starts[g + 1] - self.starts[g] for _, _, g in self.rows[c])
+
+    def forward(self, known: Tensor, c: int) -> Tensor:
+        """known: [B, h, w, M]; returns [B, positions of the class, features]."""
+        r, (height, width) = self.radius, known.shape[1:3]
+        padded = F.pad(known, (0, 0, r, r, r, r))
+        inputs, weights = [], []
+        for dy, dx, groups in self._runs(c):
+            top, left = r + c // 2 + dy, r + c % 2 + dx
+            inputs.append(padded[:, top : top + height : 2, left : left + width : 2, groups].flatten(1, 2))
+            weights.append(self.weight[:, (dy + r) * (2 * r + 1) + dx + r, groups])
+        out = F.linear(torch.cat(inputs, 2), torch.cat(weights, 1), self.bias)
+        limit = ACTIVATION_MAX / 2.0**ACTIVATION_BITS
+        return out.clamp(-limit, limit)
+
+    def _runs(self, c: int) -> list[tuple[int, int, slice]]:
+        """The rows of a class, neighbouring groups of a neighbour as one."""
+        runs: list[tuple[int, int, slice]] = []
+        for dy, dx, g in self.rows[c]:
+            begin, end = self.starts[g], self.starts[g + 1]
+            if runs and runs[-1][:2] == (dy, dx) and runs[-1][2].stop == begin:
+                runs[-1] = (dy, dx, slice(runs[-1][2].start, end))
+            else:
+                runs.append((dy, dx, slice(begin, end)))
+        return runs
+
+
+class HyperPrior(nn.Module):
+    """The factorised prior of the release, whose parameters may depend on the quality."""
+
+    def __init__(self, location: Tensor, log_scale: Tensor, logit: Tensor, points: int | None):
+        super().__init__()
+        flat = torch.stack([location, log_scale, logit]).clone()
+        self.shape = flat.shape
+        if points is None:
+            self.table = nn.Parameter(flat)
+        else:
+            self.table = QualityTable(points, flat.numel())
+            self.table.points.data.copy_(flat.flatten().expand(points, -1))
+
+    def bits(self, z: Tensor, t: Tensor) -> Tensor:
+        """z: [B, Z, h, w]; code lengths of the intervals z +- 1/2."""
+        if isinstance(self.table, QualityTable):
+            location, log_scale, logit = self.table(t).view(-1, *self.shape)[:, :, None, None].unbind(1)
+        else:
+            location, log_scale, logit = (p[None, None, None] for p in self.table)
+        z = z.movedim(1, -1).unsqueeze(-1)
+        weight, inverse = logit.softmax(-1), torch.exp(-log_scale)
+        upper, lower = (torch.sigmoid((z + d - location) * inverse) for d in (0.5, -0.5))
+        probability = (weight * (upper - lower)).sum(-1)
+        return -torch.log2(probability + (probability.clamp(min=1e-9) - probability).detach())
+
+
+def _of_class(grid: Tensor, c: int) -> Tensor:
+    """The positions of one class: a view [B, h / 2, w / 2, channels]."""
+    return grid[:, c // 2 :: 2, c % 2 :: 2]
+
+
+def _rows(layer: FixedPointLinear, x: Tensor, part: slice) -> Tensor:
+    """Some outputs of a layer."""
+    if part == slice(None):
+        return layer(x)
+    weight, bias = layer.scaled()
+    unit = 2.0**layer.output_bits
+    return F.linear(x, weight[part], bias[part]).clamp(layer.low / unit, layer.high / unit)
+
+
+# ---- training
+
+
+def train(name: str, latents: Latents, start: Swift, steps: int, batch: int, rate: float) -> dict[str, Any]:
+    """Train one variant and measure it: what the JSON has of it."""
+    variant = VARIANTS[name]
+    torch.manual_seed(1)
+    model = EntropySide(variant, start, _channel_order(latents.y, len(variant.groups), INTERLEAVED in name))
+    released_parts = ("h_a.", "h_s.", "prior.") if variant.hyper_latents is None else ()
+    gentle = [p for n, p in model.named_parameters() if n.startswith(released_parts or ("-",))]
+    rest = [p for n, p in model.named_parameters() if not n.startswith(released_parts or ("-",))]
+    optimiser = torch.optim.AdamW(
+        [{"params": rest, "factor": 1.0}] + ([{"params": gentle, "factor": 0.2}] if gentle else []),
+        lr=rate,
+        betas=(0.9, 0.98),
+        weight_decay=0.0,
+    )
+    random, begin = torch.Generator().manual_seed(2), time.process_time()
+    pixels = latents.y[0, 0].numel() * POSITION_PIXELS
+    recent = 0.0
+    for step in range(steps):
+        fall = max(0.0, step / steps - CONSTANT_UNTIL) / (1 - CONSTANT_UNTIL)
+        factor = min(1.0, (step + 1) / WARMUP_STEPS) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fall)))
+        for group in optimiser.param_groups:
+            group["lr"] = rate * factor * group["factor"]
+        chosen = torch.randint(len(latents.y), (batch,), generator=random)
+        t = latents.t[chosen]
+        bits, z_bits = model(latents.y[chosen].float(), t)
+        loss = ((bits + z_bits) / pixels * torch.exp(-IMPORTANCE * t)).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        recent = 0.98 * recent + 0.02 * loss.item() if step else loss.item()
+        if step % 200 == 199:
+            print(f"{name}: step {step + 1}, {recent:.4f}", file=sys.stderr, flush=True)
+    seconds = time.process_time() - begin
+    return {
+        "groups": list(variant.groups),
+        "passes": len(variant.order.passes),
+        "kmac": model.macs() / 1000,
+        "steps": steps,
+        "cpu_seconds": seconds,
+        **{split: measure(model, y) for split, y in latents.held_out.items()},
+    }
+
+
+@torch.inference_mode()
+def measure(model: EntropySide, held_out: Tensor) -> dict[str, list[float]]:
+    """Bits a pixel at each of POINTS, and of hyper latents; held_out: [POINTS, images, M, h, w]."""
+    model.eval()
+    pixels = held_out[0, 0, 0].numel() * POSITION_PIXELS
+    bpp, z_bpp = [], []
+    for point, images in zip(POINTS, held_out, strict=True):
+        total = torch.zeros(2, dtype=torch.float64)
+        for y in images.split(8):
+            parts = model(y.float(), torch.full((len(y),), point))
+            total += torch.stack([part.double().sum() for part in parts])
+        bits, z_bits = (total / len(images) / pixels).tolist()
+        bpp.append(bits + z_bits)
+        z_bpp.append(z_bits)
+    model.train()
+    return {"bpp": bpp, "z_bpp": z_bpp}
+
+
+def _channel_order(y: Tensor, groups: int, interleaved: bool) -> Tensor:
+    """Channels by falling energy: int64 [M]. Interleaved: every groups-th channel makes a group."""
+    energy = torch.stack([part.float().square().mean((0, 2, 3)) for part in y.split(512)]).mean(0)
+    ranked = energy.argsort(descending=True)
+    return torch.cat([ranked[g::groups] for g in range(groups)]) if interleaved else ranked
+
+
+# ---- the program
+
+
+def table(results: dict[str, dict[str, Any]], base: str) -> str:
+    """Rates beside those of a variant, in Markdown: the means over POINTS of the relative changes."""
+    lines = ["| variant | passes | kMAC | photographs | graphics | z | CPU seconds |", "| --- " + "| ---: " * 6 + "|"]
+    for name, result in results.items():
+        change = [
+            100 * sum(a / b - 1 for a, b in zip(result[s]["bpp"], results[base][s]["bpp"], strict=True)) / len(POINTS)
+            for s in ("photographs", "graphics")
+        ]
+        z = 100 * sum(a / b for a, b in zip(*(result["photographs"][k] for k in ("z_bpp", "bpp")), strict=True))
+        lines.append(
+            f"| {name} | {result['passes']} | {result['kmac']:.2f} | {change[0]:+.2f} % | {change[1]:+.2f} % "
+            f"| {z / len(POINTS):.1f} % | {result['cpu_seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study."""
+    parser = argparse.ArgumentParser(prog="python -m bench.studies.context_models", description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path, help="folder of training images; one in 40 is held out")
+    parser.add_argument("--cache", type=Path, required=True, help="folder of latents and results: used if there")
+    parser.add_argument("--variants", nargs="*", choices=VARIANTS, metavar="NAME", help=f"of: {', '.join(VARIANTS)}")
+    parser.add_argument("--steps", type=int, default=1200, help="(%(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="crops a step (%(default)s)")
+    parser.add_argument("--crops", type=int, default=4000, help="(%(default)s)")
+    parser.add_argument("--crop", type=int, default=256, help="side in pixels (%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=2e-3, help="(%(default)s)")
+    parser.add_argument("--out", type=Path, help="write all results as JSON")
+    args = parser.parse_args(arguments)
+    torch.set_flush_denormal(True)
+    identity = released.available()[0]
+    latents, results = cached_latents(args.data, identity, args.crops, args.crop, args.cache), {}
+    for name in args.variants or VARIANTS:
+        path = args.cache / f"{name.replace(' ', '-')}-{args.steps}.json"
+        if not path.exists():
+            start = released.restore(released.weights_folder() / f"swift-{identity}.safetensors")
+            result = train(name, latents, start, args.steps, args.batch, args.learning_rate)
+            with replacing(path) as stream:
+                stream.write(json.dumps(result).encode())
+        results[name] = json.loads(path.read_text("utf-8"))
+    print(table(results, next(iter(results))))
+    if args.out:
+        record = {
+            "model": f"swift {identity}",
+            **{key: getattr(args, key) for key in ("steps", "batch", "crops", "crop", "learning_rate")},
+            "machine": _machine.describe(),
+            "variants": results,
+        }
+        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

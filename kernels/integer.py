@@ -2,10 +2,11 @@
 
     out = clamp((x . w + bias + (1 << (s - 1))) >> s, low, high)        per output channel, all integers, s >= 1
 
-Two implementations of one signature. `linear_reference` is the definition, in int64. `linear` is the CPU's: the same
-integers held in float32, a float32 matrix product (exact in any order of summation because the exporter has proved
-every partial sum below 2^24), and the arithmetic shift as a multiplication by 2^-s and a floor, both exact. The GPU's
-int8 twin joins them here. docs/integer.md has the argument in full.
+Three implementations of one signature. `linear_reference` is the definition, in int64. `linear_int8` is for CPUs that
+multiply int8 vectors into int32 sums (VNNI): PyTorch's int8 matrix product, and the rest in int32. `linear` is for all
+others: the same integers held in float32, a float32 matrix product (exact in any order of summation because the
+exporter has proved every partial sum below 2^24), and the arithmetic shift as a multiplication by 2^-s and a floor, both
+exact. The GPU's are in `triton/`. docs/integer.md has the argument in full.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +47,14 @@ class IntegerLayer:
     def _float_scale(self) -> Tensor:
         return torch.exp2(-self.shift.float())
 
+    @cached_property
+    def _int8_weight(self) -> Tensor:
+        return self.weight.T.contiguous()
+
+    @cached_property
+    def _int32_bias(self) -> Tensor:
+        return self.bias + (1 << (self.shift - 1))
+
 
 def linear_reference(x: Tensor, layer: IntegerLayer, row: int | None = None) -> Tensor:
     """x: int64 [..., inputs] holding int8 values; returns int64 [..., outputs]. The definition."""
@@ -63,6 +72,17 @@ def linear(x: Tensor, layer: IntegerLayer, row: int | None = None) -> Tensor:
     out = torch.addmm(bias, flat, layer._float_weight)
     out.mul_(layer._float_scale).floor_().clamp_(layer.low, layer.high)
     return out.view(*x.shape[:-1], out.shape[-1])  # not -1: a tile of one latent has no non-anchors
+
+
+def linear_int8(x: Tensor, layer: IntegerLayer, row: int | None = None) -> Tensor:
+    """x: int8 [..., inputs]; returns the integers of `linear_reference`: int8 [..., outputs], or int32 where the range of
+    the layer is wider. Only where `int8_is_exact`."""
+    bias = layer._int32_bias if row is None else layer._int32_bias[row]
+    out = torch._int_mm(x.reshape(-1, x.shape[-1]), layer._int8_weight)
+    out.add_(bias).bitwise_right_shift_(layer.shift).clamp_(layer.low, layer.high)
+    if -128 <= layer.low <= layer.high <= 127:
+        out = out.to(torch.int8)
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
 def rows_3x3(x: Tensor) -> Tensor:
@@ -92,6 +112,12 @@ def shift_right(x: Tensor, shift: Tensor, low: int, high: int) -> Tensor:
     return (x * scale + 0.5).floor_().clamp_(low, high)
 
 
+def shift_right_int8(x: Tensor, shift: Tensor, low: int, high: int) -> Tensor:
+    """`shift_right_reference` of int32 tensors, to int8: low and high lie within its range."""
+    half = torch.bitwise_left_shift(torch.ones_like(shift), shift - 1)
+    return (x + half).bitwise_right_shift_(shift).clamp_(low, high).to(torch.int8)
+
+
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Keep results in float32, whatever the caller allows elsewhere.
@@ -113,3 +139,23 @@ def float32_is_exact() -> bool:
     bias = torch.arange(64) * 47 + 1
     with exact_float32():
         return torch.equal(torch.addmm(bias.float(), x.float(), w.float()).long(), x @ w + bias)
+
+
+@cache
+def int8_is_exact() -> bool:
+    """Whether this processor has int8 products with int32 sums, and this PyTorch's matrix product uses them exactly.
+
+    Without them (VNNI) libraries add pairs of products in 16 bits, which saturates, or halve the weights first. Both
+    would show here; such processors are not even asked, for `linear` is faster there.
+    """
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)
+    if not hasattr(torch, "_int_mm") or supported is None or not supported():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    for positions, inputs, outputs in ((1, 256, 256), (33, 576, 128), (300, 3072, 256)):
+        x = torch.randint(-127, 128, (positions, inputs), generator=generator, dtype=torch.int8)
+        w = torch.randint(-127, 128, (inputs, outputs), generator=generator, dtype=torch.int8)
+        x[0], w[:, 0], w[:, 1] = 127, 127, -127
+        if not torch.equal(torch._int_mm(x, w).double(), x.double() @ w.double()):
+            return False
+    return True

@@ -25,10 +25,12 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(20)
 
 
-@pytest.fixture(scope="module")
-def both() -> tuple[EntropyModel, EntropyModel]:
-    """The shipped model's entropy side: the float32 twin and the int64 reference."""
-    return released.load("swift").entropy, released.load("swift", None, "reference").entropy
+@pytest.fixture(scope="module", params=["float32", "int8"])
+def both(request) -> tuple[EntropyModel, EntropyModel]:
+    """The shipped model's entropy side: a twin for CPUs and the int64 reference."""
+    if request.param == "int8" and not integer.int8_is_exact():
+        pytest.skip("this processor has no int8 products with int32 sums")
+    return tuple(released.load("swift", None, backend).entropy for backend in (request.param, "reference"))
 
 
 def extreme_layer(inputs: int, outputs: int, shift: int, generator: torch.Generator) -> IntegerLayer:
@@ -53,6 +55,10 @@ def assert_equal_layers(x: torch.Tensor, layer: IntegerLayer, row: int | None = 
     with exact_float32():
         got = linear(x.float(), layer, row)
     assert torch.equal(got.long(), expected)
+    if integer.int8_is_exact():
+        got = integer.linear_int8(x.to(torch.int8), layer, row)
+        assert got.dtype == (torch.int8 if -128 <= layer.low <= layer.high <= 127 else torch.int32)
+        assert torch.equal(got.long(), expected)
     return expected
 
 
@@ -62,7 +68,7 @@ def assert_equal_layers(x: torch.Tensor, layer: IntegerLayer, row: int | None = 
 @pytest.mark.parametrize(
     "inputs, outputs, positions", [(1, 1, 1), (7, 5, 3), (64, 256, 33), (576, 128, 100), (3072, 256, 9)]
 )
-def test_the_float32_layer_equals_the_reference(inputs, outputs, positions, generator):
+def test_the_layers_for_cpus_equal_the_reference(inputs, outputs, positions, generator):
     largest = min(127, EXACT_LIMIT // (inputs * 127 * 2))
     weight = torch.randint(-largest, largest + 1, (outputs, inputs), generator=generator).to(torch.int8)
     bias = torch.randint(-(2**20), 2**20, (outputs,), generator=generator, dtype=torch.int32)
@@ -119,7 +125,12 @@ def test_shifts_round_half_up_for_negatives_too():
         layer = IntegerLayer(one[:, None], torch.zeros(1, dtype=torch.int32), one.int() * shift, -WIDE, WIDE)
         assert assert_equal_layers(values[:, None], layer).flatten().tolist() == results
         shifts = torch.tensor([shift], dtype=torch.int32)
-        for function, dtype in ((integer.shift_right_reference, torch.int64), (integer.shift_right, torch.float32)):
+        functions = (
+            (integer.shift_right_reference, torch.int64),
+            (integer.shift_right, torch.float32),
+            (integer.shift_right_int8, torch.int32),
+        )
+        for function, dtype in functions:
             assert function(values[:, None].to(dtype), shifts, -99, 99).flatten().long().tolist() == results
 
 
@@ -131,6 +142,8 @@ def test_shift_right_equals_its_reference_over_the_range_of_latents(generator):
     for low, high in ((-127, 127), (-WIDE, WIDE)):
         expected = integer.shift_right_reference(x, shift, low, high)
         assert torch.equal(integer.shift_right(x.float(), shift, low, high).long(), expected)
+        if low == -127:
+            assert torch.equal(integer.shift_right_int8(x.int(), shift, low, high).long(), expected)
 
 
 def test_the_3x3_gather_and_the_shuffle_are_those_of_the_convolutions(generator):
@@ -199,9 +212,45 @@ def test_a_stored_model_that_breaks_the_bound_does_not_load():
     tensors = export_entropy_side(trained_like(SwiftConfig()))
     EntropyModel(tensors)
     tensors["g_ep.means.bias"][17] = 2**24
-    for backend in ("float32", "reference"):
+    for backend in (None, "float32", "reference"):
         with pytest.raises(ExactnessError, match=r"g_ep\.means: output channel 17"):
             EntropyModel(tensors, backend)
+
+
+def test_a_back_end_that_is_not_exact_here_is_refused(monkeypatch):
+    tensors = export_entropy_side(trained_like(SwiftConfig()))
+    monkeypatch.setattr(integer, "int8_is_exact", lambda: False)
+    assert EntropyModel(tensors).backend == "float32"
+    with pytest.raises(ExactnessError, match="int8 matrix product is not exact"):
+        EntropyModel(tensors, "int8")
+    monkeypatch.setattr(integer, "float32_is_exact", lambda: False)
+    for backend in (None, "float32"):
+        with pytest.raises(ExactnessError, match="float32 matrix product is not exact"):
+            EntropyModel(tensors, backend)
+    assert EntropyModel(tensors, "reference").backend == "reference"
+
+
+@pytest.mark.parametrize("fault", ["saturation", "halved weights"])
+def test_int8_products_that_are_not_exact_are_found(fault, monkeypatch):
+    """What libraries do on processors without VNNI: pairs of products in 16 bits, or weights of 7 bits."""
+
+    def int_mm(x, w):
+        x, w = x.int(), w.int()
+        if fault == "halved weights":
+            return (x @ (w // 2)) * 2
+        x = x + 128  # such instructions multiply bytes without a sign by bytes with one
+        total = -128 * w.sum(0).expand(len(x), -1).int()
+        for left, right in zip(x.T.split(2), w.split(2), strict=True):
+            total += (left.T @ right).clamp(-(2**15), 2**15 - 1)
+        return total
+
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
+    monkeypatch.setattr(torch, "_int_mm", int_mm)
+    integer.int8_is_exact.cache_clear()
+    try:
+        assert not integer.int8_is_exact()
+    finally:
+        integer.int8_is_exact.cache_clear()
 
 
 def trained_like(config: SwiftConfig, seed: int = 3) -> Swift:
@@ -269,7 +318,7 @@ def test_weights_that_are_not_finite_are_refused(value):
 # ---- the whole entropy side
 
 
-def run(model: EntropyModel, dtype: torch.dtype, z, anchors, height, width, quality) -> list[torch.Tensor]:
+def run(model: EntropyModel, z, anchors, height, width, quality) -> list[torch.Tensor]:
     with exact_float32():
         psi_anchors, psi_non_anchors = model.hyper_synthesis(z, height, width)
         first = model.anchor_parameters(psi_anchors, quality)
@@ -282,7 +331,7 @@ SHAPES = [(1, 1, 1), (1, 1, 9), (1, 13, 1), (3, 2, 2), (2, 5, 7), (7, 3, 4), (1,
 
 @pytest.mark.parametrize("batch, height, width", SHAPES)
 @pytest.mark.parametrize("spread", [3, 300])
-def test_float32_equals_the_reference_on_random_latents(batch, height, width, spread, both, generator):
+def test_the_twins_equal_the_reference_on_random_latents(batch, height, width, spread, both, generator):
     fast, reference = both
     config = released.load("swift").config
     z_shape = (batch, -(-height // 4), -(-width // 4), config.hyper_latents)
@@ -294,9 +343,7 @@ def test_float32_equals_the_reference_on_random_latents(batch, height, width, sp
         anchors.flatten()[::11] = -(2**15)
         anchors.flatten()[::13] = 2**15 - 1
     quality = int(torch.randint(1, 101, (), generator=generator))
-    results = [
-        run(m, d, z, anchors, height, width, quality) for m, d in ((fast, torch.float32), (reference, torch.int64))
-    ]
+    results = [run(model, z, anchors, height, width, quality) for model in (fast, reference)]
     for got, expected in zip(*results, strict=True):
         assert torch.equal(got, expected)
     means, indexes = results[0][2:4]
@@ -309,18 +356,18 @@ def test_hyper_latents_and_latents_are_clamped_to_their_declared_ranges(both, ge
     """The proof counts on inputs of +-127, and only a stream can be trusted to hold nothing else."""
     config = released.load("swift").config
     z = torch.randint(-(2**15), 2**15, (1, 2, 2, config.hyper_latents), generator=generator).to(torch.int16)
-    psi = torch.zeros(1, 20, config.hyper_features)
     largest = 16 * (2**15 - 1) + 2**15
     latents = torch.randint(-largest, largest + 1, (1, 20, config.latents), generator=generator, dtype=torch.int32)
     shift = released.load("swift").entropy.context_shift
-    for model, dtype in zip(both, (torch.float32, torch.int64), strict=True):
+    for model in both:
         with exact_float32():
+            psi = torch.zeros_like(model.hyper_synthesis(z, 8, 5)[1])
             clamped = model.hyper_synthesis(z.clamp(-127, 127), 8, 5)
             for ours, theirs in zip(model.hyper_synthesis(z, 8, 5), clamped, strict=True):
                 assert torch.equal(ours, theirs)
             bounded = latents.clamp(-(127 << shift), 127 << shift)
-            far = model.non_anchor_parameters(psi.to(dtype), latents, 8, 5, 50)
-            near = model.non_anchor_parameters(psi.to(dtype), bounded, 8, 5, 50)
+            far = model.non_anchor_parameters(psi, latents, 8, 5, 50)
+            near = model.non_anchor_parameters(psi, bounded, 8, 5, 50)
         assert torch.equal(far.means, near.means)
         assert torch.equal(far.indexes, near.indexes)
 
@@ -330,23 +377,24 @@ def test_a_batch_equals_its_items(both, generator):
     config = released.load("swift").config
     z = torch.randint(-20, 21, (5, 2, 3, config.hyper_latents), generator=generator).to(torch.int16)
     anchors = torch.randint(-20, 21, (5, 44, config.latents), generator=generator).to(torch.int16)
-    together = run(fast, torch.float32, z, anchors, 8, 11, 50)
+    together = run(fast, z, anchors, 8, 11, 50)
     for i in range(5):
-        alone = run(fast, torch.float32, z[i : i + 1], anchors[i : i + 1], 8, 11, 50)
+        alone = run(fast, z[i : i + 1], anchors[i : i + 1], 8, 11, 50)
         for all_items, item in zip(together, alone, strict=True):
             assert torch.equal(all_items[i : i + 1], item)
 
 
 @pytest.mark.slow
-def test_float32_equals_the_reference_on_every_kodak_image(kodak):
-    """Whole images, over the range of qualities: the reference decodes every stream that float32 wrote, to the same
+def test_the_twins_equal_the_reference_on_every_kodak_image(kodak):
+    """Whole images, over the range of qualities: all decode every stream that this machine's fastest wrote, to the same
     latents. A parameter that differed in one bit would read the stream with another table."""
     codec = Codec.load()
-    reference = Codec(released.load("swift", None, "reference"))
+    others = [Codec(released.load("swift", None, backend)) for backend in ("float32", "reference")]
 
     def equal(number: int) -> bool:
         data = codec.encode_picture(read_picture(kodak[number]), 1 + 99 * number // max(1, len(kodak) - 1)).data
-        return torch.equal(codec.latents(data), reference.latents(data))
+        latents = codec.latents(data)
+        return all(torch.equal(latents, other.latents(data)) for other in others)
 
     with ThreadPoolExecutor(2) as pool:  # int64 products run on one core each
         for path, same in zip(kodak, pool.map(equal, range(len(kodak))), strict=True):

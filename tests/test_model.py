@@ -57,14 +57,14 @@ def macs_of_synthesis(model: released.Model, side: int) -> int:
 
 def macs_of_the_entropy_side(model: released.Model, side: int, monkeypatch) -> int:
     """Hyper-synthesis, context and parameter network on side x side latents: rows times the weights of each layer."""
-    total, inner = 0, model.entropy._linear
+    total, inner = 0, model.entropy._run
 
-    def counting(x: torch.Tensor, layer, row=None) -> torch.Tensor:
+    def counting(name: str, x: torch.Tensor, row=None) -> torch.Tensor:
         nonlocal total
-        total += x[..., 0].numel() * layer.weight.numel()
-        return inner(x, layer, row)
+        total += x[..., 0].numel() * model.entropy.layers[name].weight.numel()
+        return inner(name, x, row)
 
-    monkeypatch.setattr(model.entropy, "_linear", counting)
+    monkeypatch.setattr(model.entropy, "_run", counting)
     entropy, config = model.entropy, model.config
     with exact_float32():
         z = torch.zeros(1, side // 4, side // 4, config.hyper_latents, dtype=torch.int16)

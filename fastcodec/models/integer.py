@@ -2,12 +2,13 @@
 
 This is what decides every probability, so encoder and decoder on any device must run it to the same bits: everything
 from the hyper-latent symbols to a scale index and a fixed-point mean is integer arithmetic (docs/integer.md). The
-layers come from `fastcodec.kernels.integer`; `EntropyModel(..., backend="reference")` runs the int64 definition and
-`backend="float32"` the CPU's exact-float32 twin.
+layers come from `fastcodec.kernels.integer`: `EntropyModel(..., backend="reference")` runs the int64 definition,
+"float32" and "int8" its twins for CPUs, of which `fastest_backend` names one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,7 +32,7 @@ from fastcodec.kernels.integer import IntegerLayer
 
 from .swift import FixedPointLinear, Swift, quality_position
 
-Backend = Literal["float32", "reference"]
+Backend = Literal["int8", "float32", "reference"]
 
 # Beyond this the rounding term alone breaks the bound, and far beyond its power of two would wrap around.
 _MAX_SHIFT = 24
@@ -139,13 +140,39 @@ class Parameters:
     indexes: Tensor
 
 
+def fastest_backend() -> Backend:
+    """The fastest back end that is exact on this machine. Raises ExactnessError where only "reference" is."""
+    if integer.int8_is_exact():
+        return "int8"
+    if not integer.float32_is_exact():
+        raise ExactnessError("this PyTorch's float32 matrix product is not exact; use the reference backend")
+    return "float32"
+
+
+@dataclass(frozen=True)
+class _Arithmetic:
+    """A back end: how it holds integers, and its two operations."""
+
+    dtype: torch.dtype
+    linear: Callable[[Tensor, IntegerLayer, int | None], Tensor]
+    shift_right: Callable[[Tensor, Tensor, int, int], Tensor]
+
+
+_ARITHMETIC: dict[Backend, _Arithmetic] = {
+    "int8": _Arithmetic(torch.int8, integer.linear_int8, integer.shift_right_int8),
+    "float32": _Arithmetic(torch.float32, integer.linear, integer.shift_right),
+    "reference": _Arithmetic(torch.int64, integer.linear_reference, integer.shift_right_reference),
+}
+
+
 class EntropyModel:
     """Runs the integer networks. Batched over tiles of equal shape; immutable after construction, so thread-safe.
 
-    All methods take and return integers: hyper latents int16 [B, h, w, Z], latents int32 in 1/16.
+    All methods take and return integers: hyper latents int16 [B, h, w, Z], latents int32 in 1/16. backend: None for the
+    fastest. Raises ExactnessError where layers, or the back end on this machine, are not exact.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], backend: Backend = "float32"):
+    def __init__(self, tensors: dict[str, Tensor], backend: Backend | None = None):
         self.layers = {
             name: integer_layer(name, *(tensors[f"{name}.{part}"] for part in ("weight", "bias", "shift")))
             for name in _RANGES
@@ -153,18 +180,19 @@ class EntropyModel:
         self.context_shift = tensors["context_shift"]
         if not 1 <= int(self.context_shift.min()) <= int(self.context_shift.max()) <= _MAX_SHIFT:
             raise ExactnessError(f"context_shift: shifts must lie in 1..{_MAX_SHIFT}")
-        self._dtype = torch.float32 if backend == "float32" else torch.int64
-        self._linear = integer.linear if backend == "float32" else integer.linear_reference
-        self._shift_right = integer.shift_right if backend == "float32" else integer.shift_right_reference
-        if backend == "float32" and not integer.float32_is_exact():
-            raise ExactnessError("this PyTorch's float32 matrix product is not exact; use the reference backend")
+        self.backend = backend or fastest_backend()
+        if (self.backend == "int8" and not integer.int8_is_exact()) or (
+            self.backend == "float32" and not integer.float32_is_exact()
+        ):
+            raise ExactnessError(f"this PyTorch's {self.backend} matrix product is not exact on this machine")
+        self._arithmetic = _ARITHMETIC[self.backend]
 
     def _run(self, name: str, x: Tensor, row: int | None = None) -> Tensor:
-        return self._linear(x, self.layers[name], row)
+        return self._arithmetic.linear(x, self.layers[name], row)
 
     def hyper_synthesis(self, z: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """h_s: hyper latents int16 [B, ceil(height/4), ceil(width/4), Z] to psi at anchors and at non-anchors."""
-        x = z.to(self._dtype).clamp(-ACTIVATION_MAX, ACTIVATION_MAX)
+        x = z.clamp(-ACTIVATION_MAX, ACTIVATION_MAX).to(self._arithmetic.dtype)
         x = self._run("h_s.head", integer.rows_3x3(x))
         x = integer.pixel_shuffle_2(self._run("h_s.up1", x))
         x = self._run("h_s.middle", integer.rows_3x3(x))
@@ -179,7 +207,9 @@ class EntropyModel:
 
     def non_anchor_parameters(self, psi: Tensor, anchors: Tensor, height: int, width: int, quality: int) -> Parameters:
         """g_ep(psi, g_cm(anchors)): the second pass. anchors: decoded latents int32 [B, anchors, M] in 1/16."""
-        scaled = self._shift_right(anchors.to(self._dtype), self.context_shift, -ACTIVATION_MAX, ACTIVATION_MAX)
+        if self.backend != "int8":
+            anchors = anchors.to(self._arithmetic.dtype)
+        scaled = self._arithmetic.shift_right(anchors, self.context_shift, -ACTIVATION_MAX, ACTIVATION_MAX)
         context = self._run("g_cm", checkerboard.gather_context(scaled, height, width))
         return self._parameters(psi, context, quality)
 

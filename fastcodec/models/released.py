@@ -159,7 +159,7 @@ class Model:
     hyper_code_lengths: Tensor  # float64 [Z, 255]: bits of -127..127 under the prior, for estimates
 
 
-def read_model(path: Path, backend: Backend = "float32") -> Model:
+def read_model(path: Path, backend: Backend | None = None) -> Model:
     """Load a released model's file. Raises ModelMismatchError naming the file where it is not one."""
     try:
         with safe_open(path, "pt") as file:
@@ -223,7 +223,7 @@ def available(name: str = "swift") -> list[str]:
 
 
 @lru_cache(maxsize=8)
-def load(name: str = "swift", wanted: bytes | None = None, backend: Backend = "float32") -> Model:
+def load(name: str = "swift", wanted: bytes | None = None, backend: Backend | None = None) -> Model:
     """A shipped model: its newest release, or the one with identity `wanted`.
 
     Raises ModelMismatchError, naming both identities, if this installation does not carry it.

@@ -264,8 +264,8 @@ class Trainer:
         bpp = (out["y_bits"] + out["z_bits"]) / pixels
         per_image = bpp + self.task.lagrangian(self.model, t) * 255.0**2 * mse
         weighed = per_image * self.task.importance(t)
-        # Beyond the limit an image pulls the less, the further it is: else a few drawn ones would decide alone, and what
-        # costs most is coded losslessly anyway.
+        # Beyond the limit an image pulls the less, the further it is: else a few drawn ones would decide alone, and
+        # what costs most is coded losslessly anyway.
         pull = (LOSS_LIMIT / weighed.detach()).clamp(max=1).square()
         parts = weighed, bpp, out["z_bits"] / pixels, -10 * torch.log10(mse)
         return (weighed * pull).mean(), [part.detach().mean() for part in parts]

@@ -5,8 +5,8 @@
 Three implementations of one signature. `linear_reference` is the definition, in int64. `linear_int8` is for CPUs that
 multiply int8 vectors into int32 sums (VNNI): PyTorch's int8 matrix product, and the rest in int32. `linear` is for all
 others: the same integers held in float32, a float32 matrix product (exact in any order of summation because the
-exporter has proved every partial sum below 2^24), and the arithmetic shift as a multiplication by 2^-s and a floor, both
-exact. The GPU's are in `triton/`. docs/integer.md has the argument in full.
+exporter has proved every partial sum below 2^24), and the arithmetic shift as a multiplication by 2^-s and a floor,
+both exact. The GPU's are in `triton/`. docs/integer.md has the argument in full.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def linear(x: Tensor, layer: IntegerLayer, row: int | None = None) -> Tensor:
 
 
 def linear_int8(x: Tensor, layer: IntegerLayer, row: int | None = None) -> Tensor:
-    """x: int8 [..., inputs]; returns the integers of `linear_reference`: int8 [..., outputs], or int32 where the range of
-    the layer is wider. Only where `int8_is_exact`."""
+    """x: int8 [..., inputs]; returns the integers of `linear_reference`: int8 [..., outputs], or int32 where the layer's
+    range is wider. Only where `int8_is_exact`."""
     bias = layer._int32_bias if row is None else layer._int32_bias[row]
     out = torch._int_mm(x.reshape(-1, x.shape[-1]), layer._int8_weight)
     out.add_(bias).bitwise_right_shift_(layer.shift).clamp_(layer.low, layer.high)

@@ -1,7 +1,7 @@
 """The codec on a CPU: pixels to the tiles' payloads and back, in the order of the paper.
 
-Decoding reads top to bottom in `_decode_tiles` and `decode`: hyper latents, hyper-synthesis, anchors, context,
-non-anchors, synthesis (He et al. 2021, section 4.3.2). Encoding runs the same parameter code, because symbols are
+Decoding reads top to bottom in `_decode_tiles` and `decode`: hyper latents, hyper-synthesis, then for each group of
+channels anchors, context, non-anchors, and synthesis (He et al. 2021, section 4.3.2; 2022). Encoding runs the same parameter code, because symbols are
 residuals against the decoder's own means. Images come as groups of equal size (one image is a group of one) and are
 handled by rows of tiles, so that memory follows the width of an image and not its area. `gpu.py` does it on a GPU.
 """
@@ -136,26 +136,31 @@ class Engine:
     def _code_tile(
         self, y: Tensor, z: Tensor, height: int, width: int, quality: int
     ) -> list[tuple[Tensor, Tensor, rans.TableSet]]:
-        """Symbols, table indexes and tables of the three passes: hyper latents, anchors, non-anchors."""
+        """Symbols, table indexes and tables of the passes: hyper latents, then each group's anchors and non-anchors."""
         model, entropy = self.model, self.model.entropy
+        gaussian = gaussian_tables()
+        passes = [(z.flatten(1, 2), _hyper_indexes(z.shape[0], z.shape[1] * z.shape[2], z.shape[3]), model.hyper_tables)]
         with exact_float32():
             with _stage("hyper"):
                 psi_anchors, psi_non_anchors = entropy.hyper_synthesis(z, height, width)
             with _stage("parameters"):
                 y_anchors, y_non_anchors = checkerboard.split(y.permute(0, 2, 3, 1))
                 weight = rounding.distortion_weight(model.config, model.inverse_gain, quality)
-                first = entropy.anchor_parameters(psi_anchors, quality)
-                anchors = rounding.symbols(y_anchors, first.means, first.indexes, weight)
-                decoded = reconstruct(anchors, first.means)
-                second = entropy.non_anchor_parameters(psi_non_anchors, decoded, height, width, quality)
-                non_anchors = rounding.symbols(y_non_anchors, second.means, second.indexes, weight)
-        hyper = _hyper_indexes(z.shape[0], z.shape[1] * z.shape[2], z.shape[3])
-        gaussian = gaussian_tables()
-        return [
-            (z.flatten(1, 2), hyper, model.hyper_tables),
-            (anchors, first.indexes, gaussian),
-            (non_anchors, second.indexes, gaussian),
-        ]
+                decoded = _Earlier()
+                for group, channels in enumerate(entropy.groups):
+                    first = entropy.anchor_parameters(psi_anchors, quality, group, decoded.anchors)
+                    symbols = rounding.symbols(y_anchors[..., channels], first.means, first.indexes, weight[channels])
+                    passes.append((symbols, first.indexes, gaussian))
+                    anchors = reconstruct(symbols, first.means)
+                    second = entropy.non_anchor_parameters(
+                        psi_non_anchors, anchors, height, width, quality, group, decoded.non_anchors
+                    )
+                    symbols = rounding.symbols(
+                        y_non_anchors[..., channels], second.means, second.indexes, weight[channels]
+                    )
+                    passes.append((symbols, second.indexes, gaussian))
+                    decoded.add(anchors, reconstruct(symbols, second.means))
+        return passes
 
     def _estimate(self, passes: list[tuple[Tensor, Tensor, rans.TableSet]], i: int) -> float:
         (z, channels, _), *latents = passes
@@ -242,16 +247,22 @@ class Engine:
                     with _stage("hyper"):
                         z = z.view(len(jobs), hyper_height, hyper_width, -1)
                         psi_anchors, psi_non_anchors = entropy.hyper_synthesis(z, height, width)
-                    with _stage("parameters"):
-                        first = entropy.anchor_parameters(psi_anchors, quality)
+                    decoded = _Earlier()
+                    for number in range(len(entropy.groups)):
+                        with _stage("parameters"):
+                            first = entropy.anchor_parameters(psi_anchors, quality, number, decoded.anchors)
+                        with _stage("rans"):
+                            anchors = reconstruct(_decode_pass(decoder, first.indexes, gaussian), first.means)
+                        with _stage("parameters"):
+                            second = entropy.non_anchor_parameters(
+                                psi_non_anchors, anchors, height, width, quality, number, decoded.non_anchors
+                            )
+                        with _stage("rans"):
+                            symbols = _decode_pass(decoder, second.indexes, gaussian)
+                            decoded.add(anchors, reconstruct(symbols, second.means))
                     with _stage("rans"):
-                        anchors = reconstruct(_decode_pass(decoder, first.indexes, gaussian), first.means)
-                    with _stage("parameters"):
-                        second = entropy.non_anchor_parameters(psi_non_anchors, anchors, height, width, quality)
-                    with _stage("rans"):
-                        non_anchors = reconstruct(_decode_pass(decoder, second.indexes, gaussian), second.means)
                         decoder.finish()
-                    latents = checkerboard.merge(anchors, non_anchors, height, width)
+                    latents = checkerboard.merge(decoded.anchors, decoded.non_anchors, height, width)
             except CorruptStreamError as error:
                 if error.tile is None:
                     raise
@@ -286,6 +297,20 @@ class Engine:
                 target = window.scaled(LATENT_STRIDE)
                 kept = target.common(area)
                 pixels[:, *kept.within(area).slices] = x[:, *kept.within(target).slices]
+
+
+class _Earlier:
+    """Decoded latents of the groups of channels so far: int32 [B, positions, channels], None before the first."""
+
+    def __init__(self) -> None:
+        self.anchors: Tensor | None = None
+        self.non_anchors: Tensor | None = None
+
+    def add(self, anchors: Tensor, non_anchors: Tensor) -> None:
+        """A group more."""
+        if self.anchors is not None:
+            anchors, non_anchors = torch.cat([self.anchors, anchors], 2), torch.cat([self.non_anchors, non_anchors], 2)
+        self.anchors, self.non_anchors = anchors, non_anchors
 
 
 class _Active(threading.local):

@@ -73,6 +73,7 @@ class TrainingConfig:
     seed: int = 1
     model: str = "swift"
     quality: int | None = None  # of a system of the zoo
+    groups: tuple[int, ...] | None = None  # of swift's latents: channels of each
     start: Path | None = None  # a released model's file, or a state dict of the zoo, to go on from
     evaluate: Path | None = None  # a folder measured at every checkpoint, for the log only
 
@@ -83,7 +84,7 @@ class Trainer:
     def __init__(self, config: TrainingConfig):
         self.config = config
         self.step, self.cycle_start, self.cycle_step = 0, time.time(), 0
-        self.task = tasks.task(config.model, config.quality)
+        self.task = tasks.task(config.model, config.quality, config.groups)
         self.device = torch.device(config.device)
         self.on_gpu = on_gpu = self.device.type == "cuda"
         config.run.mkdir(parents=True, exist_ok=True)
@@ -442,6 +443,14 @@ def _fraction(text: str) -> float:
     return value
 
 
+def _sizes(text: str) -> tuple[int, ...]:
+    """Positive numbers between commas, for argparse."""
+    sizes = tuple(int(part) for part in text.split(","))
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: each is at least 1")
+    return sizes
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fastcodec train`."""
     default = TrainingConfig(Path(), Path())
@@ -474,6 +483,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"swift, or a system of the papers: {', '.join(zoo.SYSTEMS)} (%(default)s)",
     )
     parser.add_argument("--quality", type=int, help="1 to 8, of a system of the papers: its channels and lambda (3)")
+    parser.add_argument(
+        "--groups",
+        type=_sizes,
+        metavar="N,N,...",
+        help="channels of each group of swift's latents (those of the release, or all in one)",
+    )
     parser.add_argument("--start", type=Path, help="a release (.safetensors), or a system's weights, to go on from")
     parser.add_argument("--evaluate", type=Path, metavar="DIR", help="images to code at every checkpoint, for the log")
     parser.add_argument("--device", choices=("cpu", "cuda"), default=default.device, help="(%(default)s)")

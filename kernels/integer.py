@@ -75,8 +75,8 @@ def linear(x: Tensor, layer: IntegerLayer, row: int | None = None) -> Tensor:
 
 
 def linear_int8(x: Tensor, layer: IntegerLayer, row: int | None = None) -> Tensor:
-    """x: int8 [..., inputs]; returns the integers of `linear_reference`: int8 [..., outputs], or int32 where the layer's
-    range is wider. Only where `int8_is_exact`."""
+    """x: int8 [..., inputs]; returns the integers of `linear_reference`: int8 [..., outputs], or int32 where its range
+    is wider. Only where `int8_is_exact`."""
     bias = layer._int32_bias if row is None else layer._int32_bias[row]
     out = torch._int_mm(x.reshape(-1, x.shape[-1]), layer._int8_weight)
     out.add_(bias).bitwise_right_shift_(layer.shift).clamp_(layer.low, layer.high)

@@ -101,7 +101,7 @@ def test_a_pass_knows_what_is_decoded_and_nothing_else(name, start, monkeypatch)
 @pytest.mark.parametrize("t", [0.0, 0.6])
 def test_the_checkerboard_is_todays_network(start, t):
     """With Swift's own weights the study's checkerboard gives Swift's means and scale indexes."""
-    model, net = side(small(*ORDERS["checkerboard"]), start), start.parameters_net
+    model, net = side(small(*ORDERS["checkerboard"]), start), start.groups[0]
     torch.nn.init.normal_(net.quality_bias.points, std=0.3)
     with torch.no_grad():
         context = model.contexts["1"]
@@ -130,7 +130,7 @@ def test_the_checkerboard_is_todays_network(start, t):
             means, indexes = net(psi, phi, places)
             symbols = torch.round(target - means)
             expected += gaussian_bits(symbols, indexes).flatten(1).sum(1)
-            phi = net.context_of(means + symbols, 8, 12)
+            phi = net.context_at_non_anchors(means + symbols, means[..., :0], 8, 12)
     torch.testing.assert_close(bits, expected, rtol=1e-4, atol=1e-2)
 
 

@@ -260,7 +260,7 @@ def trained_like(config: SwiftConfig, seed: int = 3) -> Swift:
     model = Swift(config, shift)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.startswith(("h_s.", "parameters_net.")) and name.endswith(("bias", "points")):
+            if name.startswith(("h_s.", "groups.")) and name.endswith(("bias", "points")):
                 parameter.normal_(std=0.5)
     return model
 
@@ -271,7 +271,7 @@ def test_large_weights_get_smaller_exponents(factor):
     model = trained_like(SwiftConfig())
     ordinary = export_entropy_side(model)
     with torch.no_grad():
-        model.parameters_net.context.weight *= factor
+        model.groups[0].context.weight *= factor
     tensors = export_entropy_side(model)
     assert (tensors["g_cm.shift"] < ordinary["g_cm.shift"]).all()
     parts = [tensors[f"g_cm.{part}"] for part in ("weight", "bias", "shift")]
@@ -290,18 +290,18 @@ def test_weights_too_large_for_any_exponent_are_refused_by_layer_and_channel():
     for factor in (3000.0, 1e12):
         model = trained_like(SwiftConfig())
         with torch.no_grad():
-            model.parameters_net.context.weight[116] *= factor
+            model.groups[0].context.weight[116] *= factor
         with pytest.raises(ExactnessError, match="layer g_cm: output channel 116 can reach"):
             export_entropy_side(model)
 
 
 @pytest.mark.parametrize("value", [1e12, float("inf"), float("nan")])
-@pytest.mark.parametrize("name", ["h_s.head.bias", "parameters_net.context.bias", "parameters_net.quality_bias.points"])
+@pytest.mark.parametrize("name", ["h_s.head.bias", "groups.0.context.bias", "groups.0.quality_bias.points"])
 def test_blown_up_biases_are_refused(name, value):
     model = trained_like(SwiftConfig())
     with torch.no_grad():
         model.get_parameter(name)[3] = value
-    layer = {"h": "h_s.head", "c": "g_cm", "q": "g_ep.first"}[name.removeprefix("parameters_net.")[0]]
+    layer = {"h": "h_s.head", "c": "g_cm", "q": "g_ep.first"}[name.removeprefix("groups.0.")[0]]
     with pytest.raises(ExactnessError, match=f"layer {layer}: " if value == 1e12 else f"{name} is not finite"):
         export_entropy_side(model)
 
@@ -471,37 +471,49 @@ def test_another_default_dtype_changes_nothing(photographs):
 # ---- what was trained is what runs
 
 
+@pytest.mark.parametrize("groups", [None, (64, 192), (32, 96, 128)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_the_trained_network_is_the_exported_one(dtype, generator):
+def test_the_trained_network_is_the_exported_one(dtype, groups, generator):
     """The forward pass of quantisation-aware training, on the same integers, gives the integer model's means and
     indexes exactly: its sums are those integers times a power of two, and float32 holds them for the same reason."""
-    config = SwiftConfig()
+    config = SwiftConfig(groups=groups)
     model = trained_like(config).to(dtype)
     entropy = EntropyModel(export_entropy_side(model), "reference")
+    assert entropy.groups == config.group_channels
     model.set_quantise(True)
     height, width = 7, 6
     # All hundred qualities at once, so that the layer with a bias for each sees the largest, as the exporter does.
     z = torch.randint(-40, 41, (100, 2, 2, config.hyper_latents), generator=generator)
-    anchors = torch.randint(-6000, 6001, (100, 21, config.latents), generator=generator)
+    halves = [torch.randint(-6000, 6001, (100, 21, config.latents), generator=generator) for _ in range(2)]
     t = quality_position(torch.arange(1, 101).double()).float()
+    found = []
     with torch.no_grad():
         psi = model.h_s(z.permute(0, 3, 1, 2).to(dtype))[:, :, :height, :width].permute(0, 2, 3, 1)
         psi_anchors, psi_non_anchors = checkerboard.split(psi)
-        first = model.parameters_net(psi_anchors, None, t)
-        phi = model.parameters_net.context_of(anchors.to(dtype) / 16, height, width)
-        second = model.parameters_net(psi_non_anchors, phi, t)
+        anchors, non_anchors = (half.to(dtype) / 16 for half in halves)
+        for group, channels in zip(model.groups, config.group_channels, strict=True):
+            earlier = slice(0, channels.start)
+            found.append(group(psi_anchors, group.context_at_anchors(anchors[..., earlier]), t))
+            phi = group.context_at_non_anchors(anchors[..., channels], non_anchors[..., earlier], height, width)
+            found.append(group(psi_non_anchors, phi, t))
         expected_psi = entropy.hyper_synthesis(z, height, width)
     assert torch.equal((psi_anchors * 16).long(), expected_psi[0])
     assert torch.equal((psi_non_anchors * 16).long(), expected_psi[1])
     for quality in (1, 2, 37, 64, 99, 100):
         i = slice(quality - 1, quality)
-        expected = [
-            entropy.anchor_parameters(expected_psi[0][i], quality),
-            entropy.non_anchor_parameters(expected_psi[1][i], anchors[i], height, width, quality),
-        ]
-        for (means, indexes), parameters in zip((first, second), expected, strict=True):
+        expected = []
+        for number, channels in enumerate(entropy.groups):
+            before = [half[i, :, : channels.start] if number else None for half in halves]
+            expected += [
+                entropy.anchor_parameters(expected_psi[0][i], quality, number, before[0]),
+                entropy.non_anchor_parameters(
+                    expected_psi[1][i], halves[0][i, :, channels], height, width, quality, number, before[1]
+                ),
+            ]
+        for (means, indexes), parameters in zip(found, expected, strict=True):
             assert torch.equal(means[i] * 16, parameters.means.to(dtype))
             assert torch.equal(indexes[i], parameters.indexes.to(dtype))
+    second = found[-1]
     # The layers were at work: not all clamped to the ends of their ranges.
     assert 10 < second[0].abs().amax() < 2**11
     assert ((second[1] > 0) & (second[1] < 63)).double().mean() > 0.1

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from fastcodec.kernels.integer import exact_float32
 from fastcodec.models import released
 from fastcodec.models.bounds import LARGEST_FEATURE, feature_bounds
 from fastcodec.models.swift import Block, QualityTable, Swift, SwiftConfig, gaussian_bits
+from fastcodec.models.warm_start import regroup
 
 LARGEST_DECODE = 25_000  # multiply-accumulates a pixel
 
@@ -389,3 +391,66 @@ def test_a_model_whose_features_may_leave_half_precision_is_not_released(tmp_pat
     released.export(Swift(config), path)
     model = released.read_model(path)
     assert max(feature_bounds(model, model.gain, model.inverse_gain).values()) < LARGEST_FEATURE
+
+
+# ---- groups of channels
+
+
+def test_regrouped_transforms_are_the_same_with_latents_in_another_order():
+    """One group in another order codes the same: means, scale indexes and pixels, up to sums in another order."""
+    torch.manual_seed(0)
+    config = SwiftConfig(features=16, latents=24, hyper_latents=8, hyper_features=16, context_features=16, hidden=16)
+    old = Swift(config, torch.randint(1, 6, (24,), dtype=torch.int32))
+    with torch.no_grad():
+        for name, parameter in old.named_parameters():
+            if name.endswith(("bias", "points", "project.weight", "merge.weight")):
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    new = regroup(old, (24,), images)
+    x, t = images.float() / 255, torch.tensor([0.0, 0.3, 0.7, 1.0])
+    close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-3)
+    with torch.no_grad():
+        y, permuted = old.g_a(x, t), new.g_a(x, t)
+        order = torch.cdist(permuted.transpose(0, 1).flatten(1), y.transpose(0, 1).flatten(1)).argmin(1)
+        assert order.unique().numel() == 24
+        assert order.tolist() != list(range(24))
+        close(permuted, y[:, order])
+        close(new.h_a(permuted, t), old.h_a(y, t))
+        close(new.g_s(permuted, t), old.g_s(y, t))
+        close(new.log_inverse_gain(t), old.log_inverse_gain(t)[:, order])
+        psi = torch.randn(4, 8, 16)
+        anchors = 20 * torch.randn(4, 8, 24)
+        phi = old.groups[0].context_at_non_anchors(anchors, anchors[..., :0], 4, 4)
+        of_order = new.groups[0].context_at_non_anchors(anchors[..., order], anchors[..., :0], 4, 4)
+        close(of_order, phi)
+        for new_head, old_head in zip(new.groups[0](psi, of_order, t), old.groups[0](psi, phi, t), strict=True):
+            close(new_head, old_head[..., order])
+
+
+def test_groups_begin_with_their_part_of_the_one_group():
+    torch.manual_seed(0)
+    config = SwiftConfig(features=16, latents=24, hyper_latents=8, hyper_features=16, context_features=16, hidden=16)
+    old = Swift(config, torch.randint(1, 6, (24,), dtype=torch.int32))
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    one, two = regroup(old, (24,), images), regroup(old, (8, 16), images)
+    assert [len(group.means.bias) for group in two.groups] == [8, 16]
+    psi, t = torch.randn(4, 8, 16), torch.rand(4)
+    anchors, non_anchors = 20 * torch.randn(4, 8, 24), 20 * torch.randn(4, 8, 24)
+    with torch.no_grad():
+        alone = anchors.clone()
+        alone[..., :8] = 0  # what the second group's convolution does not read of the first's anchors
+        for group, channels, seen in zip(two.groups, two.config.group_channels, (None, alone), strict=True):
+            phi = group.context_at_non_anchors(anchors[..., channels], non_anchors[..., : channels.start], 4, 4)
+            if seen is not None:
+                torch.testing.assert_close(phi, one.groups[0].context_at_non_anchors(seen, seen[..., :0], 4, 4))
+            for part, whole in zip(group(psi, phi, t), one.groups[0](psi, phi, t), strict=True):
+                torch.testing.assert_close(part, whole[..., channels])
+        assert two.groups[0].context_at_anchors(anchors[..., :0]) is None
+        assert not two.groups[1].context_at_anchors(anchors[..., :8]).any()
+    with pytest.raises(ValueError, match="only a model of one group"):
+        regroup(two, (4, 20), images)
+
+
+def test_groups_are_a_partition():
+    with pytest.raises(ValueError, match="not a partition of 256 latents"):
+        Swift(SwiftConfig(groups=(64, 64)))

@@ -16,7 +16,7 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastcodec import crops, graphics
+from fastcodec import crops, graphics, metrics
 from fastcodec.codec import Codec
 from fastcodec.crops import VALIDATION_EVERY, VALIDATION_GRAPHICS, VALIDATION_LIST, CropSource, ResidentCrops
 from fastcodec.errors import ImageError, ModelMismatchError
@@ -310,7 +310,7 @@ def test_three_steps_then_a_stop_then_a_resumption(config):
         assert parts["bpp"] > 0
         assert parts["psnr"] > 15  # the warm start is a transform codec already
     assert (trainer.step, trainer.cycle_step) == (3, 3)
-    assert trainer.model.parameters_net.first.quantise  # past quantise_from
+    assert trainer.model.groups[0].first.quantise  # past quantise_from
     still = [name for name, value in trainer.model.named_parameters() if torch.equal(value, start[name])]
     assert set(still) <= {"h_s.head.weight"}  # its input, the hyper latents, may still round to zero everywhere
     assert not same(trainer.average.state_dict(), trainer.model.state_dict())
@@ -563,3 +563,61 @@ def test_a_system_that_is_not_there(config):
     config.model, config.quality = "mbt2018", 9
     with pytest.raises(ValueError, match="qualities 1 to 8"):
         Trainer(config)
+
+
+# ---- groups of channels, and the limit of an image's pull
+
+
+def test_groups_of_a_release_train_export_and_code(config, photographs):
+    newest = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
+    trainer = Trainer(dataclasses.replace(config, start=newest, groups=(64, 192), graphics=0.0, quantise_from=0.0))
+    assert trainer.average.config.groups == (64, 192)
+    trainer.train_step(0.5)
+    trainer.save(finished=True)
+    again = Trainer(dataclasses.replace(config, graphics=0.0))  # a run knows its groups
+    assert same(again.model.state_dict(), trainer.model.state_dict())
+    path = config.run / "grouped.safetensors"
+    released.export(again.average, path)
+    assert len(released.restore(path).groups) == 2
+    codec, reference = (Codec(released.read_model(path, backend)) for backend in (None, "reference"))
+    image = photographs["chelsea"][:150, :200]
+    for quality in (1, 60, 100):
+        data = codec.encode(image, quality)
+        latents = codec.latents(data)
+        assert latents.abs().max() > 16
+        assert torch.equal(reference.latents(data), latents)
+        codec.verify(data)
+        assert metrics.psnr(image, np.asarray(codec.decode(data))) > 22 + quality / 10
+
+
+@pytest.mark.parametrize("text, sizes", [("64,192", (64, 192)), ("256", (256,)), ("0,256", None), ("a", None)])
+def test_groups_on_the_command_line(text, sizes, capsys):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    if sizes:
+        assert parser.parse_args(["data", "--run", "run", "--groups", text]).groups == sizes
+        return
+    with pytest.raises(SystemExit):
+        parser.parse_args(["data", "--run", "run", "--groups", text])
+    assert "--groups" in capsys.readouterr().err
+
+
+def test_only_swift_has_groups():
+    with pytest.raises(ValueError, match="has its own groups"):
+        tasks.task("mbt2018", 3, (64, 64))
+
+
+def test_beyond_the_limit_an_image_pulls_the_less_the_further_it_is(config):
+    trainer = Trainer(dataclasses.replace(config, graphics=0.0))
+    x = torch.full((3, 3, CROP, CROP), 0.5)
+    t = torch.zeros(3)  # where the weight of an image is 1
+    zero = torch.zeros(3)
+
+    def pull_of(bpp: list[float]) -> list[float]:
+        bits = (torch.tensor(bpp) * CROP**2).requires_grad_()
+        loss, _ = trainer._loss({"x_hat": x, "y_bits": bits, "z_bits": zero}, x, t)
+        (gradient,) = torch.autograd.grad(loss, bits)
+        return (gradient * 3 * CROP**2).tolist()
+
+    assert pull_of([0.5, 1.0, 0.1]) == pytest.approx([1, 1, 1])
+    assert pull_of([0.5, 2.0, 40.0]) == pytest.approx([1, 1 / 4, 1 / 1600])

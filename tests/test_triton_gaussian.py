@@ -222,7 +222,7 @@ def test_a_training_step(device, monkeypatch):
         gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
     assert len(calls) == 2  # anchors and non-anchors
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
-    assert gradients[0]["parameters_net.indexes.weight"].abs().max() > 0
+    assert gradients[0]["groups.0.indexes.weight"].abs().max() > 0
     for name, expected in gradients[0].items():
         scale = float(expected.abs().max())
         torch.testing.assert_close(gradients[1][name], expected, rtol=1e-3, atol=1e-4 * scale, msg=name)

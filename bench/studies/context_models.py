@@ -187,7 +187,7 @@ class EntropySide(nn.Module):
             locations = torch.linspace(-4, 4, 3).repeat(config.hyper_latents, 1)
             log_scales, logits = torch.full_like(locations, 1.0), torch.zeros_like(locations)
         self.prior = HyperPrior(locations, log_scales, logits, 4 if variant.quality_prior else None)
-        shift = start.parameters_net.context_shift[channels]
+        shift = start.groups[-1].context_shift[channels]
         self.register_buffer("scale", torch.exp2(-shift.float()))
         self.psi, hidden = config.hyper_features, variant.hidden
         self.contexts = nn.ModuleDict()

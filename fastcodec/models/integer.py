@@ -8,8 +8,10 @@ layers come from `fastcodec.kernels.integer`: `EntropyModel(..., backend="refere
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Literal
 
 import torch
@@ -37,19 +39,30 @@ Backend = Literal["int8", "float32", "reference"]
 # Beyond this the rounding term alone breaks the bound, and far beyond its power of two would wrap around.
 _MAX_SHIFT = 24
 
-#: Layer name -> (low, high) of its output. The names are those of the stored tensors.
+#: Layer name -> (low, high) of its output. The names are those of the stored tensors; the layers of a later group of
+#: channels have its number behind them, as in "g_cm.1".
 _RANGES = {
     "h_s.head": (0, ACTIVATION_MAX),
     "h_s.up1": (0, ACTIVATION_MAX),
     "h_s.middle": (0, ACTIVATION_MAX),
     "h_s.up2": (0, ACTIVATION_MAX),
     "h_s.tail": (-ACTIVATION_MAX, ACTIVATION_MAX),
+    "g_ch": (-ACTIVATION_MAX, ACTIVATION_MAX),
     "g_cm": (-ACTIVATION_MAX, ACTIVATION_MAX),
     "g_ep.first": (0, ACTIVATION_MAX),
     "g_ep.second": (0, ACTIVATION_MAX),
     "g_ep.means": (-(2**15), 2**15 - 1),
     "g_ep.indexes": (0, SCALES_COUNT - 1),
 }
+HYPER_SYNTHESIS = ("h_s.head", "h_s.up1", "h_s.middle", "h_s.up2", "h_s.tail")
+
+
+def group_layers(group: int) -> dict[str, str]:
+    """The layers of a group of channels, by what they are: the names of their stored tensors."""
+    kinds = ("g_cm", "g_ep.first", "g_ep.second", "g_ep.means", "g_ep.indexes")
+    if group == 0:
+        return {kind: kind for kind in kinds}
+    return {kind: f"{kind}.{group}" for kind in ("g_ch", *kinds)}
 
 
 def integer_layer(name: str, weight: Tensor, bias: Tensor, shift: Tensor) -> IntegerLayer:
@@ -69,7 +82,7 @@ def integer_layer(name: str, weight: Tensor, bias: Tensor, shift: Tensor) -> Int
         raise ExactnessError(
             f"layer {name}: output channel {worst} can reach {int(bound[worst])}, float32 is exact below {EXACT_LIMIT}"
         )
-    return IntegerLayer(weight, bias, shift, *_RANGES[name])
+    return IntegerLayer(weight, bias, shift, *_RANGES[re.sub(r"\.\d+$", "", name)])
 
 
 def _quantise(layer: FixedPointLinear, extra_bias: Tensor | None = None) -> dict[str, Tensor]:
@@ -94,19 +107,25 @@ def _quantise(layer: FixedPointLinear, extra_bias: Tensor | None = None) -> dict
 
 def entropy_layers(model: Swift) -> dict[str, FixedPointLinear]:
     """The trainable layers of the entropy side by the names of their stored tensors."""
-    net, synthesis = model.parameters_net, model.h_s
-    return {
+    synthesis = model.h_s
+    found = {
         "h_s.head": synthesis.head,
         "h_s.up1": synthesis.up1,
         "h_s.middle": synthesis.middle,
         "h_s.up2": synthesis.up2,
         "h_s.tail": synthesis.tail,
-        "g_cm": net.context,
-        "g_ep.first": net.first,
-        "g_ep.second": net.second,
-        "g_ep.means": net.means,
-        "g_ep.indexes": net.indexes,
     }
+    for number, group in enumerate(model.groups):
+        of_kind = {
+            "g_ch": group.channel_context,
+            "g_cm": group.context,
+            "g_ep.first": group.first,
+            "g_ep.second": group.second,
+            "g_ep.means": group.means,
+            "g_ep.indexes": group.indexes,
+        }
+        found |= {name: of_kind[kind] for kind, name in group_layers(number).items()}
+    return found
 
 
 def export_entropy_side(model: Swift) -> dict[str, Tensor]:
@@ -114,21 +133,17 @@ def export_entropy_side(model: Swift) -> dict[str, Tensor]:
 
     Raises ExactnessError, naming layer and channel, where a layer could leave the range in which float32 is exact.
     """
-    net = model.parameters_net
     for name, parameter in model.named_parameters():
-        if name.startswith(("h_s.", "parameters_net.")) and not torch.isfinite(parameter).all():
+        if name.startswith(("h_s.", "groups.")) and not torch.isfinite(parameter).all():
             raise ExactnessError(f"{name} is not finite")
-    quality = torch.arange(MIN_QUALITY, MAX_QUALITY + 1)
+    t = quality_position(torch.arange(MIN_QUALITY, MAX_QUALITY + 1).double()).float()
     with torch.no_grad():
-        quality_bias = net.quality_bias(quality_position(quality.double()).to(net.first.bias.device).float())
-    layers = {
-        name: _quantise(layer, quality_bias if layer is net.first else None)
-        for name, layer in entropy_layers(model).items()
-    }
+        quality_bias = {id(g.first): g.quality_bias(t.to(g.first.bias.device)) for g in model.groups}
+    layers = {name: _quantise(layer, quality_bias.get(id(layer))) for name, layer in entropy_layers(model).items()}
     for name, tensors in layers.items():
         integer_layer(name, **tensors)
     flat = {f"{name}.{part}": tensor for name, tensors in layers.items() for part, tensor in tensors.items()}
-    return flat | {"context_shift": net.context_shift.to(torch.int32).contiguous()}
+    return flat | {"context_shift": model.groups[-1].context_shift.to(torch.int32).contiguous()}
 
 
 @dataclass(frozen=True)
@@ -173,11 +188,18 @@ class EntropyModel:
     """
 
     def __init__(self, tensors: dict[str, Tensor], backend: Backend | None = None):
+        groups = 1
+        while f"{group_layers(groups)['g_ch']}.weight" in tensors:
+            groups += 1
+        self._names = [group_layers(group) for group in range(groups)]
         self.layers = {
             name: integer_layer(name, *(tensors[f"{name}.{part}"] for part in ("weight", "bias", "shift")))
-            for name in _RANGES
+            for name in (*HYPER_SYNTHESIS, *(name for names in self._names for name in names.values()))
         }
         self.context_shift = tensors["context_shift"]
+        sizes = [len(self.layers[names["g_ep.means"]].weight) for names in self._names]
+        #: Each group's channels.
+        self.groups = [slice(begin, end) for begin, end in pairwise([0, *accumulate(sizes)])]
         if not 1 <= int(self.context_shift.min()) <= int(self.context_shift.max()) <= _MAX_SHIFT:
             raise ExactnessError(f"context_shift: shifts must lie in 1..{_MAX_SHIFT}")
         self.backend = backend or fastest_backend()
@@ -200,23 +222,46 @@ class EntropyModel:
         psi = self._run("h_s.tail", integer.rows_3x3(x))
         return checkerboard.split(psi[:, :height, :width].contiguous())
 
-    def anchor_parameters(self, psi: Tensor, quality: int) -> Parameters:
-        """g_ep(psi, 0): the first pass (He et al. 2021, equation 8). psi: [B, anchors, features]."""
-        context = psi.new_zeros(*psi.shape[:2], self.layers["g_cm"].weight.shape[0])
-        return self._parameters(psi, context, quality)
+    def anchor_parameters(self, psi: Tensor, quality: int, group: int = 0, before: Tensor | None = None) -> Parameters:
+        """g_ep(psi, g_ch(before)): a group's first pass (He et al. 2022; of the first group, He et al. 2021, equation 8).
 
-    def non_anchor_parameters(self, psi: Tensor, anchors: Tensor, height: int, width: int, quality: int) -> Parameters:
-        """g_ep(psi, g_cm(anchors)): the second pass. anchors: decoded latents int32 [B, anchors, M] in 1/16."""
+        psi: [B, anchors, features]; before: the earlier groups' decoded latents there, int32 [B, anchors, channels] in
+        1/16, or None of the first group, whose phi is zero.
+        """
+        names = self._names[group]
+        if before is None:
+            context = psi.new_zeros(*psi.shape[:2], self.layers[names["g_cm"]].weight.shape[0])
+        else:
+            context = self._run(names["g_ch"], self._context_input(before, slice(0, before.shape[2])))
+        return self._parameters(names, psi, context, quality)
+
+    def non_anchor_parameters(
+        self,
+        psi: Tensor,
+        anchors: Tensor,
+        height: int,
+        width: int,
+        quality: int,
+        group: int = 0,
+        before: Tensor | None = None,
+    ) -> Parameters:
+        """g_ep(psi, g_cm(anchors, before)): a group's second pass. anchors: its decoded latents int32 [B, anchors, m] in
+        1/16; before: the earlier groups' at the non-anchors, or None of the first group."""
+        names, channels = self._names[group], self.groups[group]
+        rows = checkerboard.gather_context(self._context_input(anchors, channels), height, width)
+        if before is not None:
+            rows = torch.cat([rows, self._context_input(before, slice(0, channels.start))], 2)
+        return self._parameters(names, psi, self._run(names["g_cm"], rows), quality)
+
+    def _context_input(self, latents: Tensor, channels: slice) -> Tensor:
         if self.backend != "int8":
-            anchors = anchors.to(self._arithmetic.dtype)
-        scaled = self._arithmetic.shift_right(anchors, self.context_shift, -ACTIVATION_MAX, ACTIVATION_MAX)
-        context = self._run("g_cm", checkerboard.gather_context(scaled, height, width))
-        return self._parameters(psi, context, quality)
+            latents = latents.to(self._arithmetic.dtype)
+        return self._arithmetic.shift_right(latents, self.context_shift[channels], -ACTIVATION_MAX, ACTIVATION_MAX)
 
-    def _parameters(self, psi: Tensor, context: Tensor, quality: int) -> Parameters:
-        hidden = self._run("g_ep.first", torch.cat([psi, context], 2), quality - MIN_QUALITY)
-        hidden = self._run("g_ep.second", hidden)
-        means, indexes = self._run("g_ep.means", hidden), self._run("g_ep.indexes", hidden)
+    def _parameters(self, names: dict[str, str], psi: Tensor, context: Tensor, quality: int) -> Parameters:
+        hidden = self._run(names["g_ep.first"], torch.cat([psi, context], 2), quality - MIN_QUALITY)
+        hidden = self._run(names["g_ep.second"], hidden)
+        means, indexes = self._run(names["g_ep.means"], hidden), self._run(names["g_ep.indexes"], hidden)
         return Parameters(means.to(torch.int32), indexes.to(torch.uint8))
 
 

@@ -123,7 +123,8 @@ def restore(path: Path) -> Swift:
             scale = torch.exp2((shift - layer.input_bits + layer.output_bits).double())
             bias = bias.double() / (scale * 2.0**layer.input_bits) / layer.gain
             if bias.dim() > 1:  # a row a quality: all of it goes into the quality's table
-                model.parameters_net.quality_bias.points.copy_(_fit_points(t, config, bias))
+                (group,) = (group for group in model.groups if group.first is layer)
+                group.quality_bias.points.copy_(_fit_points(t, config, bias))
                 bias = torch.zeros_like(bias[0])
             layer.bias.copy_(bias)
             weight = (weight.double() / scale[:, None] / layer.gain[:, None]).float()
@@ -197,7 +198,10 @@ _TRANSFORMS = ((Analysis, "g_a."), (HyperAnalysis, "h_a."), (Synthesis, "g_s."))
 
 def _config(text: str) -> SwiftConfig:
     """The config of a release's metadata; releases without a limit of the features are older than it."""
-    return SwiftConfig(**{"limit": None, **json.loads(text)})
+    fields = {"limit": None, **json.loads(text)}
+    if fields.get("groups") is not None:
+        fields["groups"] = tuple(fields["groups"])
+    return SwiftConfig(**fields)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -1,15 +1,19 @@
-"""`swift`, the default model: light transforms, a hyperprior, the checkerboard context; one network for all qualities.
+"""`swift`, the default model: light transforms, a hyperprior, context in space and channels; one network for all qualities.
 
-    x -- g_a --> y * gain -- h_a --> z          analysis and hyper-analysis: floating point, encoder only
-    z^ -- h_s --> psi                           hyper-synthesis     \
-    anchors^ -- g_cm --> phi                    checkerboard context | integer at inference (docs/integer.md)
-    (psi, phi) -- g_ep --> mean, scale index    parameter network   /
-    y^ / gain -- g_s --> x^                     synthesis: floating point
+    x -- g_a --> y * gain -- h_a --> z                  analysis and hyper-analysis: floating point, encoder only
+    z^ -- h_s --> psi                                   hyper-synthesis     \
+    earlier groups^, anchors^ -- g_ch, g_cm --> phi     context              | integer at inference (docs/integer.md)
+    (psi, phi) -- g_ep --> mean, scale index            parameter network   /
+    y^ / gain -- g_s --> x^                             synthesis: floating point
+
+Latents are coded in groups of channels, each in two passes, anchors and non-anchors of a checkerboard (He et al. 2022).
+With one group this is the checkerboard of He et al. 2021.
 
 This file is the network as it is trained. The entropy side is written with `FixedPointLinear` layers, whose activations
 live in fixed-point ranges from the first step and are rounded, weights too, once `quantise` is switched on
 (straight-through), so that the exported integer model (`fastcodec.models.integer`) is the trained model, not an
-approximation of it. Names follow the field: g_a, g_s, h_a, h_s (Ballé 2018), g_cm, g_ep (He et al. 2021, equation 4).
+approximation of it. Names follow the field: g_a, g_s, h_a, h_s (Ballé 2018), g_cm, g_ep (He et al. 2021, equation 4), g_ch
+(He et al. 2022).
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +57,16 @@ class SwiftConfig:
     # No feature that a layer reads is further from zero (docs/architecture.md, "Bounded features"). None, in releases
     # that are older than the limit: they go on decoding as their files were written.
     limit: float | None = 64.0
+    # Channels of each group, in order; None: all in one.
+    groups: tuple[int, ...] | None = None
+
+    @property
+    def group_channels(self) -> list[slice]:
+        """Each group's channels."""
+        ends = list(accumulate(self.groups or (self.latents,)))
+        if ends[-1] != self.latents:
+            raise ValueError(f"groups {self.groups} are not a partition of {self.latents} latents")
+        return [slice(begin, end) for begin, end in pairwise([0, *ends])]
 
 
 def quality_position(quality: Tensor | float) -> Tensor | float:
@@ -262,36 +277,56 @@ class HyperSynthesis(nn.Module):
         return self.tail(self._up(self.up2, x))
 
 
-class Parameters(nn.Module):
-    """g_cm and g_ep: context convolution on non-anchors and the three 1x1 layers, as in He et al. 2021, figure 6."""
+class Group(nn.Module):
+    """Context and parameter network of a group of channels: g_cm, g_ch and the three 1x1 layers of g_ep.
 
-    def __init__(self, config: SwiftConfig, context_shift: Tensor):
+    What a position's phi is made of: at anchors, by g_ch, the latents of earlier groups at this position (none, and phi
+    is zero, in the first group); at non-anchors, by g_cm, these and the group's own anchors around it.
+    """
+
+    def __init__(self, config: SwiftConfig, context_shift: Tensor, channels: slice):
+        """context_shift: int32 [M], of all channels."""
         super().__init__()
-        m = config.latents
-        self.register_buffer("context_shift", context_shift)
-        self.context = FixedPointLinear(12 * m, config.context_features, low=-ACTIVATION_MAX)
+        before, m = channels.start, channels.stop - channels.start
+        self.register_buffer("context_shift", context_shift[: channels.stop].clone())
+        taps = len(checkerboard.LIVE_TAPS)
+        self.context = FixedPointLinear(taps * m + before, config.context_features, low=-ACTIVATION_MAX)
+        self.channel_context = None
+        if before:
+            self.channel_context = FixedPointLinear(before, config.context_features, low=-ACTIVATION_MAX)
         self.first = FixedPointLinear(config.hyper_features + config.context_features, config.hidden)
         self.quality_bias = QualityTable(config.quality_points, config.hidden)
         self.second = FixedPointLinear(config.hidden, config.hidden)
         # Means first, in units of y^ (2^context_shift keeps them of the context input's order), then scale indexes.
-        mean_gain = torch.exp2(context_shift.float())
+        mean_gain = torch.exp2(context_shift[channels].float())
         self.means = FixedPointLinear(
             config.hidden, m, output_bits=MEAN_BITS, low=-(2**15), high=2**15 - 1, gain=mean_gain
         )
         self.indexes = FixedPointLinear(config.hidden, m, output_bits=0, high=COUNT - 1, gain=torch.full((m,), 8.0))
         nn.init.constant_(self.indexes.bias, 1.5)
 
-    def context_of(self, anchors: Tensor, height: int, width: int) -> Tensor:
-        """Decoded anchors y^ [B, anchors, M] to phi [B, non-anchors, context_features]."""
-        scaled = anchors * torch.exp2(-self.context_shift.float())
+    def _scaled(self, y_hat: Tensor, channels: slice) -> Tensor:
+        """Decoded latents as the context reads them."""
+        scaled = y_hat * torch.exp2(-self.context_shift[channels].float())
         unit = 2.0**ACTIVATION_BITS
         if self.context.quantise:
             scaled = _round_ste(scaled * unit) / unit
-        scaled = scaled.clamp(-ACTIVATION_MAX / unit, ACTIVATION_MAX / unit)
-        return self.context(checkerboard.gather_context(scaled, height, width))
+        return scaled.clamp(-ACTIVATION_MAX / unit, ACTIVATION_MAX / unit)
+
+    def context_at_anchors(self, before: Tensor) -> Tensor | None:
+        """Earlier groups' y^ at the anchors, [B, anchors, channels], to phi [B, anchors, context_features]."""
+        if self.channel_context is None:
+            return None
+        return self.channel_context(self._scaled(before, slice(0, before.shape[2])))
+
+    def context_at_non_anchors(self, anchors: Tensor, before: Tensor, height: int, width: int) -> Tensor:
+        """The group's anchors y^ [B, anchors, m] and earlier groups' y^ at the non-anchors to phi there."""
+        own = self._scaled(anchors, slice(before.shape[2], None))
+        gathered = checkerboard.gather_context(own, height, width)
+        return self.context(torch.cat([gathered, self._scaled(before, slice(0, before.shape[2]))], 2))
 
     def forward(self, psi: Tensor, phi: Tensor | None, t: Tensor) -> tuple[Tensor, Tensor]:
-        """psi [B, P, hyper_features], phi [B, P, context_features] or None for anchors (context exactly zero)."""
+        """psi [B, P, hyper_features], phi [B, P, context_features] or None for exactly zero: means, scale indexes."""
         if phi is None:
             phi = psi.new_zeros(*psi.shape[:2], self.context.bias.shape[0])
         hidden = self.first(torch.cat([psi, phi], 2), self.quality_bias(t))
@@ -359,7 +394,7 @@ class Swift(nn.Module):
             context_shift = torch.ones(config.latents, dtype=torch.int32)
         self.g_a, self.g_s = Analysis(config), Synthesis(config)
         self.h_a, self.h_s = HyperAnalysis(config), HyperSynthesis(config)
-        self.parameters_net = Parameters(config, context_shift)
+        self.groups = nn.ModuleList(Group(config, context_shift, channels) for channels in config.group_channels)
         self.prior = HyperPrior(config.hyper_latents)
         self.log_gain = QualityTable(config.quality_points, config.latents)
         self.log_inverse_gain = QualityTable(config.quality_points, config.latents)
@@ -397,18 +432,21 @@ class Swift(nn.Module):
         height, width = y.shape[2:]
         psi_anchors, psi_non_anchors = checkerboard.split(self.h_s(z_hat).permute(0, 2, 3, 1))
         y_anchors, y_non_anchors = checkerboard.split(y.permute(0, 2, 3, 1))
-        means, indexes = self.parameters_net(psi_anchors, None, t)
-        anchors, bits = self._quantise(y_anchors, means, indexes)
-        phi = self.parameters_net.context_of(anchors, height, width)
-        means, indexes = self.parameters_net(psi_non_anchors, phi, t)
-        non_anchors, more_bits = self._quantise(y_non_anchors, means, indexes)
-        y_hat = checkerboard.merge(anchors, non_anchors, height, width).permute(0, 3, 1, 2)
-        return y_hat, bits + more_bits
+        bits, anchors, non_anchors = 0.0, y_anchors[..., :0], y_non_anchors[..., :0]  # what is decoded
+        for group, channels in zip(self.groups, self.config.group_channels, strict=True):
+            means, indexes = group(psi_anchors, group.context_at_anchors(anchors), t)
+            of_anchors, bits_of_anchors = _quantise(y_anchors[..., channels], means, indexes, group.indexes.quantise)
+            phi = group.context_at_non_anchors(of_anchors, non_anchors, height, width)
+            means, indexes = group(psi_non_anchors, phi, t)
+            of_others, bits_of_others = _quantise(y_non_anchors[..., channels], means, indexes, group.indexes.quantise)
+            anchors, non_anchors = torch.cat([anchors, of_anchors], 2), torch.cat([non_anchors, of_others], 2)
+            bits = bits + bits_of_anchors + bits_of_others
+        return checkerboard.merge(anchors, non_anchors, height, width).permute(0, 3, 1, 2), bits
 
-    def _quantise(self, y: Tensor, means: Tensor, indexes: Tensor) -> tuple[Tensor, Tensor]:
-        residual = y - means
-        bits = gaussian_bits(residual + torch.rand_like(y) - 0.5, indexes).flatten(1).sum(1)
-        rounded = y + (torch.round(residual) - residual).detach()
-        if self.parameters_net.indexes.quantise:  # index 0 is not coded: the decoder sees the mean
-            rounded = torch.where(indexes > 0, rounded, means)
-        return rounded, bits
+
+def _quantise(y: Tensor, means: Tensor, indexes: Tensor, skip: bool) -> tuple[Tensor, Tensor]:
+    """y^ and the bits of each image. skip: index 0 is not coded, and the decoder sees the mean."""
+    residual = y - means
+    bits = gaussian_bits(residual + torch.rand_like(y) - 0.5, indexes).flatten(1).sum(1)
+    rounded = y + (torch.round(residual) - residual).detach()
+    return torch.where(indexes > 0, rounded, means) if skip else rounded, bits

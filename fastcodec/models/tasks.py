@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import released, zoo
 from .swift import Swift, SwiftConfig
-from .warm_start import warm_start
+from .warm_start import regroup, warm_start
 
 #: lambda of CompressAI's zoo by quality, for R + lambda * 255^2 * MSE.
 LAMBDAS = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483, 0.0932, 0.1800)
@@ -59,15 +59,25 @@ class Task(Protocol):
 
 
 class SwiftTask:
-    """`swift`: lambda over the whole range of qualities, the entropy side in integers at the end."""
+    """`swift`: lambda over the whole range of qualities, the entropy side in integers at the end.
+
+    groups: the channels of each group of latents, in a new model or in one that goes on from a release of one group;
+    None: those of the release.
+    """
 
     name = "swift"
     quick = ("log_gain", "log_inverse_gain", "prior")
     points = (0.0, 0.25, 0.5, 0.75, 1.0)
     autocast = True
 
+    def __init__(self, groups: tuple[int, ...] | None = None):
+        self.groups = groups
+
     def create(self, crops: Callable[[int], Tensor], start: Path | None) -> Swift:
-        return warm_start(SwiftConfig(), crops(64)) if start is None else released.restore(start)
+        if start is None:
+            return warm_start(SwiftConfig(groups=self.groups), crops(64))
+        model = released.restore(start)
+        return model if self.groups in (None, model.config.groups) else regroup(model, self.groups, crops(64))
 
     def describe(self, model: Swift) -> dict[str, Any]:
         return asdict(model.config)
@@ -141,10 +151,13 @@ class ZooTask:
         torch.save(trained.state_dict(), folder / f"{self.name}-{self.quality}.pth")
 
 
-def task(name: str = "swift", quality: int | None = None) -> Task:
-    """The task of a model's name; quality, 1 to 8, is for the systems of the zoo alone. ValueError for others."""
+def task(name: str = "swift", quality: int | None = None, groups: tuple[int, ...] | None = None) -> Task:
+    """The task of a model's name; quality, 1 to 8, is for the systems of the zoo alone, groups for swift. ValueError
+    for others."""
     if name != "swift":
+        if groups is not None:
+            raise ValueError(f"{name} has its own groups of channels")
         return ZooTask(name, 3 if quality is None else quality)
     if quality is not None:
         raise ValueError("swift is one network for all qualities")
-    return SwiftTask()
+    return SwiftTask(groups)

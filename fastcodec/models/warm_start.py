@@ -9,12 +9,13 @@ what a linear transform cannot do. Measured: the same network from a random star
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .swift import Swift, SwiftConfig
+from .swift import Block, Group, Swift, SwiftConfig
 
 _LUMA_CHROMA = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]) / torch.tensor([3.0, 2, 6]).sqrt()[:, None]
 _HAAR = torch.tensor([[[1.0, 1], [1, 1]], [[1, -1], [1, -1]], [[1, 1], [-1, -1]], [[1, -1], [-1, 1]]]) / 2
@@ -69,3 +70,61 @@ def warm_start(config: SwiftConfig, images: Tensor) -> Swift:
     model.g_s.tail.weight[:, :, 1, 1] += pixels[:, :, 0, 0].T
     model.g_s.tail.bias.zero_()
     return model
+
+
+@torch.no_grad()
+def regroup(model: Swift, groups: tuple[int, ...] | None, images: Tensor) -> Swift:
+    """The same transforms with latents in other groups of channels, those of most energy first, and what can be carried
+    over of the entropy side.
+
+    model: of one group; images: uint8 [B, 3, H, W], a sample of the training images, on which energy is measured. A
+    group's context begins as the old one's part for its channels, and reads nothing of the groups before it yet.
+    """
+    new = Swift(replace(model.config, groups=groups), model.groups[0].context_shift)
+    if len(model.groups) > 1:
+        raise ValueError("only a model of one group can be regrouped")
+    t = torch.full((len(images),), 0.5)
+    latents = model.g_a(images.float() / 255, t) * torch.exp(model.log_gain(t))[:, :, None, None]
+    order = latents.square().mean((0, 2, 3)).argsort(descending=True, stable=True)
+
+    new.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("groups.")}, strict=False)
+    for layer in (new.g_a.down, new.g_s.up, new.h_a.head):
+        if layer is new.g_a.down:
+            layer.weight.copy_(layer.weight[order])
+            layer.bias.copy_(layer.bias[order])
+        else:
+            layer.weight.copy_(layer.weight[:, order])
+    for block in (new.g_a.tail, new.g_s.head):
+        _reorder_block(block, order)
+    for table in (new.log_gain, new.log_inverse_gain):
+        table.points.copy_(table.points[:, order])
+    old = model.groups[0]
+    for group, channels in zip(new.groups, new.config.group_channels, strict=True):
+        _carry_over(group, old, order[channels], old.context_shift[order[: channels.stop]])
+    return new
+
+
+def _reorder_block(block: Block, order: Tensor) -> None:
+    """The block on channels in another order; what is inside stays as it is."""
+    for reader in (block.expand, block.gate):
+        reader.weight.copy_(reader.weight[:, order])
+    for writer in (block.project, block.merge):
+        writer.weight.copy_(writer.weight[order])
+        writer.bias.copy_(writer.bias[order])
+
+
+def _carry_over(group: Group, old: Group, channels: Tensor, shifts: Tensor) -> None:
+    """Begin a group with what the only group of a model has for its channels."""
+    group.context_shift.copy_(shifts)
+    taps = old.context.weight.unflatten(1, (-1, len(old.context_shift)))[:, :, channels].flatten(1)
+    group.context.weight.zero_()
+    group.context.weight[:, : taps.shape[1]] = taps
+    group.context.bias.copy_(old.context.bias)
+    if group.channel_context is not None:
+        group.channel_context.weight.zero_()
+    for name in ("first", "second", "quality_bias"):
+        getattr(group, name).load_state_dict(getattr(old, name).state_dict())
+    for head, whole in ((group.means, old.means), (group.indexes, old.indexes)):
+        head.weight.copy_(whole.weight[channels])
+        head.bias.copy_(whole.bias[channels])
+        head.gain.copy_(whole.gain[channels])

@@ -139,7 +139,9 @@ class Engine:
         """Symbols, table indexes and tables of the passes: hyper latents, then each group's anchors and non-anchors."""
         model, entropy = self.model, self.model.entropy
         gaussian = gaussian_tables()
-        passes = [(z.flatten(1, 2), _hyper_indexes(z.shape[0], z.shape[1] * z.shape[2], z.shape[3]), model.hyper_tables)]
+        passes = [
+            (z.flatten(1, 2), _hyper_indexes(z.shape[0], z.shape[1] * z.shape[2], z.shape[3]), model.hyper_tables)
+        ]
         with exact_float32():
             with _stage("hyper"):
                 psi_anchors, psi_non_anchors = entropy.hyper_synthesis(z, height, width)

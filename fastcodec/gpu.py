@@ -117,11 +117,9 @@ class Engine:
             self.hyper_network = HyperNetwork.pack(
                 [entropy.layers[f"h_s.{name}"] for name in ("head", "up1", "middle", "up2", "tail")], self.device
             )
-            self.network = ParameterNetwork.pack(
-                [entropy.layers[name] for name in ("g_cm", "g_ep.first", "g_ep.second", "g_ep.means", "g_ep.indexes")],
-                entropy.context_shift,
-                self.device,
-            )
+            self.networks = [
+                ParameterNetwork.pack(*entropy.group(number), self.device) for number in range(len(entropy.groups))
+            ]
             self.inverse_gain = (model.inverse_gain / 2**MEAN_BITS).to(self.device)
             self._code_lengths = code_lengths().to(self.device)
             self._choice_lengths = self._code_lengths.float()
@@ -386,8 +384,8 @@ class Engine:
         return y
 
     def _code(self, y: Tensor, tiles: Sequence[Rect], quality: int, weight: Tensor) -> tuple[list[_FlatPass], Tensor]:
-        """The three passes of some tiles of every image, the images' tiles of one number after each other; and the
-        error word of `parameters.encode_parameters`."""
+        """The passes of some tiles of every image, the images' tiles of one number after each other; and the error word
+        of `parameters.encode_parameters`."""
         count, channels = y.shape[0], y.shape[3]
         layout = Layout(tuple((tile.height, tile.width) for tile in tiles for _ in range(count)))
         table = layout.table([quality - MIN_QUALITY] * len(layout.shapes)).to(self.device)
@@ -397,35 +395,38 @@ class Engine:
             torch.cat([half.flatten(0, 1) for half in halves])
             for halves in zip(*(self._split(part) for part in parts), strict=True)
         )
-        psi = self.empty(sum(layout.positions), self.network.features, torch.int8)
+        psi = self.empty(sum(layout.positions), self.model.config.hyper_features, torch.int8)
         hyper_synthesis(z, table, layout.longest, self.hyper_network, psi)
         error = torch.zeros(1, dtype=torch.int32, device=self.device)
-        coded, values = [], None
-        for half in (y_anchors, y_non_anchors):
-            symbols, indexes, decoded = (
-                self.empty(len(half), channels, dtype) for dtype in (torch.int16, torch.uint8, torch.int32)
-            )
-            parameters.encode_parameters(
-                psi,
-                values,
-                table,
-                layout.longest,
-                self.network,
-                half,
-                weight,
-                self._choice_lengths,
-                symbols,
-                indexes,
-                decoded,
-                error,
-            )
-            coded.append((symbols, indexes))
-            values = decoded
-        return [
-            _FlatPass(z, self.hyper_indexes(len(z)), layout.hyper_positions, self.model.hyper_tables),
-            _FlatPass(*coded[0], layout.anchors, gaussian_tables()),
-            _FlatPass(*coded[1], layout.non_anchors, gaussian_tables()),
-        ], error
+        passes = [_FlatPass(z, self.hyper_indexes(len(z)), layout.hyper_positions, self.model.hyper_tables)]
+        halves = [
+            (half, self.empty(len(half), channels, torch.int32), counts)
+            for half, counts in ((y_anchors, layout.anchors), (y_non_anchors, layout.non_anchors))
+        ]
+        for own, network in zip(self.model.entropy.groups, self.networks, strict=True):
+            anchors = None
+            for half, values, counts in halves:
+                symbols, indexes = (
+                    self.empty(len(half), network.latents, dtype) for dtype in (torch.int16, torch.uint8)
+                )
+                parameters.encode_parameters(
+                    psi,
+                    anchors,
+                    values[:, : own.start] if own.start else None,
+                    table,
+                    layout.longest,
+                    network,
+                    half[:, own].contiguous(),
+                    weight[:, own].contiguous(),
+                    self._choice_lengths,
+                    symbols,
+                    indexes,
+                    values[:, own],
+                    error,
+                )
+                passes.append(_FlatPass(symbols, indexes, counts, gaussian_tables()))
+                anchors = values[:, own]
+        return passes, error
 
     def _split(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Anchors and non-anchors of tiles [B, h, w, M]: `checkerboard.split`, with positions on the device."""
@@ -544,42 +545,46 @@ class _Entropy:
         count = len(layout.shapes)
         self._table = layout.rows([0] * count)  # but for the qualities
         self._head = -(-4 * COLUMNS * count // 16) * 16
-        self._memory = torch.empty(self._head + size_for(plan, 3, capacity), dtype=torch.uint8, device=engine.device)
+        self._memory = torch.empty(
+            self._head + size_for(plan, 1 + 2 * len(engine.networks), capacity), dtype=torch.uint8, device=engine.device
+        )
         self.table = self._memory[: 4 * COLUMNS * count].view(torch.int32).view(count, COLUMNS)
         self.records = self._memory[self._head : self._head + plan.records_bytes]
         empty = engine.empty
         self._z = empty(sum(layout.hyper_positions), config.hyper_latents, torch.int16)
         self._psi = empty(sum(layout.positions), config.hyper_features, torch.int8)
-        # The second pass's means and indexes take the place of the first one's.
-        means, indexes = (empty(sum(layout.anchors), config.latents, dtype) for dtype in (torch.int16, torch.uint8))
-        non_anchors = sum(layout.non_anchors)
-        self._first, self._second = (means, indexes), (means[:non_anchors], indexes[:non_anchors])
-        self.values = [empty(len(means), config.latents, torch.int32)]
-        if values:
-            self.values.append(empty(non_anchors, config.latents, torch.int32))
+        groups, rows = engine.model.entropy.groups, (sum(layout.anchors), sum(layout.non_anchors))
+        # Each pass's means and indexes take the place of those before. The last group's non-anchors tell nobody.
+        widest = max(own.stop - own.start for own in groups)
+        means, indexes = (empty(rows[0], widest, dtype) for dtype in (torch.int16, torch.uint8))
+        self.values = [empty(rows[0], config.latents, torch.int32)]
+        if values or len(groups) > 1:
+            self.values.append(empty(rows[1], config.latents, torch.int32))
         self._gain = torch.empty(count, config.latents, dtype=torch.float32, device=engine.device)
-        where_to = {"mean_bits": MEAN_BITS, "latents": latents or (), "gain": self._gain}
-        self._session = Session(
-            plan,
-            [
-                SessionPass(
-                    engine.hyper_indexes(len(self._z)), layout.hyper_positions, engine.model.hyper_tables, self._z
-                ),
-                SessionPass(indexes, layout.anchors, gaussian_tables(), means=means, values=self.values[0], **where_to),
-                SessionPass(
-                    self._second[1],
-                    layout.non_anchors,
-                    gaussian_tables(),
-                    means=self._second[0],
-                    values=self.values[1] if values else None,
-                    anchors=False,
-                    **where_to,
-                ),
-            ],
-            engine.where,
-            payload_bytes=capacity,
-            memory=self._memory[self._head :],
-        )
+        passes = [
+            SessionPass(engine.hyper_indexes(len(self._z)), layout.hyper_positions, engine.model.hyper_tables, self._z)
+        ]
+        self._outputs: list[tuple[Tensor, Tensor]] = []  # of each pass of latents: means and indexes
+        for own in groups:
+            for half, counts in enumerate((layout.anchors, layout.non_anchors)):
+                shape = rows[half], own.stop - own.start
+                output = tuple(room.flatten()[: shape[0] * shape[1]].view(shape) for room in (means, indexes))
+                self._outputs.append(output)
+                wanted = half == 0 or values or own is not groups[-1]
+                passes.append(
+                    SessionPass(
+                        output[1],
+                        counts,
+                        gaussian_tables(),
+                        means=output[0],
+                        mean_bits=MEAN_BITS,
+                        values=self.values[half][:, own] if wanted else None,
+                        latents=[view[..., own] for view in latents or ()],
+                        gain=self._gain[:, own],
+                        anchors=half == 0,
+                    )
+                )
+        self._session = Session(plan, passes, engine.where, payload_bytes=capacity, memory=self._memory[self._head :])
 
     def send(self, jobs: _Jobs) -> None:
         """Enqueues the copy of what is to be decoded."""
@@ -595,15 +600,21 @@ class _Entropy:
         return self.table[: self._files, QUALITY].contiguous()
 
     def launch(self) -> None:
-        """Enqueues the decoding, in the order of the paper (He et al. 2021, section 4.3.2)."""
+        """Enqueues the decoding, in the order of the papers (He et al. 2021, section 4.3.2; He et al. 2022)."""
         engine, session, longest = self._engine, self._session, self.layout.longest
         torch.index_select(engine.inverse_gain, 0, self.table[:, QUALITY], out=self._gain)
         session.run(0)
         hyper_synthesis(self._z, self.table, longest, engine.hyper_network, self._psi)
-        parameters.anchor_parameters(self._psi, self.table, longest, engine.network, *self._first)
-        session.run(1)
-        parameters.context_parameters(self._psi, self.values[0], self.table, longest, engine.network, *self._second)
-        session.run(2)
+        outputs = iter(enumerate(self._outputs, start=1))
+        for own, network in zip(engine.model.entropy.groups, engine.networks, strict=True):
+            before = [values[:, : own.start] if own.start else None for values in self.values]
+            number, output = next(outputs)
+            parameters.anchor_parameters(self._psi, before[0], self.table, longest, network, *output)
+            session.run(number)
+            number, output = next(outputs)
+            anchors = self.values[0][:, own]
+            parameters.context_parameters(self._psi, anchors, before[-1], self.table, longest, network, *output)
+            session.run(number)
         session.finish()
 
 

@@ -204,7 +204,9 @@ struct Reconstruction {
     std::vector<float> gains;
     uint32_t width;
     uint32_t height;
-    uint32_t pitch;
+    uint32_t value_stride;
+    uint32_t row_stride;
+    uint32_t column_stride;
     uint32_t parity;
 };
 
@@ -251,7 +253,10 @@ Result decode_by_gpu(Gpu& device, Random& random, const std::vector<std::vector<
                 while ((static_cast<uint64_t>(height) * width + 1 - parity) / 2 < pass.positions) {
                     ++height;
                 }
-                const uint32_t pitch = width + random.below(3);
+                // Values and latents may be some channels of more.
+                const uint32_t value_stride = pass.channels + random.below(3);
+                const uint32_t column_stride = pass.channels + random.below(3);
+                const uint32_t row_stride = width * column_stride + random.below(30);
                 std::vector<int16_t> means(pass.symbols.size());
                 for (int16_t& mean : means) {
                     mean = static_cast<int16_t>(random.next());
@@ -260,17 +265,20 @@ Result decode_by_gpu(Gpu& device, Random& random, const std::vector<std::vector<
                 for (float& gain : gains) {
                     gain = static_cast<float>(1 + random.below(100)) / 16;
                 }
-                const size_t size = static_cast<size_t>(height) * pitch * pass.channels;
-                restored.push_back({Buffer<int16_t>(0), Buffer<int16_t>(means), Buffer<int32_t>(means.size()),
+                const size_t size = static_cast<size_t>(height) * row_stride;
+                const size_t value_count = static_cast<size_t>(pass.positions) * value_stride;
+                restored.push_back({Buffer<int16_t>(0), Buffer<int16_t>(means), Buffer<int32_t>(value_count),
                                     Buffer<float>(gains), Buffer<float>(std::vector<float>(size, -1)), means, gains,
-                                    width, height, pitch, parity});
+                                    width, height, value_stride, row_stride, column_stride, parity});
                 const Reconstruction& r = restored.back();
                 d.means = r.means.get();
                 d.values = r.values.get();
                 d.latents = r.latents.get();
                 d.gain = r.gain.get();
                 d.width.value = width;
-                d.pitch = pitch;
+                d.value_stride = value_stride;
+                d.row_stride = row_stride;
+                d.column_stride = column_stride;
                 d.parity = parity;
                 d.mean_bits = 4;
                 d.latent_type = gpu::kFloat32;
@@ -302,7 +310,7 @@ Result decode_by_gpu(Gpu& device, Random& random, const std::vector<std::vector<
                 continue;
             }
             const Reconstruction& r = restored[t];
-            std::vector<float> expected(static_cast<size_t>(r.height) * r.pitch * pass.channels, -1);
+            std::vector<float> expected(static_cast<size_t>(r.height) * r.row_stride, -1);
             uint64_t position = 0;
             for (uint32_t row = 0; row < r.height; ++row) {
                 for (uint32_t column = 0; column < r.width; ++column) {
@@ -312,11 +320,11 @@ Result decode_by_gpu(Gpu& device, Random& random, const std::vector<std::vector<
                     for (uint32_t c = 0; c < pass.channels; ++c) {
                         const uint64_t e = position * pass.channels + c;
                         const int32_t value = values[e] * 16 + r.mean_values[e];
-                        if (r.values.get()[e] != value) {
+                        if (r.values.get()[position * r.value_stride + c] != value) {
                             std::printf("a value is not symbol and mean\n");
                             fail();
                         }
-                        expected[(static_cast<size_t>(row) * r.pitch + column) * pass.channels + c] =
+                        expected[static_cast<size_t>(row) * r.row_stride + column * r.column_stride + c] =
                             static_cast<float>(value) * r.gains[c];
                     }
                     ++position;

@@ -28,6 +28,8 @@ from fastcodec.kernels.rans import _cuda
 from fastcodec.kernels.rans.session import DecodePlan, shape_of
 from fastcodec.kernels.triton import hyper_synthesis, parameters, pixels, pointwise, residual, upsample
 from fastcodec.kernels.triton.common import INTERPRETED
+from fastcodec.models import released
+from fastcodec.models.warm_start import regroup
 
 pytestmark = pytest.mark.usefixtures("network_tiles")
 
@@ -104,7 +106,60 @@ def damaged(
     return container.write(parsed.header, tiles)
 
 
+@contextmanager
+def with_model(codec: Codec, model: released.Model) -> Iterator[Codec]:
+    """The codec with another model than the shipped one."""
+    before, codec.model = codec.model, model
+    try:
+        yield codec
+    finally:
+        codec.model = before
+        codec._engines.pop(model.identity, None)
+
+
+@pytest.fixture(scope="module", params=[(64, 192), (32, 96, 128)], ids=str)
+def grouped(request, tmp_path_factory, photographs) -> released.Model:
+    """The newest release in groups of channels, whose contexts read all that they can."""
+    model = released.restore(released.weights_folder() / f"swift-{released.available()[0]}.safetensors")
+    images = torch.from_numpy(photographs["astronaut"][:64, :256].copy()).permute(2, 0, 1)[None]
+    if len(model.groups) > 1:
+        pytest.skip("the shipped model has groups of its own")
+    model = regroup(model, request.param, images)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for group, own in zip(model.groups[1:], model.config.group_channels[1:], strict=True):
+            group.channel_context.weight.normal_(std=0.03)
+            group.context.weight[:, -own.start :].normal_(std=0.03)
+    path = tmp_path_factory.mktemp("model") / "grouped.safetensors"
+    released.export(model, path)
+    return released.read_model(path)
+
+
 # ---- the same files
+
+
+@pytest.mark.parametrize("width, height, quality", [(1, 1, 60), (33, 40, 5), (50, 17, 90)])
+def test_files_in_groups_of_channels(width, height, quality, cpu, interpreted, grouped, photographs):
+    image = photo(photographs, width, height)
+    with with_model(cpu, grouped), with_model(interpreted, grouped):
+        for writer in (cpu, interpreted):
+            data = writer.encode(image, quality=quality)
+            assert torch.equal(interpreted.latents(data), cpu.latents(data))
+            assert difference(interpreted.decode(data), cpu.decode(data)) <= 1
+            interpreted.verify(data)
+
+
+def test_batches_in_groups_of_channels(cpu, codec, grouped, photographs):
+    """Several tiles, qualities and shapes together, and each shape again: by the second time as a graph."""
+    images = [photo(photographs, w, h, left) for left, (w, h) in enumerate([(40, 20), (20, 40), (40, 20), (1300, 18)])]
+    with with_model(cpu, grouped), with_model(codec, grouped):
+        files = [cpu.encode(image, quality=q) for image, q in zip(images, (10, 90, 55, 100), strict=True)]
+        for _ in range(3):
+            for data, decoded in zip(files, codec.decode_batch(files), strict=True):
+                assert difference(decoded, cpu.decode(data)) <= 1
+        for data, image in zip(codec.encode_batch(images, quality=70), images, strict=True):
+            assert torch.equal(codec.latents(data), cpu.latents(data))
+            assert difference(cpu.decode(data), cpu.decode(cpu.encode(image, quality=70))) < 20
 
 
 @pytest.mark.parametrize("width, height, quality", [(1, 1, 5), (1, 40, 60), (40, 1, 100), (33, 40, 5), (50, 17, 60)])

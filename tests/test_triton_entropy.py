@@ -25,13 +25,12 @@ from fastcodec.kernels.triton.layers import MOST_TILES, flatten, pack
 from fastcodec.kernels.triton.parameters import ParameterNetwork
 from fastcodec.kernels.triton.tiles import COLUMNS, Layout
 from fastcodec.models import released
-from fastcodec.models.integer import EntropyModel, reconstruct
+from fastcodec.models.integer import EntropyModel, group_layers, reconstruct
 
 # A single position (no non-anchors), one row, one column, odd and even widths, two blocks of 16 anchors.
 SHAPES = ((1, 1), (1, 6), (5, 1), (2, 2), (5, 7), (6, 6))
 QUALITIES = (0, 99, 17, 50, 3, 98)
 HYPER_LAYERS = ("h_s.head", "h_s.up1", "h_s.middle", "h_s.up2", "h_s.tail")
-PARAMETER_LAYERS = ("g_cm", "g_ep.first", "g_ep.second", "g_ep.means", "g_ep.indexes")
 LARGEST = 16 * (2**15 - 1) + 2**15  # magnitude of a decoded latent: the largest symbol on the largest mean
 
 
@@ -57,25 +56,39 @@ def size(request, monkeypatch: pytest.MonkeyPatch) -> str:
 # ---- models
 
 
-def random_model(generator: torch.Generator, m: int = 32, f: int = 32, c: int = 32, h: int = 32) -> EntropyModel:
-    """Layers of random weights whose outputs fill their ranges; m latents, f features of psi, c of phi, h hidden."""
+def random_model(
+    generator: torch.Generator, m: int = 32, f: int = 32, c: int = 32, h: int = 32, later: Sequence[int] = ()
+) -> EntropyModel:
+    """Layers of random weights whose outputs fill their ranges; m latents, f features of psi, c of phi, h hidden.
+
+    later: latents of further groups.
+    """
     z, n = 32, 32
     tensors = {}
+    groups = []
+    for number, latents in enumerate((m, *later)):
+        before = m * (number > 0) + sum(later[: max(0, number - 1)])
+        names = group_layers(number)
+        groups += [
+            (names["g_cm"], c, 12 * latents + before, 127),
+            (names["g_ep.first"], h, f + c, 127),
+            (names["g_ep.second"], h, h, 127),
+            (names["g_ep.means"], latents, h, 2**10),
+            (names["g_ep.indexes"], latents, h, 63),
+        ]
+        if number:
+            groups.append((names["g_ch"], c, before, 127))
     for name, outputs, inputs, size in (
         ("h_s.head", n, 9 * z, 127),
         ("h_s.up1", 4 * n, n, 127),
         ("h_s.middle", n, 9 * n, 127),
         ("h_s.up2", 4 * n, n, 127),
         ("h_s.tail", f, 9 * n, 127),
-        ("g_cm", c, 12 * m, 127),
-        ("g_ep.first", h, f + c, 127),
-        ("g_ep.second", h, h, 127),
-        ("g_ep.means", m, h, 2**10),
-        ("g_ep.indexes", m, h, 63),
+        *groups,
     ):
         # Weights and inputs are of some 2^6 each; the outputs' standard deviation shall be about `size`.
         shift = round(12 + math.log2(inputs) / 2 - math.log2(size))
-        rows = (100, outputs) if name == "g_ep.first" else (outputs,)
+        rows = (100, outputs) if name.startswith("g_ep.first") else (outputs,)
         half_range = size << (shift - 1)
         tensors |= {
             f"{name}.weight": torch.randint(-127, 128, (outputs, inputs), generator=generator).to(torch.int8),
@@ -83,7 +96,8 @@ def random_model(generator: torch.Generator, m: int = 32, f: int = 32, c: int = 
             f"{name}.shift": torch.randint(max(1, shift - 1), shift + 2, (outputs,), generator=generator).int(),
         }
     return EntropyModel(
-        tensors | {"context_shift": torch.randint(1, 9, (m,), generator=generator, dtype=torch.int32)}, "reference"
+        tensors | {"context_shift": torch.randint(1, 9, (m + sum(later),), generator=generator, dtype=torch.int32)},
+        "reference",
     )
 
 
@@ -91,8 +105,9 @@ def hyper_network(model: EntropyModel, device: str) -> HyperNetwork:
     return HyperNetwork.pack([model.layers[name] for name in HYPER_LAYERS], device)
 
 
-def parameter_network(model: EntropyModel, device: str) -> ParameterNetwork:
-    return ParameterNetwork.pack([model.layers[name] for name in PARAMETER_LAYERS], model.context_shift, device)
+def parameter_network(model: EntropyModel, device: str, group: int = -1) -> ParameterNetwork:
+    """That of a group, the last one if not said."""
+    return ParameterNetwork.pack(*model.group(group % len(model.groups)), device)
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +120,17 @@ def swift() -> EntropyModel:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of a batch of tiles, on the CPU. layers: those of the parameter network."""
+    """Inputs of a batch of tiles, on the CPU, for the last group of a model.
+
+    anchors: its own latents at the anchors; before: earlier groups' at the anchors and at the non-anchors, or None.
+    """
 
     layout: Layout
     qualities: tuple[int, ...]
     z: Tensor
     psi: Tensor
     anchors: Tensor
+    before: tuple[Tensor | None, Tensor | None]
 
     @property
     def table(self) -> Tensor:
@@ -134,15 +153,20 @@ def random_batch(
 ) -> Batch:
     layout = Layout(shapes)
     z = model.layers["h_s.head"].weight.shape[1] // 9
-    features, latents = model.layers["h_s.tail"].weight.shape[0], model.layers["g_ep.means"].weight.shape[0]
-    scale = 2.0 ** torch.randint(4, 12, (sum(layout.anchors), 1), generator=generator)
-    anchors = scale * torch.randn(sum(layout.anchors), latents, generator=generator)
+    features, latents = model.layers["h_s.tail"].weight.shape[0], len(model.context_shift)
+    halves = []
+    for counts in (layout.anchors, layout.non_anchors):
+        scale = 2.0 ** torch.randint(4, 12, (sum(counts), 1), generator=generator)
+        half = scale * torch.randn(sum(counts), latents, generator=generator)
+        halves.append(half.round().clamp(-LARGEST, LARGEST).int())
+    own = model.groups[-1]
     return Batch(
         layout,
         qualities,
         z=torch.randint(-140, 141, (sum(layout.hyper_positions), z), generator=generator, dtype=torch.int16),
         psi=torch.randint(-127, 128, (sum(layout.positions), features), generator=generator, dtype=torch.int8),
-        anchors=anchors.round().clamp(-LARGEST, LARGEST).int(),
+        anchors=halves[0][:, own],
+        before=tuple(half[:, : own.start] if own.start else None for half in halves),
     )
 
 
@@ -184,27 +208,18 @@ def assert_parameters_equal(model: EntropyModel, batch: Batch, device: str) -> l
     first = assert_equals_reference(
         parameters.anchor_parameters,
         parameters.anchor_parameters_reference,
-        (batch.psi, table, longest, network),
+        (batch.psi, batch.before[0], table, longest, network),
         parameter_forms(batch, "anchors"),
         device,
     )
-    inputs = (batch.psi, batch.anchors, table, longest, network)
     second = assert_equals_reference(
         parameters.context_parameters,
         parameters.context_parameters_reference,
-        inputs,
+        (batch.psi, batch.anchors, batch.before[1], table, longest, network),
         parameter_forms(batch, "non_anchors"),
         device,
     )
-    both = assert_equals_reference(
-        parameters.one_pass_parameters,
-        parameters.one_pass_parameters_reference,
-        inputs,
-        parameter_forms(batch, "anchors", "non_anchors"),
-        device,
-    )
-    assert all(torch.equal(one, other) for one, other in zip(both, [*first, *second], strict=True))
-    return both
+    return [*first, *second]
 
 
 def assert_psi_equal(model: EntropyModel, batch: Batch, device: str) -> Tensor:
@@ -232,9 +247,10 @@ def test_hyper_synthesis(generator, device, size):
     assert varied(assert_psi_equal(model, random_batch(generator, model), device), -127, 127)
 
 
+@pytest.mark.parametrize("later", [(), (96,), (32, 64)])
 @pytest.mark.parametrize("channels", [(128, 32, 64, 32), (32, 64, 32, 128)])
-def test_parameters(generator, device, size, channels):
-    model = random_model(generator, *channels)
+def test_parameters(generator, device, size, channels, later):
+    model = random_model(generator, *channels, later=later)
     first_means, first_indexes, means, indexes = assert_parameters_equal(model, random_batch(generator, model), device)
     for tensor in (first_means, means):
         assert varied(tensor.clamp(-1000, 1000), -1000, 1000)
@@ -265,7 +281,7 @@ def extreme(layer: IntegerLayer, shift: int, generator: torch.Generator) -> Inte
 @pytest.mark.parametrize("shift", [1, 24])
 def test_extreme_values(generator, device, shift):
     """Activations at their clamps, weights of +-127, the smallest and the largest shift, and latents to match."""
-    model = random_model(generator)
+    model = random_model(generator, later=(32,))
     batch = random_batch(generator, model, ((5, 6), (3, 3)), (99, 0))
     sign = torch.randint(0, 2, batch.psi.shape, generator=generator) * 2 - 1
     batch = replace(
@@ -273,6 +289,7 @@ def test_extreme_values(generator, device, shift):
         z=torch.where(batch.z > 0, 2**15 - 1, -(2**15)).to(torch.int16),
         psi=(127 * sign).to(torch.int8),
         anchors=torch.where(batch.anchors > 0, LARGEST, -LARGEST).int(),
+        before=tuple(torch.where(half > 0, LARGEST, -LARGEST).int() for half in batch.before),
     )
     model.layers = {name: extreme(layer, shift, generator) for name, layer in model.layers.items()}
     model.context_shift = torch.full_like(model.context_shift, shift)
@@ -289,19 +306,20 @@ def test_the_released_model(swift, generator, device, size):
 # ---- references equal the model
 
 
-def test_references_are_the_model(generator):
-    model = random_model(generator)
+@pytest.mark.parametrize("later", [(), (64,)])
+def test_references_are_the_model(generator, later):
+    model = random_model(generator, later=later)
     batch = random_batch(generator, model)
     table, longest = batch.where
     psi = torch.empty_like(batch.psi)
     hyper_synthesis_reference(batch.z, table, longest, hyper_network(model, "cpu"), psi)
-    network = parameter_network(model, "cpu")
+    network, group = parameter_network(model, "cpu"), len(later)
     first, second = (
         [torch.empty(batch.rows(half), network.latents, dtype=dtype) for dtype in (torch.int16, torch.uint8)]
         for half in ("anchors", "non_anchors")
     )
-    parameters.anchor_parameters_reference(psi, table, longest, network, *first)
-    parameters.context_parameters_reference(psi, batch.anchors, table, longest, network, *second)
+    parameters.anchor_parameters_reference(psi, batch.before[0], table, longest, network, *first)
+    parameters.context_parameters_reference(psi, batch.anchors, batch.before[1], table, longest, network, *second)
     layout = batch.layout
     parts = zip(
         layout.shapes,
@@ -310,16 +328,23 @@ def test_references_are_the_model(generator):
         batch.z.split(layout.hyper_positions),
         psi.split(layout.positions),
         batch.anchors.split(layout.anchors),
+        *(
+            [None] * len(counts) if half is None else half[None].split(counts, 1)
+            for half, counts in zip(batch.before, (layout.anchors, layout.non_anchors), strict=True)
+        ),
         *(tensor.split(layout.anchors) for tensor in first),
         *(tensor.split(layout.non_anchors) for tensor in second),
         strict=True,
     )
-    for (height, width), hyper_shape, quality, z, found, anchors, *halves in parts:
+    for (height, width), hyper_shape, quality, z, found, anchors, at_anchors, at_others, *halves in parts:
         expected = model.hyper_synthesis(z.view(1, *hyper_shape, -1), height, width)
         assert torch.equal(found.long(), torch.cat(expected, 1)[0])
         for (means, indexes), wanted in (
-            (halves[:2], model.anchor_parameters(expected[0], quality + 1)),
-            (halves[2:], model.non_anchor_parameters(expected[1], anchors[None], height, width, quality + 1)),
+            (halves[:2], model.anchor_parameters(expected[0], quality + 1, group, at_anchors)),
+            (
+                halves[2:],
+                model.non_anchor_parameters(expected[1], anchors[None], height, width, quality + 1, group, at_others),
+            ),
         ):
             assert torch.equal(means.int(), wanted.means[0])
             assert torch.equal(indexes, wanted.indexes[0])
@@ -347,10 +372,12 @@ def test_live_taps_are_the_odd_ones():
 
 @dataclass(frozen=True)
 class Encoding:
-    """A pass to encode: the half's name, the anchors' values if it is the second, and what the encoder wants."""
+    """A pass to encode: the half's name, the anchors' values if it is the second, earlier groups', and what the encoder
+    wants."""
 
     half: str
     anchors: Tensor | None
+    before: Tensor | None
     y: Tensor
     weight: Tensor
 
@@ -359,19 +386,20 @@ def encodings(generator: torch.Generator, model: EntropyModel, batch: Batch, row
     """Both passes, with residuals of every size, ties included. rows: of the weights."""
     network = parameter_network(model, "cpu")
     found = []
-    for half, anchors in (("anchors", None), ("non_anchors", batch.anchors)):
+    for half, anchors, before in zip(("anchors", "non_anchors"), (None, batch.anchors), batch.before, strict=True):
         means = torch.empty(batch.rows(half), network.latents, dtype=torch.int16)
         if anchors is None:
-            parameters.anchor_parameters_reference(batch.psi, *batch.where, network, means, means.byte())
+            parameters.anchor_parameters_reference(batch.psi, before, *batch.where, network, means, means.byte())
         else:
-            parameters.context_parameters_reference(batch.psi, anchors, *batch.where, network, means, means.byte())
+            inputs = (batch.psi, anchors, before, *batch.where)
+            parameters.context_parameters_reference(*inputs, network, means, means.byte())
         scale = 10.0 ** torch.randint(-1, 5, means.shape, generator=generator)
         residual = (scale * torch.randn(means.shape, generator=generator)).clamp(-32000, 32000)
         tied = torch.rand(means.shape, generator=generator) < 0.2
         residual = torch.where(tied, residual.floor() + 0.5, residual)
         residual[0] = torch.tensor([32767.25, -32767.25, 32766.5, -32766.5]).repeat(network.latents // 4)
         weight = 10 ** torch.empty(rows, network.latents).uniform_(-4, 0, generator=generator)
-        found.append(Encoding(half, anchors, means / 16 + residual, weight))
+        found.append(Encoding(half, anchors, before, means / 16 + residual, weight))
     return found
 
 
@@ -392,7 +420,8 @@ def assert_encodings_equal(
         with_error(parameters.encode_parameters),
         with_error(parameters.encode_parameters_reference),
         (
-            *(batch.psi, encoding.anchors, *batch.where, lambda place: parameter_network(model, place)),
+            *(batch.psi, encoding.anchors, encoding.before, *batch.where),
+            lambda place: parameter_network(model, place),
             *(encoding.y, encoding.weight, lengths),
         ),
         encode_forms(batch, encoding.half),
@@ -447,7 +476,7 @@ def test_error_word(generator, device, residual, expected):
         anchors = None if encoding.anchors is None else encoding.anchors.to(device)
         error = torch.zeros(1, dtype=torch.int32, device=device)
         table, longest = batch.where
-        inputs = (batch.psi.to(device), anchors, table.to(device), longest, network)
+        inputs = (batch.psi.to(device), anchors, None, table.to(device), longest, network)
 
         def encode(y: Tensor) -> list[Tensor]:
             arguments = (y.to(device), encoding.weight.to(device), lengths)  # noqa: B023
@@ -498,22 +527,25 @@ def test_launches_are_what_is_compiled_ahead_of_time(swift, generator, monkeypat
     for module, name in ((hyper, "_convolve_and_double"), (hyper, "_convolve_to_psi"), (parameters, "_parameters")):
         monkeypatch.setattr(module, name, Recorder(getattr(module, name), seen))
         monkeypatch.setattr(module, "on_gpu", lambda tensor: True)
-    batch, network = random_batch(generator, swift, ((4, 4),), (1,)), parameter_network(swift, "cpu")
+    batch = random_batch(generator, swift, ((4, 4),), (1,))
     table, longest = batch.where
-    means, indexes, values = (torch.empty(8, 256, dtype=dtype) for dtype in (torch.int16, torch.uint8, torch.int32))
-    coding = (torch.empty(8, 256), torch.empty(100, 256), code_lengths().float())
     for few in (True, False):
         for module in (hyper, parameters):
             monkeypatch.setattr(module, "_FEW_POSITIONS", 2**30 if few else 0)
         hyper_synthesis(batch.z, table, longest, hyper_network(swift, "cpu"), batch.psi)
-        parameters.anchor_parameters(batch.psi, table, longest, network, means, indexes)
-        parameters.context_parameters(batch.psi, batch.anchors, table, longest, network, means, indexes)
-        parameters.one_pass_parameters(
-            batch.psi, batch.anchors, table, longest, network, means, indexes, means, indexes
-        )
-        for anchors in (None, batch.anchors):
-            outputs = (means, indexes, values, torch.zeros(1, dtype=torch.int32))
-            parameters.encode_parameters(batch.psi, anchors, table, longest, network, *coding, *outputs)
+        for number, own in enumerate(swift.groups):
+            network, latents = parameter_network(swift, "cpu", number), own.stop - own.start
+            halves = [torch.empty(8, 256, dtype=torch.int32) for _ in range(2)]
+            before = [half[:, : own.start] if number else None for half in halves]
+            anchors = halves[0][:, own]
+            means, symbols = (torch.empty(8, latents, dtype=torch.int16) for _ in range(2))
+            indexes = torch.empty(8, latents, dtype=torch.uint8)
+            coding = (torch.empty(8, latents), torch.empty(100, latents), code_lengths().float(), symbols, indexes)
+            error = torch.zeros(1, dtype=torch.int32)
+            parameters.anchor_parameters(batch.psi, before[0], table, longest, network, means, indexes)
+            parameters.context_parameters(batch.psi, anchors, before[1], table, longest, network, means, indexes)
+            for half, others, values in zip((None, anchors), before, (h[:, own] for h in halves), strict=True):
+                parameters.encode_parameters(batch.psi, half, others, table, longest, network, *coding, values, error)
     assert len(seen) == len(expected)
     for build in expected:
         assert build in seen
@@ -523,11 +555,12 @@ def test_launches_are_what_is_compiled_ahead_of_time(swift, generator, monkeypat
 
 
 def test_operators(generator, device):
-    model = random_model(generator)
+    model = random_model(generator, later=(32,))
     batch = random_batch(generator, model, ((1, 2),), (5,))
     network, hyper_layers = parameter_network(model, device), hyper_network(model, device)
     where = (batch.table.to(device), batch.layout.longest)
     psi, anchors, latents = batch.psi.to(device), batch.anchors.to(device), network.latents
+    before = [half.to(device) for half in batch.before]
 
     def empty(half: str, *dtypes: torch.dtype) -> list[Tensor]:
         return [torch.empty(batch.rows(half), latents, dtype=dtype, device=device) for dtype in dtypes]
@@ -537,14 +570,10 @@ def test_operators(generator, device):
     error = torch.zeros(1, dtype=torch.int32, device=device)
     cases = {
         "hyper_synthesis": (batch.z.to(device), *where, *flatten(hyper_layers.layers), torch.empty_like(psi)),
-        "anchor_parameters": (psi, *where, *network._flat(), *empty("anchors", *pair)),
-        "context_parameters": (psi, anchors, *where, *network._flat(), *empty("non_anchors", *pair)),
-        "one_pass_parameters": (
-            *(psi, anchors, *where, *network._flat()),
-            *(*empty("anchors", *pair), *empty("non_anchors", *pair)),
-        ),
+        "anchor_parameters": (psi, before[0], *where, *network._flat(), *empty("anchors", *pair)),
+        "context_parameters": (psi, anchors, before[1], *where, *network._flat(), *empty("non_anchors", *pair)),
         "encode_parameters": (
-            *(psi, None, *where, *network._flat(), *empty("anchors", torch.float32), *coding),
+            *(psi, None, before[0], *where, *network._flat(), *empty("anchors", torch.float32), *coding),
             *(*empty("anchors", *triple), error),
         ),
     }
@@ -583,7 +612,7 @@ def test_tensors_of_another_form_are_refused(generator):
 
     def refused(match: str, psi=batch.psi, tiles=table, longest=longest, means=means, indexes=indexes) -> None:
         with pytest.raises(ValueError, match=match):
-            parameters.anchor_parameters(psi, tiles, longest, network, means, indexes)
+            parameters.anchor_parameters(psi, None, tiles, longest, network, means, indexes)
 
     refused("psi", psi=batch.psi.short())
     refused("psi", psi=batch.psi[:, :16])
@@ -597,7 +626,12 @@ def test_tensors_of_another_form_are_refused(generator):
     refused("anchors", psi=torch.cat([batch.psi, batch.psi]))
     half = [torch.empty(batch.rows("non_anchors"), network.latents, dtype=t) for t in (torch.int16, torch.uint8)]
     with pytest.raises(ValueError, match="anchors"):
-        parameters.context_parameters(batch.psi, batch.anchors[1:], table, longest, network, *half)
+        parameters.context_parameters(batch.psi, batch.anchors[1:], None, table, longest, network, *half)
+    with pytest.raises(ValueError, match=r"before must be torch\.int32 \[\d+, 0\]"):
+        parameters.anchor_parameters(batch.psi, batch.anchors, table, longest, network, means, indexes)
+    later = parameter_network(random_model(generator, later=(32,)), "cpu")
+    with pytest.raises(ValueError, match=r"before must be .*, not None"):
+        parameters.anchor_parameters(batch.psi, None, table, longest, later, means, indexes)
     with pytest.raises(ValueError, match="z must"):
         hyper_synthesis(batch.z.int(), table, longest, hyper_layers, batch.psi.clone())
     with pytest.raises(ValueError, match="do not belong"):
@@ -606,15 +640,18 @@ def test_tensors_of_another_form_are_refused(generator):
 
 def test_layers_that_do_not_fit_are_refused(generator):
     model = random_model(generator)
-    layers = [model.layers[name] for name in PARAMETER_LAYERS]
+    layers, shifts = model.group(0)
     with pytest.raises(ValueError, match="second"):
-        ParameterNetwork.pack([*layers[:2], layers[0], *layers[3:]], model.context_shift, "cpu")
+        ParameterNetwork.pack(layers | {"g_ep.second": layers["g_cm"]}, shifts, "cpu")
     with pytest.raises(ValueError, match=r"second gives 0\.\.200"):
-        ParameterNetwork.pack([*layers[:2], replace(layers[2], high=200), *layers[3:]], model.context_shift, "cpu")
+        second = replace(layers["g_ep.second"], high=200)
+        ParameterNetwork.pack(layers | {"g_ep.second": second}, shifts, "cpu")
     with pytest.raises(ValueError, match="context_shift"):
-        ParameterNetwork.pack(layers, model.context_shift[1:], "cpu")
+        ParameterNetwork.pack(layers, shifts[1:], "cpu")
     with pytest.raises(ValueError, match="48 latents"):
         parameter_network(random_model(generator, m=48), "cpu")
+    with pytest.raises(ValueError, match="48 latents before"):
+        parameter_network(random_model(generator, m=48, later=(32,)), "cpu")
     hyper_layers = [model.layers[name] for name in HYPER_LAYERS]
     with pytest.raises(ValueError, match="up1"):
         HyperNetwork.pack([hyper_layers[0], hyper_layers[0], *hyper_layers[2:]], "cpu")

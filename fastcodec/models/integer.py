@@ -209,6 +209,12 @@ class EntropyModel:
             raise ExactnessError(f"this PyTorch's {self.backend} matrix product is not exact on this machine")
         self._arithmetic = _ARITHMETIC[self.backend]
 
+    def group(self, number: int) -> tuple[dict[str, IntegerLayer], Tensor]:
+        """A group's layers, by what they are (g_cm, g_ep.first ...; g_ch, too, of a later one), and the context shifts
+        of its channels and of those before it: what a GPU's kernels are given."""
+        layers = {kind: self.layers[name] for kind, name in self._names[number].items()}
+        return layers, self.context_shift[: self.groups[number].stop]
+
     def _run(self, name: str, x: Tensor, row: int | None = None) -> Tensor:
         return self._arithmetic.linear(x, self.layers[name], row)
 

@@ -251,8 +251,8 @@ class Decoder:
             means: one for each tile, int16 [P, C], contiguous, with `mean_bits` fraction bits.
             mean_bits: 0 to 15; value = (symbol << mean_bits) + mean.
             gain: float32 [C]; needed with `latents`.
-            latents: one for each tile, float32, float16 or bfloat16 [rows, columns, C]; rows may be apart by more than
-                columns * C elements. The other half of the places is left as it is.
+            latents: one for each tile, float32, float16 or bfloat16 [rows, columns, C]: a part of a larger raster, and
+                of its channels. The other half of the places is left as it is.
             anchors: whether the positions are those with (row + column) even, or the others.
             out: where to put the values, instead of into new tensors.
 
@@ -303,7 +303,8 @@ def _check_latents(latent: Tensor, gain: Tensor | None, indexes: Tensor, anchors
     if latent.dtype not in _cuda.LATENT_TYPES or latent.dim() != 3 or latent.shape[2] != channels:
         raise ValueError(f"{what}: latents must be float [rows, columns, {channels}], not {list(latent.shape)}")
     rows, columns, _ = latent.shape
-    if latent.stride()[1:] != (channels, 1) or latent.stride(0) % channels or latent.stride(0) < columns * channels:
+    row, column, channel = latent.stride()
+    if channel != 1 or column < channels or row < columns * column or row >= 2**32:
         raise ValueError(f"{what}: latents must lie channels fastest, then columns, then rows")
     places = (rows * columns + (1 if anchors else 0)) // 2
     if places != positions:

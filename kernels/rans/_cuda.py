@@ -70,7 +70,8 @@ class _TilePass(ctypes.Structure):
         ("streams", c_uint32),
         ("channels", _Divisor),
         ("width", _Divisor),
-        *[(name, c_uint32) for name in ("pitch", "parity", "mean_bits", "latent_type", "symbol_bytes", "components")],
+        *[(name, c_uint32) for name in ("value_stride", "row_stride", "column_stride", "parity", "mean_bits")],
+        *[(name, c_uint32) for name in ("latent_type", "symbol_bytes", "components")],
     ]
 
 
@@ -653,11 +654,11 @@ class Decoder:
             passes = self._indexed(indexes, symbols)
             for item, value, mean in zip(passes, values, means, strict=True):
                 item.values, item.means = value.data_ptr(), mean.data_ptr()
-                item.mean_bits = mean_bits
+                item.mean_bits, item.value_stride = mean_bits, value.stride(0)
             for item, latent in zip(passes, latents, strict=False):
                 item.latents, item.gain = latent.data_ptr(), gain.data_ptr()
                 item.width.value = latent.shape[1]
-                item.pitch = latent.stride(0) // latent.shape[2]
+                item.row_stride, item.column_stride = latent.stride()[:2]
                 item.parity = 0 if anchors else 1
                 item.latent_type = LATENT_TYPES[latent.dtype]
             self._launch(passes, tables, reconstruct=max((value.numel() for value in values), default=0))

@@ -113,14 +113,16 @@ struct TilePass {
     const uint16_t* weights;
     const int16_t* means;
     const uint8_t* scales;
-    int32_t* values;    // [positions, channels]
-    void* latents;      // [rows, pitch, channels], of latent_type
+    int32_t* values;    // [positions, channels], value_stride elements from a position to the next
+    void* latents;      // [rows, columns, channels], of latent_type
     const float* gain;  // [channels]
     uint32_t positions;
     uint32_t streams;  // of the tile
     Divisor channels;
-    Divisor width;    // of the tile, in latents
-    uint32_t pitch;   // latents from one row to the next
+    Divisor width;           // of the tile, in latents
+    uint32_t value_stride;   // elements of values from a position to the next
+    uint32_t row_stride;     // elements of latents from a row to the next
+    uint32_t column_stride;  // and from a column to the next
     uint32_t parity;  // 0: the positions are the checkerboard's anchors ((row + column) even), 1: its non-anchors
     uint32_t mean_bits;
     uint32_t latent_type;

@@ -689,7 +689,7 @@ FASTCODEC_API void fastcodec_rans_cuda_shape(uint64_t cost, uint64_t positions, 
     *streams = shape.streams;
 }
 
-// Completes descriptors of which pointers, positions, streams, pitch, parity, mean_bits and types are set, and
+// Completes descriptors of which pointers, positions, streams, strides, parity, mean_bits and types are set, and
 // channels.value and width.value.
 FASTCODEC_API int fastcodec_rans_cuda_complete_passes(uint32_t count, TilePass* passes) {
     for (uint32_t i = 0; i < count; ++i) {

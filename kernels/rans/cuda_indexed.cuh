@@ -347,21 +347,22 @@ __device__ __forceinline__ void reconstruct(const ReconstructArguments& a) {
         if (at >= n) {
             break;
         }
+        const uint32_t position = divide(at, pass.channels);
+        const uint32_t channel = at - position * pass.channels.value;
         if (pass.values != nullptr) {
-            pass.values[at] = values[k];
+            pass.values[static_cast<uint64_t>(position) * pass.value_stride + channel] = values[k];
         }
         if (pass.latents == nullptr) {
             continue;
         }
-        const uint32_t position = divide(at, pass.channels);
-        const uint32_t channel = at - position * pass.channels.value;
         // Every second place of the raster: with an odd width the colours alternate through it, with an even one each
         // row begins with the other colour.
         const uint32_t odd = pass.width.value & 1;
         const uint32_t raster = 2 * position + (odd & pass.parity);
         const uint32_t row = divide(raster, pass.width);
         const uint32_t column = raster - row * pass.width.value + (odd ? 0 : (row & 1) ^ pass.parity);
-        const uint64_t place = (static_cast<uint64_t>(row) * pass.pitch + column) * pass.channels.value + channel;
+        const uint64_t place =
+            static_cast<uint64_t>(row) * pass.row_stride + static_cast<uint64_t>(column) * pass.column_stride + channel;
         const float latent = static_cast<float>(values[k]) * __ldg(pass.gain + channel);
         if (pass.latent_type == kFloat32) {
             static_cast<float*>(pass.latents)[place] = latent;

@@ -35,8 +35,9 @@ class SessionPass:
     """One pass of all tiles, one tile after the other in each tensor; what is None is not written.
 
     indexes: uint8 [sum of positions, C]; positions: of each tile; symbols: int16, like indexes. With means (int16, like
-    indexes), values are reconstructed: `values` int32, like indexes, and `latents`, for each tile a view
+    indexes), values are reconstructed: `values` int32, of the indexes' shape, and `latents`, for each tile a view
     [rows, columns, C] of where its values times `gain` (float32 [tiles, C]) go, at its anchors or at its non-anchors.
+    Values, latents and gain may be columns of larger tensors: a group of channels.
     """
 
     indexes: Tensor
@@ -153,9 +154,10 @@ def _describe(item: SessionPass, tiles: int) -> ctypes.Array:
         (item.means, torch.int16),
         (item.values, torch.int32),
     ):
-        if tensor is not None and (
-            tensor.dtype != dtype or tensor.shape != item.indexes.shape or not tensor.is_contiguous()
-        ):
+        if tensor is None:
+            continue
+        lies_well = tensor.stride(1) == 1 if tensor is item.values else tensor.is_contiguous()
+        if tensor.dtype != dtype or tensor.shape != item.indexes.shape or not lies_well:
             raise ValueError(f"a pass's tensor must be contiguous, {dtype}, and of the indexes' shape")
     begin = 0
     for t, (record, positions) in enumerate(zip(records, item.positions, strict=True)):
@@ -166,10 +168,12 @@ def _describe(item: SessionPass, tiles: int) -> ctypes.Array:
         record.positions, record.channels.value = positions, channels
         record.streams, record.symbol_bytes, record.mean_bits = 1, 2, item.mean_bits
         record.width.value = 1
+        record.value_stride = 0 if item.values is None else item.values.stride(0)
         if item.latents:
             latents = item.latents[t]
             record.latents, record.gain = latents.data_ptr(), _address(item.gain, t)
-            record.width.value, record.pitch = latents.shape[1], latents.stride(0) // channels
+            record.width.value = latents.shape[1]
+            record.row_stride, record.column_stride = latents.stride()[:2]
             record.parity = 0 if item.anchors else 1
             record.latent_type = _cuda.LATENT_TYPES[latents.dtype]
         begin += positions

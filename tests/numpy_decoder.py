@@ -375,11 +375,18 @@ class Model:
         require(not self.prior.skip and self.prior.count == self.config["hyper_latents"], "other prior tables")
 
         # 3.2
+        self.groups = self.config.get("groups") or [self.config["latents"]]
+        require(sum(self.groups) == self.config["latents"], "groups that are not all latents")
         self.context_shift = tensors["entropy.context_shift"].astype(np.int64)
         self.layers: dict[str, Layer] = {}
         for name in (
             *("h_s.head", "h_s.up1", "h_s.middle", "h_s.up2", "h_s.tail"),
             *("g_cm", "g_ep.first", "g_ep.second", "g_ep.means", "g_ep.indexes"),
+            *(
+                f"{kind}.{k}"
+                for k in range(1, len(self.groups))
+                for kind in ("g_ch", "g_cm", "g_ep.first", "g_ep.second", "g_ep.means", "g_ep.indexes")
+            ),
         ):
             parts = (tensors[f"entropy.{name}.{part}"].astype(np.int64) for part in ("weight", "bias", "shift"))
             layer = Layer(*parts)
@@ -408,22 +415,34 @@ class Model:
         x = shuffle(self.apply("h_s.up2", x, 0, ACTIVATION_MAX))
         return self.apply("h_s.tail", neighbours(x), -ACTIVATION_MAX, ACTIVATION_MAX)
 
-    def parameters(self, psi: np.ndarray, phi: np.ndarray, quality: int) -> tuple[np.ndarray, np.ndarray]:
-        """6.4: psi [P, F] and phi [P, G] to means and scale indexes, both [P, M]."""
-        hidden = self.apply("g_ep.first", np.concatenate([psi, phi], axis=1), 0, ACTIVATION_MAX, quality)
-        hidden = self.apply("g_ep.second", hidden, 0, ACTIVATION_MAX)
-        means = self.apply("g_ep.means", hidden, MEAN_MIN, MEAN_MAX)
-        return means, self.apply("g_ep.indexes", hidden, 0, GAUSSIAN_COUNT - 1)
+    def of_group(self, kind: str, group: int) -> str:
+        """3.2: the layer's name."""
+        return kind if group == 0 else f"{kind}.{group}"
 
-    def context(self, latents: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """6.6: phi [P, G] of the non-anchors at `positions`, from latents [h, w, M] whose anchors are known."""
-        shift = self.context_shift
+    def parameters(self, psi: np.ndarray, phi: np.ndarray, quality: int, group: int) -> tuple[np.ndarray, np.ndarray]:
+        """6.4: psi [P, F] and phi [P, G] to means and scale indexes, both [P, m]."""
+        first, second, means, indexes = (
+            self.of_group(f"g_ep.{kind}", group) for kind in ("first", "second", "means", "indexes")
+        )
+        hidden = self.apply(first, np.concatenate([psi, phi], axis=1), 0, ACTIVATION_MAX, quality)
+        hidden = self.apply(second, hidden, 0, ACTIVATION_MAX)
+        return self.apply(means, hidden, MEAN_MIN, MEAN_MAX), self.apply(indexes, hidden, 0, GAUSSIAN_COUNT - 1)
+
+    def context(self, latents: np.ndarray, positions: np.ndarray, group: int, of_anchors: bool) -> np.ndarray:
+        """6.5 and 6.6: phi [P, G] of the anchors or the non-anchors at `positions`, from latents [h, w, M] of which the
+        earlier groups are known and, for non-anchors, the group's anchors."""
+        shift, begin = self.context_shift, sum(self.groups[:group])
         scaled = np.clip((latents + (1 << (shift - 1))) >> shift, -ACTIVATION_MAX, ACTIVATION_MAX)
-        padded = np.pad(scaled, ((2, 2), (2, 2), (0, 0)))
         row, column = positions.T
+        before = scaled[row, column, :begin]
+        if of_anchors:
+            if group == 0:
+                return np.zeros((len(positions), self.config["context_features"]), np.int64)
+            return self.apply(self.of_group("g_ch", group), before, -ACTIVATION_MAX, ACTIVATION_MAX)
+        padded = np.pad(scaled[..., begin : begin + self.groups[group]], ((2, 2), (2, 2), (0, 0)))
         taps = [(dy, dx) for dy in range(-2, 3) for dx in range(-2, 3) if (dy + dx) % 2]
-        seen = np.concatenate([padded[row + 2 + dy, column + 2 + dx] for dy, dx in taps], axis=1)
-        return self.apply("g_cm", seen, -ACTIVATION_MAX, ACTIVATION_MAX)
+        seen = np.concatenate([*(padded[row + 2 + dy, column + 2 + dx] for dy, dx in taps), before], axis=1)
+        return self.apply(self.of_group("g_cm", group), seen, -ACTIVATION_MAX, ACTIVATION_MAX)
 
     def decode_tile(self, payload: Payload, height: int, width: int, quality: int) -> np.ndarray:
         """5 and 6: a tile's payload to its latents, int64 [height, width, M] in 1/16."""
@@ -434,19 +453,17 @@ class Model:
         hyper = payload.decode(self.prior, indexes).reshape(rows, columns, channels)
         psi = self.hyper_synthesis(hyper)[:height, :width]
 
-        # Pass 1: the anchors' phi is zeros. Pass 2: the non-anchors' phi is the context of the anchors.
-        # `context` reads at odd distances only, so the non-anchors' zeros are never seen.
+        # Of each group the anchors, then the non-anchors. `context` reads what is known by then: it reads the group's
+        # own latents at odd distances only, so the non-anchors' zeros are never seen.
         latents = np.zeros((height, width, self.config["latents"]), np.int64)
-        anchors, non_anchors = checkerboard(height, width)
-        for positions in (anchors, non_anchors):
-            if positions is anchors:
-                phi = np.zeros((len(anchors), self.config["context_features"]), np.int64)
-            else:
-                phi = self.context(latents, non_anchors)
-            place = tuple(positions.T)
-            means, indexes = self.parameters(psi[place], phi, quality)
-            symbols = payload.decode(self.gaussian, indexes)
-            latents[place] = (symbols << MEAN_BITS) + means
+        for group, count in enumerate(self.groups):
+            begin = sum(self.groups[:group])
+            for half, positions in enumerate(checkerboard(height, width)):
+                place = tuple(positions.T)
+                phi = self.context(latents, positions, group, half == 0)
+                means, indexes = self.parameters(psi[place], phi, quality, group)
+                symbols = payload.decode(self.gaussian, indexes)
+                latents[(*place, slice(begin, begin + count))] = (symbols << MEAN_BITS) + means
         payload.finish()
         return latents
 

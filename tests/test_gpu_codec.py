@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from grouped_model import write_grouped
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,7 +30,6 @@ from fastcodec.kernels.rans.session import DecodePlan, shape_of
 from fastcodec.kernels.triton import hyper_synthesis, parameters, pixels, pointwise, residual, upsample
 from fastcodec.kernels.triton.common import INTERPRETED
 from fastcodec.models import released
-from fastcodec.models.warm_start import regroup
 
 pytestmark = pytest.mark.usefixtures("network_tiles")
 
@@ -119,19 +119,7 @@ def with_model(codec: Codec, model: released.Model) -> Iterator[Codec]:
 
 @pytest.fixture(scope="module", params=[(64, 192), (32, 96, 128)], ids=str)
 def grouped(request, tmp_path_factory, photographs) -> released.Model:
-    """The newest release in groups of channels, whose contexts read all that they can."""
-    model = released.restore(released.weights_folder() / f"swift-{released.available()[0]}.safetensors")
-    images = torch.from_numpy(photographs["astronaut"][:64, :256].copy()).permute(2, 0, 1)[None]
-    if len(model.groups) > 1:
-        pytest.skip("the shipped model has groups of its own")
-    model = regroup(model, request.param, images)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for group, own in zip(model.groups[1:], model.config.group_channels[1:], strict=True):
-            group.channel_context.weight.normal_(std=0.03)
-            group.context.weight[:, -own.start :].normal_(std=0.03)
-    path = tmp_path_factory.mktemp("model") / "grouped.safetensors"
-    released.export(model, path)
+    path = write_grouped(request.param, tmp_path_factory.mktemp("model"), photographs["astronaut"])
     return released.read_model(path)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from grouped_model import write_grouped
 from numpy_decoder import (
     FLAG_ALPHA,
     MAGIC,
@@ -37,6 +38,7 @@ from PIL import Image
 
 import fastcodec
 from fastcodec import lossless
+from fastcodec.models import released
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fastcodec"
 WEIGHTS = PACKAGE / "models" / "weights"
@@ -111,6 +113,20 @@ def test_photographs(
     assert (header["height"], header["width"], header["quality"]) == (height, width, quality)
     assert (header["gray"], header["alpha"]) == (False, False)
     assert latents.shape[:2] == (-(-height // 16), -(-width // 16))
+
+
+@pytest.mark.usefixtures("network_tiles")
+@pytest.mark.parametrize("sizes", [(64, 192), (32, 96, 128)])
+def test_groups_of_channels(
+    photographs: dict[str, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, ...]
+):
+    path = write_grouped(sizes, tmp_path, photographs["astronaut"])
+    codec = fastcodec.Codec(released.read_model(path))
+    for height, width, quality in ((1, 1, 60), (1, 40, 90), (50, 70, 80)):
+        blob = codec.encode(photographs["chelsea"][100 : 100 + height, 150 : 150 + width], quality=quality)
+        _, latents = decode_latents(blob, tmp_path, GAUSSIAN)
+        assert np.array_equal(codec.latents(blob).numpy(), latents)
+        assert np.abs(latents).max() > 16
 
 
 @pytest.mark.parametrize("upright", [False, True])

@@ -643,8 +643,8 @@ def test_layers_that_do_not_fit_are_refused(generator):
     layers, shifts = model.group(0)
     with pytest.raises(ValueError, match="second"):
         ParameterNetwork.pack(layers | {"g_ep.second": layers["g_cm"]}, shifts, "cpu")
+    second = replace(layers["g_ep.second"], high=200)
     with pytest.raises(ValueError, match=r"second gives 0\.\.200"):
-        second = replace(layers["g_ep.second"], high=200)
         ParameterNetwork.pack(layers | {"g_ep.second": second}, shifts, "cpu")
     with pytest.raises(ValueError, match="context_shift"):
         ParameterNetwork.pack(layers, shifts[1:], "cpu")

@@ -41,7 +41,7 @@ from fastcodec.kernels.rans.session import Session
 from fastcodec.kernels.triton import hyper_synthesis, parameters, pixels, pointwise, residual, upsample
 from fastcodec.kernels.triton.tiles import Layout
 from fastcodec.models import transforms
-from fastcodec.models.integer import EntropyModel, reconstruct
+from fastcodec.models.integer import Arithmetic, EntropyModel, reconstruct
 from fastcodec.models.swift import quality_position
 from fastcodec.rans import Decoder
 
@@ -572,12 +572,12 @@ def work_of_kernel(kernel: str, a: dict[str, Any]) -> Work:
     if kernel == "_convolve_to_psi":
         return Work("hyper-synthesis: tail", byte_count, a["psi"].numel() * a["TAPS"] * a["IN"], "int8")
     if kernel == "_parameters":
-        positions, seen = a["indexes"].shape[0], a["anchors"] is not None
+        positions, context = a["indexes"].shape[0], a["context_weight"] is not None
         unread = (a["psi"].shape[0] - positions) * a["F"]  # psi is that of both halves
-        unread += 0 if seen else a["H"] * a["C"]  # of the first layer's weights
+        unread += 0 if context else a["H"] * a["C"]  # of the first layer's weights
         layers = a["F"] * a["H"] + a["H"] ** 2 + 2 * a["H"] * a["M"]
-        layers += (a["TAPS"] * a["M"] * a["C"] + a["C"] * a["H"]) if seen else 0
-        name = "context parameters" if seen else "anchor parameters"
+        layers += ((a["TAPS"] * a["M"] + a["B"]) * a["C"] + a["C"] * a["H"]) if context else 0
+        name = "anchor parameters" if a["anchors"] is None else "context parameters"
         return Work(name, byte_count - unread, positions * layers, "int8")
     if kernel == "_expand_kernel":
         return Work("first layer of a block", byte_count, a["out"].numel() * a["K"], _KINDS[a["weight"].dtype])
@@ -706,8 +706,9 @@ def _figures(machine: Machine, work: Work, seconds: float, copy: float | None, m
 
 
 class HostCoder:
-    """The same decode with the entropy coder on the host, as other codecs have it: symbols go to the GPU three times,
-    and the host waits for indexes twice. The networks are the same kernels; memory is kept, and what crosses is pinned.
+    """The same decode with the entropy coder on the host, as other codecs have it: symbols go to the GPU once a pass,
+    and the host waits for the indexes of all but the first. The networks are the same kernels; memory is kept, and what
+    crosses is pinned.
 
     files: of one size and quality. After `decode` its attributes hold what passed between the stages.
     """
@@ -751,28 +752,36 @@ class HostCoder:
     @property
     def coded(self) -> float:
         """The share of latents that were coded, which the last `decode` saw."""
-        seen = [half.indexes_home for half in self.halves]
+        seen = [home for half in self.halves for home in half.indexes_home]
         return sum(int(torch.count_nonzero(t)) for t in seen) / max(1, sum(t.numel() for t in seen))
 
     @torch.inference_mode()
     def decode(self) -> None:
-        """Payloads to `pixels`. Waits for the GPU twice for indexes, and at the end."""
+        """Payloads to `pixels`. Waits for the GPU for each pass's indexes, and at the end."""
         engine, longest = self._engine, self.layout.longest
         decoder = Decoder(self._payloads)
         tables = engine.model.hyper_tables
         decoder.decode(self._hyper_indexes, tables, out=list(self._z_home.split(self.layout.hyper_positions)))
         self.z.copy_(self._z_home, non_blocking=True)
         hyper_synthesis.hyper_synthesis(self.z, self.table, longest, engine.hyper_network, self.psi)
-        anchors, non_anchors = self.halves
-        parameters.anchor_parameters(self.psi, self.table, longest, engine.network, anchors.means, anchors.indexes)
-        anchors.decode(decoder)
-        parameters.context_parameters(
-            self.psi, anchors.values, self.table, longest, engine.network, non_anchors.means, non_anchors.indexes
-        )
-        non_anchors.decode(decoder)
+        for number in range(len(engine.networks)):
+            for half, compute in zip(self.halves, self.parameters_of(number), strict=True):
+                compute()
+                half.decode(decoder, number)
         decoder.finish()
         engine.transforms.synthesis(self.latents, self.rows, self.pixels)
         self._machine.synchronize()
+
+    def parameters_of(self, number: int) -> tuple[Callable[[], None], Callable[[], None]]:
+        """What enqueues the parameters of a group's anchors, and of its non-anchors."""
+        own, network = self._engine.model.entropy.groups[number], self._engine.networks[number]
+        (anchors, before), (_, before_others) = (half.known(own) for half in self.halves)
+        where = (self.table, self.layout.longest, network)
+        first, second = (half.outputs[number] for half in self.halves)
+        return (
+            partial(parameters.anchor_parameters, self.psi, before, *where, *first),
+            partial(parameters.context_parameters, self.psi, anchors, before_others, *where, *second),
+        )
 
 
 class _Half:
@@ -780,22 +789,31 @@ class _Half:
 
     def __init__(self, owner: HostCoder, counts: list[int], places: Tensor, channels: int):
         self._owner, self._counts, self._places = owner, counts, places
-        empty = partial(owner._engine.empty, sum(counts), channels)
-        self.means, self.indexes, self.values = empty(torch.int16), empty(torch.uint8), empty(torch.int32)
-        self._symbols = empty(torch.int16)
-        self.indexes_home, self._symbols_home = owner._pinned(self.indexes), owner._pinned(self._symbols)
+        empty = partial(owner._engine.empty, sum(counts))
+        self.values = empty(channels, torch.int32)
+        self._groups = owner._engine.model.entropy.groups
+        widths = [own.stop - own.start for own in self._groups]
+        self.outputs = [(empty(width, torch.int16), empty(width, torch.uint8)) for width in widths]
+        self._symbols = [empty(width, torch.int16) for width in widths]
+        self.indexes_home = [owner._pinned(indexes) for _, indexes in self.outputs]
+        self._symbols_home = [owner._pinned(symbols) for symbols in self._symbols]
 
-    def decode(self, decoder: Decoder) -> None:
-        """Home with the indexes, to symbols, and back: values, and latents in their places."""
-        owner = self._owner
-        self.indexes_home.copy_(self.indexes, non_blocking=True)
+    def known(self, own: slice) -> tuple[Tensor, Tensor | None]:
+        """A group's values, and those of the groups before it."""
+        return self.values[:, own], self.values[:, : own.start] if own.start else None
+
+    def decode(self, decoder: Decoder, number: int) -> None:
+        """A group's indexes home, to symbols, and back: values, and latents in their places."""
+        owner, own, (means, indexes) = self._owner, self._groups[number], self.outputs[number]
+        self.indexes_home[number].copy_(indexes, non_blocking=True)
         owner._machine.synchronize()
-        symbols = list(self._symbols_home.split(self._counts))
-        decoder.decode(list(self.indexes_home.split(self._counts)), gaussian_tables(), out=symbols)
-        self._symbols.copy_(self._symbols_home, non_blocking=True)
-        self.values.copy_(reconstruct(self._symbols, self.means))
-        latents = (self.values * owner._gain).to(owner.latents.dtype)
-        owner.latents.view(-1, latents.shape[1]).index_copy_(0, self._places, latents)
+        symbols = list(self._symbols_home[number].split(self._counts))
+        decoder.decode(list(self.indexes_home[number].split(self._counts)), gaussian_tables(), out=symbols)
+        self._symbols[number].copy_(self._symbols_home[number], non_blocking=True)
+        values = reconstruct(self._symbols[number], means)
+        self.values[:, own] = values
+        latents = (values * owner._gain[own]).to(owner.latents.dtype)
+        owner.latents.flatten(0, 2)[:, own].index_copy_(0, self._places, latents)
 
 
 def beside_host_coder(machine: Machine, codec: Codec, sizes: Sizes, batch: Batch, host: HostCoder) -> dict[str, Any]:
@@ -844,10 +862,10 @@ def unfused_network(codec: Codec, half: bool) -> EntropyModel:
     for name, layer in entropy.layers.items():
         for part in ("weight", "bias", "shift"):
             tensors[f"{name}.{part}"] = getattr(layer, part).to(codec.device)
-    network = EntropyModel(tensors)
+    network = EntropyModel(tensors, "float32")
     if half:
         network.layers = {name: _HalfLayer.of(layer) for name, layer in network.layers.items()}
-        network._linear, network._shift_right, network._dtype = _HalfLayer.run, _half_shift, torch.float16
+        network.arithmetic = Arithmetic(torch.float16, _HalfLayer.run, _half_shift)
     return network
 
 
@@ -863,35 +881,40 @@ def _positions_on(device: torch.device, height: int, width: int) -> Iterator[Non
         yield
 
 
+def _all(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    return [call() for call in calls]
+
+
 def beside_unfused_network(machine: Machine, codec: Codec, sizes: Sizes, host: HostCoder) -> dict[str, Any]:
     """The network's stages by the GPU's clock: fused, and in plain PyTorch with float32, TF32 and half precision.
 
     On what `host` decoded, whose images must be of one tile. "equal": whether PyTorch's results are the kernels'.
     """
-    engine, layout, table, anchors, rest = _engine(codec), host.layout, host.table, *host.halves
-    (height, width), count, longest = layout.shapes[0], len(layout.shapes), layout.longest
+    engine, layout, (anchors, rest) = _engine(codec), host.layout, host.halves
+    (height, width), count, groups = layout.shapes[0], len(layout.shapes), engine.model.entropy.groups
     fused = {
         "hyper-synthesis": partial(
-            hyper_synthesis.hyper_synthesis, host.z, table, longest, engine.hyper_network, host.psi
+            hyper_synthesis.hyper_synthesis, host.z, host.table, layout.longest, engine.hyper_network, host.psi
         ),
-        "anchor parameters": partial(
-            parameters.anchor_parameters, host.psi, table, longest, engine.network, anchors.means, anchors.indexes
-        ),
-        "context parameters": partial(
-            parameters.context_parameters,
-            *(host.psi, anchors.values, table, longest, engine.network, rest.means, rest.indexes),
-        ),
+        "anchor parameters": partial(_all, [host.parameters_of(number)[0] for number in range(len(groups))]),
+        "context parameters": partial(_all, [host.parameters_of(number)[1] for number in range(len(groups))]),
     }
     row: dict[str, Any] = {}
     precision = torch.get_float32_matmul_precision()
     with torch.inference_mode():
         row["fused_us"] = {name: 1e6 * gpu_seconds(machine, call, sizes) for name, call in fused.items()}
-        psi = host.psi.view(count, height * width, -1).split((layout.anchors[0], layout.non_anchors[0]), 1)
-        z, y = host.z.view(count, *layout.hyper_shapes[0], -1), anchors.values.view(count, layout.anchors[0], -1)
+        halves = layout.anchors[0], layout.non_anchors[0]
+        psi = host.psi.view(count, height * width, -1).split(halves, 1)
+        z = host.z.view(count, *layout.hyper_shapes[0], -1)
+        own = [anchors.values[:, group].reshape(count, halves[0], -1) for group in groups]
+        before = [
+            [half.values[:, : group.start].reshape(count, positions, -1) if group.start else None for group in groups]
+            for half, positions in zip(host.halves, halves, strict=True)
+        ]
         wanted = (
             psi,
-            [tensor.view(count, layout.anchors[0], -1) for tensor in (anchors.means, anchors.indexes)],
-            [tensor.view(count, layout.non_anchors[0], -1) for tensor in (rest.means, rest.indexes)],
+            [tensor.view(count, halves[0], -1) for output in anchors.outputs for tensor in output],
+            [tensor.view(count, halves[1], -1) for output in rest.outputs for tensor in output],
         )
         for name, half, setting in (
             ("float32", False, "highest"),
@@ -899,11 +922,18 @@ def beside_unfused_network(machine: Machine, codec: Codec, sizes: Sizes, host: H
             ("float16", True, "highest"),
         ):
             network = unfused_network(codec, half)
-            first, second = (part.to(network._dtype) for part in psi)
+            first, second = (part.to(network.arithmetic.dtype) for part in psi)
+            size, quality, numbers = (height, width), host.quality, range(len(groups))
             calls = (
-                partial(network.hyper_synthesis, z, height, width),
-                partial(network.anchor_parameters, first, host.quality),
-                partial(network.non_anchor_parameters, second, y, height, width, host.quality),
+                partial(network.hyper_synthesis, z, *size),
+                partial(_all, [partial(network.anchor_parameters, first, quality, k, before[0][k]) for k in numbers]),
+                partial(
+                    _all,
+                    [
+                        partial(network.non_anchor_parameters, second, own[k], *size, quality, k, before[1][k])
+                        for k in numbers
+                    ],
+                ),
             )
             torch.set_float32_matmul_precision(setting)
             try:
@@ -912,7 +942,10 @@ def beside_unfused_network(machine: Machine, codec: Codec, sizes: Sizes, host: H
                     results = [call() for call in calls]
             finally:
                 torch.set_float32_matmul_precision(precision)
-            found = [x if isinstance(x, tuple) else (x.means, x.indexes) for x in results]
+            found = [
+                x if isinstance(x, tuple) else [tensor for each in x for tensor in (each.means, each.indexes)]
+                for x in results
+            ]
             pairs = [pair for xs, ys in zip(found, wanted, strict=True) for pair in zip(xs, ys, strict=True)]
             row[name] = {
                 "us": dict(zip(fused, microseconds, strict=True)),

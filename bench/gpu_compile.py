@@ -128,11 +128,7 @@ def recorded() -> list[Launch]:
     hyper_network = hyper_synthesis.HyperNetwork.pack(
         [entropy.layers[f"h_s.{name}"] for name in ("head", "up1", "middle", "up2", "tail")], "cpu"
     )
-    network = parameters.ParameterNetwork.pack(
-        [entropy.layers[name] for name in ("g_cm", "g_ep.first", "g_ep.second", "g_ep.means", "g_ep.indexes")],
-        entropy.context_shift,
-        "cpu",
-    )
+    networks = [parameters.ParameterNetwork.pack(*entropy.group(k), "cpu") for k in range(len(entropy.groups))]
     ours = transforms.Transforms(model, "cpu", torch.float16)
     modules = (hyper_synthesis, parameters, pixels, pointwise, residual, upsample)
 
@@ -156,22 +152,26 @@ def recorded() -> list[Launch]:
             z = torch.empty(sum(layout.hyper_positions), config.hyper_latents, dtype=torch.int16)
             psi = torch.empty(sum(layout.positions), config.hyper_features, dtype=torch.int8)
             hyper_synthesis.hyper_synthesis(z, table, layout.longest, hyper_network, psi)
-            weight = torch.empty(1, config.latents)
-            values = None
-            for counts in (layout.anchors, layout.non_anchors):
-                shape = sum(counts), config.latents
-                symbols, means = (torch.empty(shape, dtype=torch.int16) for _ in range(2))
-                indexes, error = torch.empty(shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.int32)
-                decoded = torch.empty(shape, dtype=torch.int32)
-                if values is None:
-                    parameters.anchor_parameters(psi, table, layout.longest, network, means, indexes)
-                else:
-                    parameters.context_parameters(psi, values, table, layout.longest, network, means, indexes)
-                parameters.encode_parameters(
-                    *(psi, values, table, layout.longest, network, torch.empty(shape), weight),
-                    *(code_lengths().float(), symbols, indexes, decoded, error),
-                )
-                values = decoded
+            halves = [
+                torch.empty(sum(counts), config.latents, dtype=torch.int32)
+                for counts in (layout.anchors, layout.non_anchors)
+            ]
+            for own, network in zip(entropy.groups, networks, strict=True):
+                for second, values in enumerate(halves):
+                    shape, weight = (len(values), network.latents), torch.empty(1, network.latents)
+                    symbols, means = (torch.empty(shape, dtype=torch.int16) for _ in range(2))
+                    indexes, error = torch.empty(shape, dtype=torch.uint8), torch.zeros(1, dtype=torch.int32)
+                    anchors = halves[0][:, own] if second else None
+                    before = values[:, : own.start] if own.start else None
+                    where = (before, table, layout.longest, network)
+                    if second:
+                        parameters.context_parameters(psi, anchors, *where, means, indexes)
+                    else:
+                        parameters.anchor_parameters(psi, *where, means, indexes)
+                    parameters.encode_parameters(
+                        *(psi, anchors, *where, torch.empty(shape), weight),
+                        *(code_lengths().float(), symbols, indexes, values[:, own], error),
+                    )
     return _distinct(found)
 
 

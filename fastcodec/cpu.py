@@ -1,8 +1,8 @@
 """The codec on a CPU: pixels to the tiles' payloads and back, in the order of the paper.
 
 Decoding reads top to bottom in `_decode_tiles` and `decode`: hyper latents, hyper-synthesis, then for each group of
-channels anchors, context, non-anchors, and synthesis (He et al. 2021, section 4.3.2; 2022). Encoding runs the same parameter code, because symbols are
-residuals against the decoder's own means. Images come as groups of equal size (one image is a group of one) and are
+channels anchors, context, non-anchors, and synthesis (He et al. 2021, section 4.3.2; He et al. 2022). Encoding runs the
+same parameter code, because symbols are residuals against the decoder's own means. Images come as groups of equal size (one image is a group of one) and are
 handled by rows of tiles, so that memory follows the width of an image and not its area. `gpu.py` does it on a GPU.
 """
 

@@ -20,12 +20,12 @@ def subject(bench):  # noqa: F811
 
 
 def test_every_launch_of_the_codec_is_recorded(subject):
-    """As many as the kernels' own lists have, but for `one_pass_parameters`, which the codec does not launch."""
+    """As many as the kernels' own lists have."""
     from fastcodec.kernels.triton import hyper_synthesis, parameters, pixels, pointwise, residual, upsample
 
     launches = subject.recorded()
     for module in (hyper_synthesis, parameters, pixels, pointwise, residual, upsample):
-        builds = [build for build in module.builds() if not build.name.startswith("one_pass")]
+        builds = module.builds()
         here = [launch for launch in launches if launch.module == module.__name__]
         assert len(here) == len(builds), module.__name__
         left_out = {"LIMITS", "WEIGHT_STRIDE"}  # the model's, and how many qualities are encoded at a time

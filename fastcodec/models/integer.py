@@ -165,7 +165,7 @@ def fastest_backend() -> Backend:
 
 
 @dataclass(frozen=True)
-class _Arithmetic:
+class Arithmetic:
     """A back end: how it holds integers, and its two operations."""
 
     dtype: torch.dtype
@@ -173,10 +173,10 @@ class _Arithmetic:
     shift_right: Callable[[Tensor, Tensor, int, int], Tensor]
 
 
-_ARITHMETIC: dict[Backend, _Arithmetic] = {
-    "int8": _Arithmetic(torch.int8, integer.linear_int8, integer.shift_right_int8),
-    "float32": _Arithmetic(torch.float32, integer.linear, integer.shift_right),
-    "reference": _Arithmetic(torch.int64, integer.linear_reference, integer.shift_right_reference),
+_ARITHMETIC: dict[Backend, Arithmetic] = {
+    "int8": Arithmetic(torch.int8, integer.linear_int8, integer.shift_right_int8),
+    "float32": Arithmetic(torch.float32, integer.linear, integer.shift_right),
+    "reference": Arithmetic(torch.int64, integer.linear_reference, integer.shift_right_reference),
 }
 
 
@@ -207,7 +207,7 @@ class EntropyModel:
             self.backend == "float32" and not integer.float32_is_exact()
         ):
             raise ExactnessError(f"this PyTorch's {self.backend} matrix product is not exact on this machine")
-        self._arithmetic = _ARITHMETIC[self.backend]
+        self.arithmetic = _ARITHMETIC[self.backend]
 
     def group(self, number: int) -> tuple[dict[str, IntegerLayer], Tensor]:
         """A group's layers, by what they are (g_cm, g_ep.first ...; g_ch, too, of a later one), and the context shifts
@@ -216,11 +216,11 @@ class EntropyModel:
         return layers, self.context_shift[: self.groups[number].stop]
 
     def _run(self, name: str, x: Tensor, row: int | None = None) -> Tensor:
-        return self._arithmetic.linear(x, self.layers[name], row)
+        return self.arithmetic.linear(x, self.layers[name], row)
 
     def hyper_synthesis(self, z: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """h_s: hyper latents int16 [B, ceil(height/4), ceil(width/4), Z] to psi at anchors and at non-anchors."""
-        x = z.clamp(-ACTIVATION_MAX, ACTIVATION_MAX).to(self._arithmetic.dtype)
+        x = z.clamp(-ACTIVATION_MAX, ACTIVATION_MAX).to(self.arithmetic.dtype)
         x = self._run("h_s.head", integer.rows_3x3(x))
         x = integer.pixel_shuffle_2(self._run("h_s.up1", x))
         x = self._run("h_s.middle", integer.rows_3x3(x))
@@ -229,7 +229,7 @@ class EntropyModel:
         return checkerboard.split(psi[:, :height, :width].contiguous())
 
     def anchor_parameters(self, psi: Tensor, quality: int, group: int = 0, before: Tensor | None = None) -> Parameters:
-        """g_ep(psi, g_ch(before)): a group's first pass (He et al. 2022; of the first group, He et al. 2021, equation 8).
+        """g_ep(psi, g_ch(before)): a group's first pass (He et al. 2022; He et al. 2021, equation 8, in the first one).
 
         psi: [B, anchors, features]; before: the earlier groups' decoded latents there, int32 [B, anchors, channels] in
         1/16, or None of the first group, whose phi is zero.
@@ -251,8 +251,11 @@ class EntropyModel:
         group: int = 0,
         before: Tensor | None = None,
     ) -> Parameters:
-        """g_ep(psi, g_cm(anchors, before)): a group's second pass. anchors: its decoded latents int32 [B, anchors, m] in
-        1/16; before: the earlier groups' at the non-anchors, or None of the first group."""
+        """g_ep(psi, g_cm(anchors, before)): a group's second pass.
+
+        anchors: its decoded latents int32 [B, anchors, m] in 1/16; before: the earlier groups' at the non-anchors, or
+        None of the first group.
+        """
         names, channels = self._names[group], self.groups[group]
         rows = checkerboard.gather_context(self._context_input(anchors, channels), height, width)
         if before is not None:
@@ -261,8 +264,8 @@ class EntropyModel:
 
     def _context_input(self, latents: Tensor, channels: slice) -> Tensor:
         if self.backend != "int8":
-            latents = latents.to(self._arithmetic.dtype)
-        return self._arithmetic.shift_right(latents, self.context_shift[channels], -ACTIVATION_MAX, ACTIVATION_MAX)
+            latents = latents.to(self.arithmetic.dtype)
+        return self.arithmetic.shift_right(latents, self.context_shift[channels], -ACTIVATION_MAX, ACTIVATION_MAX)
 
     def _parameters(self, names: dict[str, str], psi: Tensor, context: Tensor, quality: int) -> Parameters:
         hidden = self._run(names["g_ep.first"], torch.cat([psi, context], 2), quality - MIN_QUALITY)

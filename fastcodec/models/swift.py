@@ -1,4 +1,4 @@
-"""`swift`, the default model: light transforms, a hyperprior, context in space and channels; one network for all qualities.
+"""`swift`, the default model: light transforms, a hyperprior, context in space and channels; one network, all qualities.
 
     x -- g_a --> y * gain -- h_a --> z                  analysis and hyper-analysis: floating point, encoder only
     z^ -- h_s --> psi                                   hyper-synthesis     \
@@ -12,8 +12,8 @@ With one group this is the checkerboard of He et al. 2021.
 This file is the network as it is trained. The entropy side is written with `FixedPointLinear` layers, whose activations
 live in fixed-point ranges from the first step and are rounded, weights too, once `quantise` is switched on
 (straight-through), so that the exported integer model (`fastcodec.models.integer`) is the trained model, not an
-approximation of it. Names follow the field: g_a, g_s, h_a, h_s (Ballé 2018), g_cm, g_ep (He et al. 2021, equation 4), g_ch
-(He et al. 2022).
+approximation of it. Names follow the field: g_a, g_s, h_a, h_s (Ballé 2018), g_cm, g_ep (He et al. 2021, equation 4),
+g_ch (He et al. 2022).
 """
 
 from __future__ import annotations

@@ -148,9 +148,9 @@ def anchor_parameters(
 ) -> None:
     """g_ep(psi, g_ch(before)) at the anchors: a group's first pass.
 
-    psi: int8 [sum h*w, F]; before: decoded latents of earlier groups there, int32 [sum A, B] in 1/16, of magnitude below
-    2^23, or None of the first group; tiles: int32 [T, 8] (tiles.py); longest: h*w of the largest tile. Writes means,
-    int16 [sum A, M] in 1/16, and indexes, uint8 [sum A, M]. The table's sizes must be those of the tensors: it is not
+    psi: int8 [sum h*w, F]; before: decoded latents of earlier groups there, int32 [sum A, B] in 1/16, of magnitude
+    below 2^23, or None of the first group; tiles: int32 [T, 8] (tiles.py); longest: h*w of the largest tile. Writes
+    means, int16 [sum A, M] in 1/16, and indexes, uint8 [sum A, M]. The table's sizes must be those of the tensors: it is not
     read back. Raises ValueError for tensors of another form.
     """
     _check_half(psi, tiles, longest, network, anchors=means.shape[0])
@@ -204,8 +204,9 @@ def encode_parameters(
     [P, M]; weight: bits that a unit of squared error is worth, float32 [rows, M], one row for all tiles or one for each
     quality; lengths: bits by scale index and magnitude, float32 [64, K], the last column for all beyond. Writes
     symbols, int16, indexes, uint8, and values = 16 * symbol + mean, int32, all [P, M], values perhaps as columns of a
-    larger tensor: those of the first pass are the anchors of the second, and later groups' `before`. error: int32 [1], becomes NOT_FINITE or OUT_OF_RANGE where a y is not finite or a
-    residual rounds to more than 16 bits, whose symbol then is 0; else it stays as it is.
+    larger tensor: those of the first pass are the anchors of the second, and later groups' `before`. error: int32 [1],
+    becomes NOT_FINITE or OUT_OF_RANGE where a y is not finite or a residual rounds to more than 16 bits, whose symbol
+    then is 0; else it stays as it is.
     """
     positions = symbols.shape[0]
     _check_half(psi, tiles, longest, network, anchors=positions if anchors is None else psi.shape[0] - positions)

@@ -2,8 +2,9 @@
 
 Decoding reads top to bottom in `_decode_tiles` and `decode`: hyper latents, hyper-synthesis, then for each group of
 channels anchors, context, non-anchors, and synthesis (He et al. 2021, section 4.3.2; He et al. 2022). Encoding runs the
-same parameter code, because symbols are residuals against the decoder's own means. Images come as groups of equal size (one image is a group of one) and are
-handled by rows of tiles, so that memory follows the width of an image and not its area. `gpu.py` does it on a GPU.
+same parameter code, because symbols are residuals against the decoder's own means. Images come as groups of equal size
+(one image is a group of one) and are handled by rows of tiles, so that memory follows the width of an image and not its
+area. `gpu.py` does it on a GPU.
 """
 
 from __future__ import annotations

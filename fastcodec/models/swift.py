@@ -1,4 +1,4 @@
-"""`swift`, the default model: light transforms, a hyperprior, context in space and channels; one network, all qualities.
+"""`swift`, the default model: light transforms, a hyperprior, context in space and channels; one for all qualities.
 
     x -- g_a --> y * gain -- h_a --> z                  analysis and hyper-analysis: floating point, encoder only
     z^ -- h_s --> psi                                   hyper-synthesis     \

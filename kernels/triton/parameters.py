@@ -150,8 +150,8 @@ def anchor_parameters(
 
     psi: int8 [sum h*w, F]; before: decoded latents of earlier groups there, int32 [sum A, B] in 1/16, of magnitude
     below 2^23, or None of the first group; tiles: int32 [T, 8] (tiles.py); longest: h*w of the largest tile. Writes
-    means, int16 [sum A, M] in 1/16, and indexes, uint8 [sum A, M]. The table's sizes must be those of the tensors: it is not
-    read back. Raises ValueError for tensors of another form.
+    means, int16 [sum A, M] in 1/16, and indexes, uint8 [sum A, M]. The table's sizes must be those of the tensors: it
+    is not read back. Raises ValueError for tensors of another form.
     """
     _check_half(psi, tiles, longest, network, anchors=means.shape[0])
     _check_outputs(network, means, indexes)

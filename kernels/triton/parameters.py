@@ -684,7 +684,7 @@ def _constants(
         "VALUE_STRIDE": strides[2],
         "BLOCK": shape.block,
         "CHUNK": min(shape.chunk, _power_of_two_in(means.outputs)),
-        "CHUNK_BEFORE": min(shape.chunk, _power_of_two_in(before)),
+        "CHUNK_BEFORE": min(64, _power_of_two_in(before)),  # with 128 at a time, registers do not suffice
         "CHUNKS_AHEAD": shape.chunks_ahead,
         "PIECE": min(shape.piece, _power_of_two_in(means.outputs), first.outputs),
     }
@@ -804,8 +804,8 @@ for _name, _arguments, _operator in (
     operator(f"{_name}({_arguments}) -> ()", _operator)
 
 
-#: The groups of the shipped models: (latents, latents before them) of each, in 256 channels.
-SHIPPED_GROUPS = ((256, 0),)
+#: The groups of the shipped models, each one once: (latents, latents before them), in 256 channels.
+SHIPPED_GROUPS = ((256, 0), (64, 0), (64, 64), (128, 128))
 
 
 def builds() -> list[Build]:
@@ -843,8 +843,7 @@ def _builds_of_group(latents: int, before: int) -> list[Build]:
             absent = never | ({"means"} if encoding else coding)
             strides = (0 if of_anchors else 256, 256 if before else 0, 256 if encoding else 0)
             name = f"encode_parameters, {half}" if encoding else f"{'anchor' if of_anchors else 'context'}_parameters"
-            if SHIPPED_GROUPS != ((256, 0),):
-                name += f", {latents} latents after {before}"
+            name += f", {latents} latents" + (f" after {before}" if before else "")
             for size, positions in (("few", 1), ("many", _FEW_POSITIONS + 1)):
                 shape = _shape(positions, encoding)
                 constants = _constants(shape, layers, taps, strides, *((448, 100) if encoding else ()))

@@ -10,7 +10,6 @@ from bench.studies import context_models
 from bench.studies.coding_orders import CLASSES, class_at
 from bench.studies.context_models import VARIANTS, EntropySide, Latents, Variant, train
 from fastcodec.kernels import checkerboard
-from fastcodec.kernels.checkerboard import LIVE_TAPS
 from fastcodec.models.swift import Swift, SwiftConfig, gaussian_bits
 
 SMALL = SwiftConfig(
@@ -76,6 +75,8 @@ def test_a_pass_knows_what_is_decoded_and_nothing_else(name, start, monkeypatch)
     """Latents of a later pass are changed: the parameters of it and of all before it stay, one after it moves."""
     order, groups = ORDERS[name]
     model = side(small(order, groups, across=3), start)
+    for context in model.contexts.values():
+        torch.nn.init.normal_(context.weight, std=0.1)
     # psi must not tell what is changed
     monkeypatch.setattr(model.h_a, "forward", lambda y, t: torch.zeros(len(y), SMALL.hyper_latents, 2, 2))
     seen = []
@@ -98,26 +99,16 @@ def test_a_pass_knows_what_is_decoded_and_nothing_else(name, start, monkeypatch)
         assert moved or number == len(order.passes) - 1
 
 
+WIDER = {"today": {}, "wider": {"hidden": 32}, "deeper": {"deep": True}, "7x7": {"kernel": 7}}
+
+
 @pytest.mark.parametrize("t", [0.0, 0.6])
-def test_the_checkerboard_is_todays_network(start, t):
-    """With Swift's own weights the study's checkerboard gives Swift's means and scale indexes."""
-    model, net = side(small(*ORDERS["checkerboard"]), start), start.groups[0]
+@pytest.mark.parametrize("options", WIDER.values(), ids=WIDER)
+def test_the_checkerboard_begins_as_todays_network(start, t, options):
+    """The study's checkerboard, and what only adds to it, begin with Swift's means and scale indexes."""
+    net = start.groups[0]
     torch.nn.init.normal_(net.quality_bias.points, std=0.3)
-    with torch.no_grad():
-        context = model.contexts["1"]
-        context.weight.zero_()
-        taps = [(dy + 2) * 5 + dx + 2 for dy, dx in LIVE_TAPS]
-        context.weight[:, taps] = net.context.weight.view(16, 12, SMALL.latents)
-        context.bias.copy_(net.context.bias)
-    for mine, theirs in (
-        (model.first, net.first),
-        (model.second, None),
-        (model.means, net.means),
-        (model.indexes, net.indexes),
-    ):
-        layer = mine["0"] if theirs is not None else mine["0"][0]
-        layer.load_state_dict((theirs or net.second).state_dict())
-    model.bias["0"].load_state_dict(net.quality_bias.state_dict())
+    model = side(small(*ORDERS["checkerboard"], **options), start)
     y = 6 * torch.randn(2, SMALL.latents, 8, 12)
     places = torch.full((2,), t)
     with torch.no_grad():
@@ -154,7 +145,7 @@ def test_training_learns_what_a_neighbour_tells(start):
     y = cells.repeat_interleave(2, 2).repeat_interleave(2, 3).half()
     held_out = {"photographs": y[None, :8].expand(5, -1, -1, -1, -1), "graphics": y[None, :8].expand(5, -1, -1, -1, -1)}
     latents = Latents(y, torch.full((64,), 0.5), held_out)
-    wide = {"features": 64, "hidden": 64}
+    wide = {"hidden": 64}
     context_models.VARIANTS["small"] = small(*ORDERS["checkerboard"], **wide)
     context_models.VARIANTS["small without"] = small(*ORDERS["one pass"], **wide)
     try:

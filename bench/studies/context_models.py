@@ -3,10 +3,11 @@
     python -m bench.studies.context_models PHOTOGRAPHS --cache FOLDER [--variants NAME...] [--steps N]
 
 The transforms stay as released. Latents y of random crops, photographs and graphics, each at a random quality, are
-computed once and kept, and so is h_a. What is trained on them is the rest of the entropy side: h_s and the prior, which
-begin as released, and context and parameter networks, which begin at random in every variant, today's included. All
-train for the same number of steps on the same crops in the same order. Rates are then those of rounded residuals on the
-held-out crops, hyper latents included; the distortion is the same for all, up to what rounding does.
+computed once and kept, and so is h_a. What is trained on them is the rest of the entropy side. h_s and the prior begin
+as released, and so do context and parameter networks as far as a variant has the same: today's checkerboard begins as
+the release, all others worse than that. All train for the same number of steps on the same crops in the same order.
+Rates are then those of rounded residuals on the held-out crops, hyper latents included; the distortion is the same for
+all, up to what rounding does.
 
 Each variant's result is written when it ends, beside the latents, and is taken from there the next time. The table
 goes to docs/architecture.md.
@@ -33,8 +34,17 @@ from fastcodec.crops import CropSource
 from fastcodec.entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN_BITS
 from fastcodec.entropy.gaussian import COUNT, GREATEST_SCALE, LEAST_SCALE
 from fastcodec.images import replacing
+from fastcodec.kernels.checkerboard import LIVE_TAPS
 from fastcodec.models import released
-from fastcodec.models.swift import FixedPointLinear, HyperAnalysis, HyperSynthesis, QualityTable, Swift, gaussian_bits
+from fastcodec.models.swift import (
+    FixedPointLinear,
+    Group,
+    HyperAnalysis,
+    HyperSynthesis,
+    QualityTable,
+    Swift,
+    gaussian_bits,
+)
 
 from . import coding_orders as orders
 from .coding_orders import CLASSES, Order, class_at, starts
@@ -210,9 +220,25 @@ class EntropySide(nn.Module):
             )
             gain = torch.full((config.latents,), 8.0)
             self.indexes[net] = FixedPointLinear(hidden, config.latents, output_bits=0, high=COUNT - 1, gain=gain)
-            nn.init.constant_(self.indexes[net].bias, 1.5)
+        self._begin_as(start.groups[0])
         # Of the further components: logit and log of the width, linear in the scale index.
         self.shape = nn.Parameter(torch.tensor([-2.0, 0.0, -0.4, 0.0])) if variant.components == 2 else None
+
+    @torch.no_grad()
+    def _begin_as(self, group: Group) -> None:
+        """Carry over what a model of one group has learned. What is wider begins as if it was not."""
+        for context in self.contexts.values():
+            context.begin_as(group.context, self.channels)
+        for net, first in self.first.items():
+            _copy_corner(first, group.first)
+            width = group.quality_bias.points.shape[1]
+            self.bias[net].points[:, :width] = group.quality_bias.points
+            second, *further = self.second[net]
+            _copy_corner(second, group.second)
+            for layer in further:
+                layer.weight.copy_(torch.eye(len(layer.weight)))
+            for layer, head in ((self.means[net], group.means), (self.indexes[net], group.indexes)):
+                _copy_corner(layer, head, self.channels)
 
     def forward(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """y: [B, M, h, w], h and w multiples of 4; t: [B]. Returns the bits of latents and hyper latents, each [B]."""
@@ -314,6 +340,16 @@ class Context(nn.Module):
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(variant.features))
 
+    def begin_as(self, layer: FixedPointLinear, channels: Tensor) -> None:
+        """The context convolution of a checkerboard, where this one reads its neighbours."""
+        r, released_taps = self.radius, layer.weight.unflatten(1, (len(LIVE_TAPS), -1))
+        self.weight.zero_()
+        for i, (dy, dx) in enumerate(LIVE_TAPS):
+            if max(abs(dy), abs(dx)) <= r:
+                self.weight[:, (dy + r) * (2 * r + 1) + dx + r] = released_taps[:, i, channels]
+        if any(abs(dy) + abs(dx) == 1 for rows in self.rows.values() for dy, dx, _ in rows):
+            self.bias.copy_(layer.bias)
+
     def inputs(self, c: int) -> int:
         """How many known latents a position of class c reads."""
         return sum(self.starts[g + 1] - self.starts[g] for _, _, g in self.rows[c])
@@ -367,6 +403,15 @@ class HyperPrior(nn.Module):
         upper, lower = (torch.sigmoid((z + d - location) * inverse) for d in (0.5, -0.5))
         probability = (weight * (upper - lower)).sum(-1)
         return -torch.log2(probability + (probability.clamp(min=1e-9) - probability).detach())
+
+
+def _copy_corner(layer: FixedPointLinear, begin: FixedPointLinear, rows: Tensor | None = None) -> None:
+    """The smaller layer's weights (some of its rows) into the wider one, which gives the same where it has the same."""
+    weight, bias = (begin.weight, begin.bias) if rows is None else (begin.weight[rows], begin.bias[rows])
+    outputs, inputs = min(len(weight), len(layer.weight)), min(weight.shape[1], layer.weight.shape[1])
+    layer.weight[:outputs, inputs:] = 0
+    layer.weight[:outputs, :inputs] = weight[:outputs, :inputs]
+    layer.bias[:outputs] = bias[:outputs]
 
 
 def _of_class(grid: Tensor, c: int) -> Tensor:
@@ -480,11 +525,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("data", type=Path, help="folder of training images; one in 40 is held out")
     parser.add_argument("--cache", type=Path, required=True, help="folder of latents and results: used if there")
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, metavar="NAME", help=f"of: {', '.join(VARIANTS)}")
-    parser.add_argument("--steps", type=int, default=1200, help="(%(default)s)")
+    parser.add_argument("--steps", type=int, default=800, help="(%(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="crops a step (%(default)s)")
     parser.add_argument("--crops", type=int, default=4000, help="(%(default)s)")
     parser.add_argument("--crop", type=int, default=256, help="side in pixels (%(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="(%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="(%(default)s)")
     parser.add_argument("--out", type=Path, help="write all results as JSON")
     args = parser.parse_args(arguments)
     torch.set_flush_denormal(True)

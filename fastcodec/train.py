@@ -79,12 +79,15 @@ class TrainingConfig:
 
 
 class Trainer:
-    """Owns the model, its optimiser and its averaged weights, and the place in the cycle."""
+    """Owns the model, its optimiser and its averaged weights, and the place in the cycle.
 
-    def __init__(self, config: TrainingConfig):
+    task: what is trained, if not what the configuration names.
+    """
+
+    def __init__(self, config: TrainingConfig, task: tasks.Task | None = None):
         self.config = config
         self.step, self.cycle_start, self.cycle_step = 0, time.time(), 0
-        self.task = tasks.task(config.model, config.quality, config.groups)
+        self.task = task or tasks.task(config.model, config.quality, config.groups)
         self.device = torch.device(config.device)
         self.on_gpu = on_gpu = self.device.type == "cuda"
         config.run.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,6 @@ from torch import Tensor
 from fastcodec import container, gpu
 from fastcodec.codec import Codec, DecodedTensor
 from fastcodec.constants import MAX_QUALITY, MIN_QUALITY
-from fastcodec.entropy.gaussian import gaussian_tables
 from fastcodec.geometry import Grid
 from fastcodec.images import Picture
 from fastcodec.kernels import checkerboard, integer
@@ -808,7 +807,7 @@ class _Half:
         self.indexes_home[number].copy_(indexes, non_blocking=True)
         owner._machine.synchronize()
         symbols = list(self._symbols_home[number].split(self._counts))
-        decoder.decode(list(self.indexes_home[number].split(self._counts)), gaussian_tables(), out=symbols)
+        decoder.decode(list(self.indexes_home[number].split(self._counts)), owner._engine.model.tables, out=symbols)
         self._symbols[number].copy_(self._symbols_home[number], non_blocking=True)
         values = reconstruct(self._symbols[number], means)
         self.values[:, own] = values

@@ -24,8 +24,6 @@ from torch import Tensor
 from .constants import HYPER_STRIDE, LATENT_STRIDE, MIN_QUALITY, TILE_LATENTS
 from .container import Container
 from .entropy import rounding
-from .entropy.estimate import code_lengths
-from .entropy.gaussian import gaussian_tables
 from .errors import CorruptStreamError, ImageError
 from .geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, hyper_size, windows
 from .kernels import checkerboard, rans
@@ -38,6 +36,8 @@ from .models.swift import quality_position
 # Positions of a batch of windows or tiles: what keeps the working set near 150 MB and every core busy.
 WINDOW_POSITIONS = 8192
 BATCH_POSITIONS = 16384
+
+CodedPass = tuple[Tensor, Tensor, rans.TableSet]  # of a tile of every image: symbols, table indexes, tables
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,39 @@ class Engine:
         Returns for each image its tiles' payloads, and their estimated bits. Raises ImageError where the analysis gives
         no finite latents, SymbolRangeError where a symbol is beyond 16 bits.
         """
-        tiles = list(grid.tiles())
         payloads: list[list[bytes]] = [[] for _ in pictures]
         bits: list[list[float]] = [[] for _ in pictures]
+        for passes in self.code_tiles(pictures, grid, quality):
+            with _stage("rans"):
+                encoded = rans.encode(
+                    [
+                        [
+                            rans.Pass(symbols[i].reshape(-1, symbols.shape[-1]), indexes[i], tables)
+                            for symbols, indexes, tables in passes
+                        ]
+                        for i in range(len(pictures))
+                    ],
+                    preset=preset,
+                )
+            with _stage("other"):
+                for i, payload in enumerate(encoded):
+                    payloads[i].append(payload)
+                    bits[i].append(self._estimate(passes, i))
+        return payloads, bits
+
+    def code_tiles(self, pictures: Sequence[np.ndarray], grid: Grid, quality: int) -> Iterator[list[CodedPass]]:
+        """The passes of every tile of images of equal size, up to the coder: hyper latents, then each group's anchors
+        and non-anchors. Raises what `encode` raises."""
+        tiles = list(grid.tiles())
         for top, bottom in pairwise(grid.rows):
             band = Rect(top, 0, bottom, grid.latent_width)
-            y = self._analyse_band(pictures, grid, band, quality)
-            row = [tile for tile in tiles if tile.top == top]
-            for encoded in self._encode_tiles([y[:, :, *tile.within(band).slices] for tile in row], quality, preset):
-                for i, (payload, estimate) in enumerate(encoded):
-                    payloads[i].append(payload)
-                    bits[i].append(estimate)
-        return payloads, bits
+            latents = self._analyse_band(pictures, grid, band, quality)
+            for tile in (tile for tile in tiles if tile.top == top):
+                y = latents[:, :, *tile.within(band).slices]
+                if not torch.isfinite(y).all():
+                    raise ImageError("the analysis did not give finite latents")
+                z = self._hyper_latents(y, quality)
+                yield self._code_tile(y, z, tile.height, tile.width, quality)
 
     def _analyse_band(self, pictures: Sequence[np.ndarray], grid: Grid, band: Rect, quality: int) -> Tensor:
         """g_a over a row of tiles: scaled latents [B, M, h, w]. Windows carry a halo, so they leave no seam."""
@@ -103,28 +124,6 @@ class Engine:
             y *= model.gain[quality - MIN_QUALITY][None, :, None, None]
         return y
 
-    def _encode_tiles(self, tiles: list[Tensor], quality: int, preset: str) -> Iterator[list[tuple[bytes, float]]]:
-        """Entropy-code a row of tiles, each scaled latents [B, M, h, w]; yields (payload, estimated bits) an image."""
-        for y in tiles:
-            if not torch.isfinite(y).all():
-                raise ImageError("the analysis did not give finite latents")
-            batch, height, width = y.shape[0], y.shape[2], y.shape[3]
-            z = self._hyper_latents(y, quality)
-            passes = self._code_tile(y, z, height, width, quality)
-            with _stage("rans"):
-                payloads = rans.encode(
-                    [
-                        [
-                            rans.Pass(symbols[i].reshape(-1, symbols.shape[-1]), indexes[i], tables)
-                            for symbols, indexes, tables in passes
-                        ]
-                        for i in range(batch)
-                    ],
-                    preset=preset,
-                )
-            with _stage("other"):
-                yield [(payload, self._estimate(passes, i)) for i, payload in enumerate(payloads)]
-
     def _hyper_latents(self, y: Tensor, quality: int) -> Tensor:
         """h_a of a tile alone, rounded: int16 [B, hh, hw, Z]."""
         t = torch.tensor([quality_position(quality)]).float()
@@ -134,12 +133,10 @@ class Engine:
             z = self.model.h_a(padded.contiguous(memory_format=torch.channels_last), t)
             return z.round().clamp(-127, 127).to(torch.int16).permute(0, 2, 3, 1).contiguous()
 
-    def _code_tile(
-        self, y: Tensor, z: Tensor, height: int, width: int, quality: int
-    ) -> list[tuple[Tensor, Tensor, rans.TableSet]]:
+    def _code_tile(self, y: Tensor, z: Tensor, height: int, width: int, quality: int) -> list[CodedPass]:
         """Symbols, table indexes and tables of the passes: hyper latents, then each group's anchors and non-anchors."""
         model, entropy = self.model, self.model.entropy
-        gaussian = gaussian_tables()
+        lengths = model.code_lengths.float()
         passes = [
             (z.flatten(1, 2), _hyper_indexes(z.shape[0], z.shape[1] * z.shape[2], z.shape[3]), model.hyper_tables)
         ]
@@ -152,23 +149,25 @@ class Engine:
                 decoded = _Earlier()
                 for group, channels in enumerate(entropy.groups):
                     first = entropy.anchor_parameters(psi_anchors, quality, group, decoded.anchors)
-                    symbols = rounding.symbols(y_anchors[..., channels], first.means, first.indexes, weight[channels])
-                    passes.append((symbols, first.indexes, gaussian))
+                    symbols = rounding.symbols(
+                        y_anchors[..., channels], first.means, first.indexes, weight[channels], lengths
+                    )
+                    passes.append((symbols, first.indexes, model.tables))
                     anchors = reconstruct(symbols, first.means)
                     second = entropy.non_anchor_parameters(
                         psi_non_anchors, anchors, height, width, quality, group, decoded.non_anchors
                     )
                     symbols = rounding.symbols(
-                        y_non_anchors[..., channels], second.means, second.indexes, weight[channels]
+                        y_non_anchors[..., channels], second.means, second.indexes, weight[channels], lengths
                     )
-                    passes.append((symbols, second.indexes, gaussian))
+                    passes.append((symbols, second.indexes, model.tables))
                     decoded.add(anchors, reconstruct(symbols, second.means))
         return passes
 
-    def _estimate(self, passes: list[tuple[Tensor, Tensor, rans.TableSet]], i: int) -> float:
+    def _estimate(self, passes: list[CodedPass], i: int) -> float:
         (z, channels, _), *latents = passes
         bits = self.model.hyper_code_lengths[channels[i].long(), z[i].long() + 127].sum()
-        lengths = code_lengths()
+        lengths = self.model.code_lengths
         for symbols, indexes, _ in latents:
             magnitude = symbols[i].long().abs().clamp(max=lengths.shape[1] - 1)
             bits = bits + lengths.flatten()[indexes[i].long() * lengths.shape[1] + magnitude].sum()
@@ -235,7 +234,7 @@ class Engine:
         self, files: Sequence[Container], numbers: Sequence[int], tiles: list[Rect]
     ) -> Iterator[tuple[int, Tensor]]:
         """The entropy side of the decoder for some tiles of every file: yields (number, y^ int32 [B, h, w, M])."""
-        model, gaussian = self.model, gaussian_tables()
+        model, tables = self.model, self.model.tables
         quality, entropy = files[0].header.quality, model.entropy
         for group in _tile_batches(numbers, tiles, len(files)):
             height, width = tiles[group[0]].height, tiles[group[0]].width
@@ -255,13 +254,13 @@ class Engine:
                         with _stage("parameters"):
                             first = entropy.anchor_parameters(psi_anchors, quality, number, decoded.anchors)
                         with _stage("rans"):
-                            anchors = reconstruct(_decode_pass(decoder, first.indexes, gaussian), first.means)
+                            anchors = reconstruct(_decode_pass(decoder, first.indexes, tables), first.means)
                         with _stage("parameters"):
                             second = entropy.non_anchor_parameters(
                                 psi_non_anchors, anchors, height, width, quality, number, decoded.non_anchors
                             )
                         with _stage("rans"):
-                            symbols = _decode_pass(decoder, second.indexes, gaussian)
+                            symbols = _decode_pass(decoder, second.indexes, tables)
                             decoded.add(anchors, reconstruct(symbols, second.means))
                     with _stage("rans"):
                         decoder.finish()

@@ -23,9 +23,7 @@ from torch import Tensor
 from .constants import LATENT_STRIDE, MIN_QUALITY
 from .container import Container
 from .entropy import rounding
-from .entropy.estimate import code_lengths
 from .entropy.fixed_point import MEAN_BITS
-from .entropy.gaussian import gaussian_tables
 from .errors import CorruptStreamError, FastcodecError, ImageError, SymbolRangeError, UnavailableError
 from .geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, windows
 from .kernels import checkerboard, rans
@@ -121,7 +119,7 @@ class Engine:
                 ParameterNetwork.pack(*entropy.group(number), self.device) for number in range(len(entropy.groups))
             ]
             self.inverse_gain = (model.inverse_gain / 2**MEAN_BITS).to(self.device)
-            self._code_lengths = code_lengths().to(self.device)
+            self._code_lengths = model.code_lengths.to(self.device)
             self._choice_lengths = self._code_lengths.float()
             self._hyper_code_lengths = model.hyper_code_lengths.to(self.device)
             self.transforms = Transforms(model, self.device, dtype)
@@ -424,7 +422,7 @@ class Engine:
                     values[:, own],
                     error,
                 )
-                passes.append(_FlatPass(symbols, indexes, counts, gaussian_tables()))
+                passes.append(_FlatPass(symbols, indexes, counts, self.model.tables))
                 anchors = values[:, own]
         return passes, error
 
@@ -575,7 +573,7 @@ class _Entropy:
                     SessionPass(
                         output[1],
                         counts,
-                        gaussian_tables(),
+                        engine.model.tables,
                         means=output[0],
                         mean_bits=MEAN_BITS,
                         values=self.values[half][:, own] if wanted else None,

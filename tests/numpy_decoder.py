@@ -371,6 +371,8 @@ class Model:
         require(hashlib.sha256(gaussian).hexdigest() == GAUSSIAN_SHA256, "other Gaussian tables")
         self.gaussian = TableSet(gaussian)
         require(self.gaussian.skip and self.gaussian.count == GAUSSIAN_COUNT, "other Gaussian tables")
+        self.latents = TableSet(tensors["latent_tables"].tobytes()) if "latent_tables" in tensors else self.gaussian
+        require(self.latents.skip and self.latents.count == GAUSSIAN_COUNT, "other latent tables")
         self.prior = TableSet(tensors["prior_tables"].tobytes())
         require(not self.prior.skip and self.prior.count == self.config["hyper_latents"], "other prior tables")
 
@@ -462,7 +464,7 @@ class Model:
                 place = tuple(positions.T)
                 phi = self.context(latents, positions, group, half == 0)
                 means, indexes = self.parameters(psi[place], phi, quality, group)
-                symbols = payload.decode(self.gaussian, indexes)
+                symbols = payload.decode(self.latents, indexes)
                 latents[(*place, slice(begin, begin + count))] = (symbols << MEAN_BITS) + means
         payload.finish()
         return latents

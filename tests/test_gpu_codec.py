@@ -23,6 +23,7 @@ from fastcodec import container, gpu, lossless
 from fastcodec.codec import Codec
 from fastcodec.container import TileData
 from fastcodec.errors import CorruptStreamError, ImageError, UnavailableError
+from fastcodec.fit_tables import tables_of
 from fastcodec.images import Picture
 from fastcodec.kernels import rans
 from fastcodec.kernels.rans import _cuda
@@ -135,6 +136,18 @@ def test_files_in_groups_of_channels(width, height, quality, cpu, interpreted, g
             assert torch.equal(interpreted.latents(data), cpu.latents(data))
             assert difference(interpreted.decode(data), cpu.decode(data)) <= 1
             interpreted.verify(data)
+
+
+def test_files_in_tables_of_a_release(cpu, interpreted, photographs, tmp_path):
+    shipped = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
+    counts = torch.randint(0, 300, (64, 448), generator=torch.Generator().manual_seed(1))
+    released.with_latent_tables(shipped, tables_of(counts.cumsum(1).flip(1)), tmp_path / "new")
+    model, image = released.read_model(tmp_path / "new"), photo(photographs, 50, 40)
+    with with_model(cpu, model), with_model(interpreted, model):
+        for writer in (cpu, interpreted):
+            data = writer.encode(image, quality=60)
+            assert torch.equal(interpreted.latents(data), cpu.latents(data))
+            assert difference(interpreted.decode(data), cpu.decode(data)) <= 1
 
 
 def test_batches_in_groups_of_channels(cpu, codec, grouped, photographs):

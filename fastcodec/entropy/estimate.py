@@ -7,8 +7,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..kernels.rans.tables import PROBABILITY_TOTAL, TableSet
 from .gaussian import SCALES
 
+ESCAPE_BITS = 16
 _FLOOR = 1e-9  # probabilities below this count as this: 29.9 bits, about what an escape costs
 
 
@@ -24,3 +26,16 @@ def code_lengths() -> Tensor:
     upper = torch.special.ndtr((0.5 - magnitude) / scale)
     lower = torch.special.ndtr((-0.5 - magnitude) / scale)
     return -torch.log2((upper - lower).clamp(min=_FLOOR))
+
+
+def code_lengths_of(tables: TableSet) -> Tensor:
+    """`code_lengths` of integer tables, symmetric about 0: what a symbol's frequency costs, or an escape beyond."""
+    found = torch.empty(tables.count, code_lengths().shape[1], dtype=torch.float64)
+    for index, row in enumerate(found):
+        bits = -torch.log2(torch.from_numpy(tables.frequencies(index).astype("float64")) / PROBABILITY_TOTAL)
+        row[:] = bits[-1] + ESCAPE_BITS
+        positive = bits[-tables.first_symbol(index) : -1]  # from the symbol 0
+        row[: len(positive)] = positive[: len(row)]
+    if tables.skip:
+        found[0, 0] = 0.0
+    return found

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ..constants import MAX_QUALITY, MIN_QUALITY
 from ..errors import SymbolRangeError
-from .estimate import code_lengths
 from .fixed_point import MEAN_BITS
 
 if TYPE_CHECKING:
@@ -37,13 +36,12 @@ def worth_of_distortion(config: SwiftConfig, quality: int) -> float:
     return config.lambda_min * (config.lambda_max / config.lambda_min) ** position
 
 
-def symbols(y: Tensor, means: Tensor, indexes: Tensor, weight: Tensor) -> Tensor:
+def symbols(y: Tensor, means: Tensor, indexes: Tensor, weight: Tensor, lengths: Tensor) -> Tensor:
     """The symbols of latents y, float32 [..., M], as int16; zero where the element is not coded.
 
-    means: int32, like y, in 1/16; indexes: uint8, like y; weight: `distortion_weight`. Raises SymbolRangeError where 16
-    bits do not reach.
+    means: int32, like y, in 1/16; indexes: uint8, like y; weight: `distortion_weight`; lengths: bits by index and
+    magnitude, float32 (entropy/estimate.py). Raises SymbolRangeError where 16 bits do not reach.
     """
-    lengths = code_lengths().float()
     columns = lengths.shape[1]
     residual = y - means.float() / 2**MEAN_BITS
     nearest = residual.round()

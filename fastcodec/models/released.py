@@ -22,8 +22,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastcodec.constants import IDENTITY_BYTES, MAX_QUALITY, MIN_QUALITY
+from fastcodec.entropy.estimate import code_lengths, code_lengths_of
+from fastcodec.entropy.gaussian import COUNT as SCALES_COUNT
 from fastcodec.entropy.gaussian import gaussian_tables
-from fastcodec.errors import FastcodecError, ModelMismatchError
+from fastcodec.errors import FastcodecError, ModelMismatchError, UnsupportedError
 from fastcodec.kernels.rans import TableSet
 
 from .bounds import check_features
@@ -41,12 +43,16 @@ from .swift import (
 
 _ENCODE_ONLY = ("g_a.", "h_a.", "gain", "prior.")
 _PRIOR_TABLES = "prior_tables"
+_LATENT_TABLES = "latent_tables"
 
 
-def export(model: Swift, path: Path, *, about: dict[str, str] | None = None) -> str:
+def export(
+    model: Swift, path: Path, *, about: dict[str, str] | None = None, latent_tables: TableSet | None = None
+) -> str:
     """Write the released form of a trained model; returns its identity in hex.
 
-    about: facts for the file's metadata (training steps and the like). Raises ExactnessError where the integer side
+    about: facts for the file's metadata (training steps and the like); latent_tables: what its latents are coded with,
+    64 tables with skip, if not with the Gaussian ones. Raises ExactnessError where the integer side
     cannot be proved exact, UnsupportedError where features cannot be proved to stay inside half precision.
     """
     tensors = {f"entropy.{name}": tensor for name, tensor in export_entropy_side(model).items()}
@@ -61,10 +67,29 @@ def export(model: Swift, path: Path, *, about: dict[str, str] | None = None) -> 
         tensors["inverse_gain"] = torch.exp(model.log_inverse_gain(t))
     check_features(model, tensors["gain"], tensors["inverse_gain"])
     tensors[_PRIOR_TABLES] = torch.frombuffer(bytearray(hyper_tables(model.prior).to_bytes()), dtype=torch.uint8)
+    if latent_tables is not None:
+        _check_latent_tables(latent_tables)
+        tensors[_LATENT_TABLES] = torch.frombuffer(bytearray(latent_tables.to_bytes()), dtype=torch.uint8)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"name": "swift", "config": json.dumps(asdict(model.config)), **(about or {})}
     save_file(tensors, path, metadata=metadata)
     return identity(tensors, metadata["config"])
+
+
+def with_latent_tables(release: Path, tables: TableSet, path: Path) -> str:
+    """Write a release again, its latents coded with other tables; returns its identity in hex."""
+    _check_latent_tables(tables)
+    with safe_open(release, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    tensors[_LATENT_TABLES] = torch.frombuffer(bytearray(tables.to_bytes()), dtype=torch.uint8)
+    save_file(tensors, path, metadata=metadata)
+    return identity(tensors, metadata["config"])
+
+
+def _check_latent_tables(tables: TableSet) -> None:
+    if tables.count != SCALES_COUNT or not tables.skip:
+        raise UnsupportedError(f"latents need {SCALES_COUNT} tables with skip, not {tables}")
 
 
 def identity(tensors: dict[str, Tensor], config: str) -> str:
@@ -158,6 +183,8 @@ class Model:
     inverse_gain: Tensor  # float32 [100, M]
     hyper_tables: TableSet
     hyper_code_lengths: Tensor  # float64 [Z, 255]: bits of -127..127 under the prior, for estimates
+    tables: TableSet  # of the latents, by scale index
+    code_lengths: Tensor  # float64 [64, K]: bits of a latent's symbol by scale index and magnitude
 
 
 def read_model(path: Path, backend: Backend | None = None) -> Model:
@@ -173,6 +200,11 @@ def read_model(path: Path, backend: Backend | None = None) -> Model:
         prior = HyperPrior(config.hyper_latents)
         prior.load_state_dict(_part(tensors, "prior."))
         pmf = torch.from_numpy(hyper_pmfs(prior))
+        tables, lengths = gaussian_tables(), code_lengths()
+        if _LATENT_TABLES in tensors:
+            tables = TableSet.from_bytes(tensors[_LATENT_TABLES].numpy().tobytes())
+            _check_latent_tables(tables)
+            lengths = code_lengths_of(tables)
         return Model(
             name=metadata["name"],
             identity=bytes.fromhex(digest),
@@ -186,6 +218,8 @@ def read_model(path: Path, backend: Backend | None = None) -> Model:
             inverse_gain=tensors["inverse_gain"],
             hyper_tables=TableSet.from_bytes(tensors[_PRIOR_TABLES].numpy().tobytes()),
             hyper_code_lengths=-torch.log2(pmf.clamp(min=1e-9)),
+            tables=tables,
+            code_lengths=lengths,
         )
     except FastcodecError:
         raise

@@ -48,8 +48,8 @@ class Encoded:
     """A file and what the entropy model expected of it.
 
     estimated_bits: the float64 code length of the symbols under a Gaussian at the table's scale (p >= 1e-9), or in the
-    release's own tables, and under the hyper latents' prior, and the bits of lossless tiles; the file is larger by the coder's loss, its states and the
-    container.
+    release's own tables, and under the hyper latents' prior, and the bits of lossless tiles; the file is larger by the
+    coder's loss, its states and the container.
     """
 
     data: bytes

@@ -805,12 +805,15 @@ for _name, _arguments, _operator in (
 
 
 #: The groups of the shipped models, each one once: (latents, latents before them), in 256 channels.
-SHIPPED_GROUPS = ((256, 0), (64, 0), (64, 64), (128, 128))
+SHIPPED_GROUPS = ((256, 0),)
 
 
-def builds() -> list[Build]:
-    """The shipped models' launches, for few positions and for many: 256 channels, 100 qualities, 64 scales up to 64."""
-    return [build for latents, before in SHIPPED_GROUPS for build in _builds_of_group(latents, before)]
+def builds(groups: Sequence[tuple[int, int]] = SHIPPED_GROUPS) -> list[Build]:
+    """A model's launches, for few positions and for many: 256 channels, 100 qualities, 64 scales up to 64.
+
+    groups: (latents, latents before them) of each.
+    """
+    return [build for latents, before in groups for build in _builds_of_group(latents, before)]
 
 
 def _builds_of_group(latents: int, before: int) -> list[Build]:
@@ -843,7 +846,8 @@ def _builds_of_group(latents: int, before: int) -> list[Build]:
             absent = never | ({"means"} if encoding else coding)
             strides = (0 if of_anchors else 256, 256 if before else 0, 256 if encoding else 0)
             name = f"encode_parameters, {half}" if encoding else f"{'anchor' if of_anchors else 'context'}_parameters"
-            name += f", {latents} latents" + (f" after {before}" if before else "")
+            if before or latents != 256:
+                name += f", {latents} latents" + (f" after {before}" if before else "")
             for size, positions in (("few", 1), ("many", _FEW_POSITIONS + 1)):
                 shape = _shape(positions, encoding)
                 constants = _constants(shape, layers, taps, strides, *((448, 100) if encoding else ()))

@@ -8,7 +8,7 @@ import torch
 from bench.studies import coding_orders as orders
 from bench.studies import context_models
 from bench.studies.coding_orders import CLASSES, class_at
-from bench.studies.context_models import VARIANTS, EntropySide, Latents, Variant, train
+from bench.studies.context_models import VARIANTS, Effort, EntropySide, Latents, Variant, train
 from fastcodec.kernels import checkerboard
 from fastcodec.models.swift import Swift, SwiftConfig, gaussian_bits
 
@@ -150,7 +150,9 @@ def test_training_learns_what_a_neighbour_tells(start):
     context_models.VARIANTS["small without"] = small(*ORDERS["one pass"], **wide)
     try:
         rates = [
-            train(name, latents, Swift(SMALL), steps=300, batch=8, rate=1e-2)["photographs"]["bpp"][2]
+            train(name, latents, Swift(SMALL), Effort(steps=300, learning_rate=1e-2, afresh=True))["photographs"][
+                "bpp"
+            ][2]
             for name in ("small", "small without")
         ]
     finally:

@@ -5,9 +5,9 @@
 The transforms stay as released. Latents y of random crops, photographs and graphics, each at a random quality, are
 computed once and kept, and so is h_a. What is trained on them is the rest of the entropy side. h_s and the prior begin
 as released, and so do context and parameter networks as far as a variant has the same: today's checkerboard begins as
-the release, all others worse than that. All train for the same number of steps on the same crops in the same order.
-Rates are then those of rounded residuals on the held-out crops, hyper latents included; the distortion is the same for
-all, up to what rounding does.
+the release, all others worse than that. With --afresh these networks begin at random in every variant. All train for
+the same number of steps on the same crops in the same order. Rates are then those of rounded residuals on the held-out
+crops, hyper latents included; the distortion is the same for all, up to what rounding does.
 
 Each variant's result is written when it ends, beside the latents, and is taken from there the next time. The table
 goes to docs/architecture.md.
@@ -181,8 +181,9 @@ def _latents(data: Path, identity: str, crops: int, crop: int) -> Latents:
 class EntropySide(nn.Module):
     """h_a, h_s, the prior, and a context and parameter network for each pass of an order, in fixed-point ranges."""
 
-    def __init__(self, variant: Variant, start: Swift, channels: Tensor):
-        """start: the released model; channels: int64 [M], the order in which the variant's groups take them."""
+    def __init__(self, variant: Variant, start: Swift, channels: Tensor, afresh: bool = False):
+        """start: the released model; channels: int64 [M], the order in which the variant's groups take them; afresh:
+        context and parameter networks begin at random."""
         super().__init__()
         self.variant, order = variant, variant.order
         self.starts = starts(variant.groups)
@@ -220,7 +221,9 @@ class EntropySide(nn.Module):
             )
             gain = torch.full((config.latents,), 8.0)
             self.indexes[net] = FixedPointLinear(hidden, config.latents, output_bits=0, high=COUNT - 1, gain=gain)
-        self._begin_as(start.groups[0])
+            nn.init.constant_(self.indexes[net].bias, 1.5)
+        if not afresh:
+            self._begin_as(start.groups[0])
         # Of the further components: logit and log of the width, linear in the scale index.
         self.shape = nn.Parameter(torch.tensor([-2.0, 0.0, -0.4, 0.0])) if variant.components == 2 else None
 
@@ -431,11 +434,22 @@ def _rows(layer: FixedPointLinear, x: Tensor, part: slice) -> Tensor:
 # ---- training
 
 
-def train(name: str, latents: Latents, start: Swift, steps: int, batch: int, rate: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Effort:
+    """How a variant is trained."""
+
+    steps: int = 800
+    batch: int = 8
+    learning_rate: float = 1e-3
+    afresh: bool = False
+
+
+def train(name: str, latents: Latents, start: Swift, effort: Effort) -> dict[str, Any]:
     """Train one variant and measure it: what the JSON has of it."""
-    variant = VARIANTS[name]
+    variant, steps, rate = VARIANTS[name], effort.steps, effort.learning_rate
     torch.manual_seed(1)
-    model = EntropySide(variant, start, _channel_order(latents.y, len(variant.groups), INTERLEAVED in name))
+    order = _channel_order(latents.y, len(variant.groups), INTERLEAVED in name)
+    model = EntropySide(variant, start, order, effort.afresh)
     released_parts = ("h_a.", "h_s.", "prior.") if variant.hyper_latents is None else ()
     gentle = [p for n, p in model.named_parameters() if n.startswith(released_parts or ("-",))]
     rest = [p for n, p in model.named_parameters() if not n.startswith(released_parts or ("-",))]
@@ -453,7 +467,7 @@ def train(name: str, latents: Latents, start: Swift, steps: int, batch: int, rat
         factor = min(1.0, (step + 1) / WARMUP_STEPS) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fall)))
         for group in optimiser.param_groups:
             group["lr"] = rate * factor * group["factor"]
-        chosen = torch.randint(len(latents.y), (batch,), generator=random)
+        chosen = torch.randint(len(latents.y), (effort.batch,), generator=random)
         t = latents.t[chosen]
         bits, z_bits = model(latents.y[chosen].float(), t)
         loss = ((bits + z_bits) / pixels * torch.exp(-IMPORTANCE * t)).mean()
@@ -525,21 +539,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("data", type=Path, help="folder of training images; one in 40 is held out")
     parser.add_argument("--cache", type=Path, required=True, help="folder of latents and results: used if there")
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, metavar="NAME", help=f"of: {', '.join(VARIANTS)}")
-    parser.add_argument("--steps", type=int, default=800, help="(%(default)s)")
-    parser.add_argument("--batch", type=int, default=8, help="crops a step (%(default)s)")
+    parser.add_argument("--steps", type=int, default=Effort.steps, help="(%(default)s)")
+    parser.add_argument("--batch", type=int, default=Effort.batch, help="crops a step (%(default)s)")
+    parser.add_argument("--afresh", action="store_true", help="context and parameter networks begin at random")
     parser.add_argument("--crops", type=int, default=4000, help="(%(default)s)")
     parser.add_argument("--crop", type=int, default=256, help="side in pixels (%(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="(%(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=Effort.learning_rate, help="(%(default)s)")
     parser.add_argument("--out", type=Path, help="write all results as JSON")
     args = parser.parse_args(arguments)
     torch.set_flush_denormal(True)
     identity = released.available()[0]
+    effort = Effort(args.steps, args.batch, args.learning_rate, args.afresh)
     latents, results = cached_latents(args.data, identity, args.crops, args.crop, args.cache), {}
     for name in args.variants or VARIANTS:
-        path = args.cache / f"{name.replace(' ', '-')}-{args.steps}.json"
+        path = args.cache / f"{name.replace(' ', '-')}-{args.steps}{'-afresh' if args.afresh else ''}.json"
         if not path.exists():
             start = released.restore(released.weights_folder() / f"swift-{identity}.safetensors")
-            result = train(name, latents, start, args.steps, args.batch, args.learning_rate)
+            result = train(name, latents, start, effort)
             with replacing(path) as stream:
                 stream.write(json.dumps(result).encode())
         results[name] = json.loads(path.read_text("utf-8"))
@@ -547,7 +563,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.out:
         record = {
             "model": f"swift {identity}",
-            **{key: getattr(args, key) for key in ("steps", "batch", "crops", "crop", "learning_rate")},
+            **asdict(effort),
+            **{key: getattr(args, key) for key in ("crops", "crop")},
             "machine": _machine.describe(),
             "variants": results,
         }

@@ -528,6 +528,13 @@ def test_a_checkpoint_becomes_a_release_that_the_codec_runs(config, tmp_path, mo
         codec.decode(files[0])
     assert publishing.publish(config.run / "last.pt", shelf) == identities[2]  # again: nothing moves
     assert released.available("swift") == [identities[2], identities[1]]
+    finished = shelf / f"swift-{identities[1]}.safetensors"  # a file that has the form of a release
+    other = config.run / "shelf"
+    assert publishing.publish(finished, other) == identities[1]
+    assert (other / finished.name).read_bytes() == finished.read_bytes()
+    (other / "no.safetensors").write_text("no model")
+    with pytest.raises(ModelMismatchError, match="not a released"):
+        publishing.publish(other / "no.safetensors", other)
     released.load.cache_clear()
 
 

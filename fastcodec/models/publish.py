@@ -1,7 +1,8 @@
-"""Release a trained checkpoint: `python -m fastcodec.models.publish RUN/last.pt`.
+"""Release a trained model: `python -m fastcodec.models.publish RUN/last.pt`, or `... FILE.safetensors`.
 
-Writes the averaged weights in the released form beside the other releases, puts the new identity first in index.json
-and keeps the one before it, so that its files still decode; older ones are dropped before 1.0.
+Writes a checkpoint's averaged weights in the released form beside the other releases, or copies a file that has that
+form already (with tables of its own, say), puts the new identity first in index.json and keeps the one before it, so
+that its files still decode; older ones are dropped before 1.0.
 """
 
 from __future__ import annotations
@@ -9,24 +10,32 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 from pathlib import Path
 
 import torch
 
-from .released import export, weights_folder
+from .released import export, read_model, weights_folder
 from .swift import Swift, SwiftConfig
 
 KEPT_RELEASES = 2
 
 
-def publish(checkpoint: Path, folder: Path, name: str = "swift") -> str:
-    """Export a checkpoint of the trainer into `folder`; returns the release's identity in hex."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    model = Swift(SwiftConfig(**state["config"]))
-    model.load_state_dict(state["average"])
+def publish(trained: Path, folder: Path, name: str = "swift") -> str:
+    """Release a checkpoint of the trainer, or a released model's file, in `folder`; returns its identity in hex.
+
+    Raises ModelMismatchError for a .safetensors file that is no released model.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / f"{name}.tmp"
-    identity = export(model, scratch, about={"steps": str(state["step"])})
+    if trained.suffix == ".safetensors":
+        identity = read_model(trained).identity.hex()
+        shutil.copyfile(trained, scratch)
+    else:
+        state = torch.load(trained, map_location="cpu", weights_only=True)
+        model = Swift(SwiftConfig(**state["config"]))
+        model.load_state_dict(state["average"])
+        identity = export(model, scratch, about={"steps": str(state["step"])})
     scratch.chmod(0o644)  # safetensors writes for its owner alone
     os.replace(scratch, folder / f"{name}-{identity}.safetensors")
     index_path = folder / "index.json"
@@ -43,10 +52,10 @@ def publish(checkpoint: Path, folder: Path, name: str = "swift") -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("trained", type=Path, help="a checkpoint, or a released model's file")
     parser.add_argument("--folder", type=Path, default=weights_folder(), help="where releases live (%(default)s)")
     arguments = parser.parse_args()
-    print(publish(arguments.checkpoint, arguments.folder))
+    print(publish(arguments.trained, arguments.folder))
 
 
 if __name__ == "__main__":

@@ -311,11 +311,13 @@ def test_a_gpu_that_is_not_there():
 
 
 def test_a_release_can_be_trained_on(tmp_path):
-    """`restore` undoes `export`: the same int8 weights and shifts, biases and gains to their rounding."""
+    """`restore` undoes `export`: the same int8 weights and shifts, biases and gains to their rounding. Tables are not a
+    part of what is trained: they are counted anew."""
     path = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
     again = tmp_path / "again.safetensors"
     released.export(released.restore(path), again)
     first, second = load_file(path), load_file(again)
+    first.pop("latent_tables", None)
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         if name.endswith(".bias") and name.startswith("entropy."):

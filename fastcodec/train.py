@@ -112,7 +112,7 @@ class Trainer:
         self.average.requires_grad_(False)
         # A GPU reads the rate where a graph does; fused, it skips a step itself where `found_inf` says so.
         options = {"fused": True, "capturable": True} if on_gpu else {}
-        self.optimiser = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=(0.9, 0.98), **options)
+        self.optimiser = torch.optim.AdamW(self.parameter_groups(), lr=config.learning_rate, betas=(0.9, 0.98), **options)
         for group in self.optimiser.param_groups if on_gpu else ():
             group["lr"] = torch.tensor(group["lr"], device=self.device)
         if state is not None:
@@ -140,7 +140,8 @@ class Trainer:
             torch.backends.cudnn.benchmark, torch.backends.cudnn.benchmark_limit = True, 4
             self._resident = ResidentCrops(self.source, self.device)
 
-    def _groups(self) -> list[dict]:
+    def parameter_groups(self) -> list[dict]:
+        """The parameters as an optimiser takes them, by `factor`: how many times the rate they learn at."""
         groups: dict[str, list] = {"rest": [], "quick": []}
         for name, parameter in self.model.named_parameters():
             groups["quick" if name.startswith(self.task.quick) else "rest"].append(parameter)

@@ -481,7 +481,7 @@ def test_a_step_on_a_device_waits_for_nothing(monkeypatch, tmp_path):
     trainer.device, trainer.task, trainer.on_gpu, trainer.step, trainer.cycle_step = device, tasks.task(), True, 0, 0
     trainer.model, trainer.average = (trainer.task.blank({}).to(device) for _ in range(2))
     trainer.average.requires_grad_(False)
-    trainer.optimiser = torch.optim.SGD(trainer._groups(), lr=0.1)
+    trainer.optimiser = torch.optim.SGD(trainer.parameter_groups(), lr=0.1)
     trainer.optimiser.step = lambda: None  # PyTorch's own, which only a GPU has in one launch
     trainer._passes, trainer._pull = trainer._objective, torch.zeros((), device=device)
     trainer._totals = torch.zeros(6, device=device, dtype=torch.float64)

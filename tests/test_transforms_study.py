@@ -7,7 +7,7 @@ from PIL import Image
 from torch import nn
 
 from bench.studies import transforms
-from bench.studies.transforms import VARIANTS, Variant, block_macs, table, train
+from bench.studies.transforms import VARIANTS, MuonAndAdamW, Variant, block_macs, table, train
 from fastcodec.models.swift import Block, Swift, SwiftConfig
 from fastcodec.train import TrainingConfig
 
@@ -88,6 +88,30 @@ def test_a_run_trains_what_was_added(tmp_path, photographs, monkeypatch):
     assert result["macs"] == 5.0
     assert result["validation_loss"] > 0
     assert any(weight.abs().max() > 0 for weight in seen)
+
+
+def test_muon_moves_dense_weights_along_every_direction_alike_and_the_rest_as_adamw_does():
+    model = lively()
+    optimiser = MuonAndAdamW(model, [{"params": list(model.parameters()), "weight_decay": 0.0, "factor": 1.0}])
+    assert {group["factor"] for group in optimiser.param_groups} == {1.0}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    torch.manual_seed(1)
+    for group in optimiser.param_groups:
+        group["lr"] = 1e-3
+    x, t = torch.rand(2, 3, 64, 64), torch.tensor([0.2, 0.9])
+    out = model(x, t)
+    ((out["x_hat"] - x).square().mean() + (out["y_bits"] + out["z_bits"]).mean() * 1e-4).backward()
+    optimiser.step()
+    moved = {name: p.detach() - before[name] for name, p in model.named_parameters()}
+    for name in ("g_a.down.weight", "g_s.tail.weight", "groups.0.second.weight", "g_a.head.weight"):
+        matrix = moved[name].flatten(1)
+        values = torch.linalg.svdvals(matrix) / (1e-3 * 0.2 * max(matrix.shape) ** 0.5)
+        assert 0.5 < values.median() < 1.4, name  # Newton-Schulz iterations leave singular values about 1
+    for name in ("g_a.blocks.0.depthwise.weight", "g_a.down.bias", "log_gain.points"):
+        steps = moved[name].abs()
+        assert steps[steps > 0].median().item() == pytest.approx(1e-3, rel=0.02), name  # AdamW's first: the rate itself
+    optimiser.zero_grad()
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_the_table_compares_with_the_first_one():

@@ -141,19 +141,19 @@ class Latents:
     held_out: dict[str, Tensor]
 
 
-def cached_latents(data: Path, identity: str, crops: int, crop: int, cache: Path) -> Latents:
+def cached_latents(data: Path, release: Path, crops: int, crop: int, cache: Path) -> Latents:
     """The latents of a release from the cache folder, computed first where they are not there yet."""
-    path = cache / f"latents-{identity}-{crops}x{crop}.pt"
+    path = cache / f"latents-{release.stem.removeprefix('swift-')}-{crops}x{crop}.pt"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as stream:
-            torch.save(vars(_latents(data, identity, crops, crop)), stream)
+            torch.save(vars(_latents(data, release, crops, crop)), stream)
     return Latents(**torch.load(path, weights_only=True))
 
 
 @torch.inference_mode()
-def _latents(data: Path, identity: str, crops: int, crop: int) -> Latents:
-    model = released.restore(released.weights_folder() / f"swift-{identity}.safetensors").eval()
+def _latents(data: Path, release: Path, crops: int, crop: int) -> Latents:
+    model = released.restore(release).eval()
     source = CropSource(data, crop, seed=1, graphics=0.2)
     t = torch.rand(crops, generator=torch.Generator().manual_seed(1))
 
@@ -538,6 +538,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.studies.context_models", description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="folder of training images; one in 40 is held out")
     parser.add_argument("--cache", type=Path, required=True, help="folder of latents and results: used if there")
+    parser.add_argument("--release", type=Path, help="weights, in one group of channels (default: those in use)")
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, metavar="NAME", help=f"of: {', '.join(VARIANTS)}")
     parser.add_argument("--steps", type=int, default=Effort.steps, help="(%(default)s)")
     parser.add_argument("--batch", type=int, default=Effort.batch, help="crops a step (%(default)s)")
@@ -548,21 +549,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write all results as JSON")
     args = parser.parse_args(arguments)
     torch.set_flush_denormal(True)
-    identity = released.available()[0]
+    release = args.release or released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
     effort = Effort(args.steps, args.batch, args.learning_rate, args.afresh)
-    latents, results = cached_latents(args.data, identity, args.crops, args.crop, args.cache), {}
+    latents, results = cached_latents(args.data, release, args.crops, args.crop, args.cache), {}
     for name in args.variants or VARIANTS:
         path = args.cache / f"{name.replace(' ', '-')}-{args.steps}{'-afresh' if args.afresh else ''}.json"
         if not path.exists():
-            start = released.restore(released.weights_folder() / f"swift-{identity}.safetensors")
-            result = train(name, latents, start, effort)
+            result = train(name, latents, released.restore(release), effort)
             with replacing(path) as stream:
                 stream.write(json.dumps(result).encode())
         results[name] = json.loads(path.read_text("utf-8"))
     print(table(results, next(iter(results))))
     if args.out:
         record = {
-            "model": f"swift {identity}",
+            "model": release.stem,
             **asdict(effort),
             **{key: getattr(args, key) for key in ("crops", "crop")},
             "machine": _machine.describe(),

@@ -28,21 +28,62 @@ from torch import Tensor, nn
 from fastcodec import _machine
 from fastcodec.images import replacing
 from fastcodec.models import released
-from fastcodec.models.swift import Block, Swift, SwiftConfig
+from fastcodec.models.swift import Block, FixedPointLinear, Swift, SwiftConfig
 from fastcodec.models.tasks import SwiftTask
 from fastcodec.train import Trainer, TrainingConfig
 
 PIXELS_AT_8, PIXELS_AT_16 = 64, 256
 
 
+class MuonAndAdamW:
+    """PyTorch's Muon for the weights of dense layers, as matrices [outputs, inputs * kernel area]; AdamW for the rest.
+
+    Used by the trainer like one optimiser. Muon's steps have the root mean square of AdamW's, so rates mean the same.
+    """
+
+    def __init__(self, model: Swift, groups: list[dict[str, Any]]):
+        """groups: dicts of `params` and `factor`, as the trainer has them."""
+        dense = {
+            id(layer.weight)
+            for layer in model.modules()
+            if isinstance(layer, FixedPointLinear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
+        }
+        self._pairs: list[tuple[Tensor, nn.Parameter]] = []  # a weight, and the same memory as a matrix
+        matrices, others = [], []
+        for group in groups:
+            chosen = [p for p in group["params"] if id(p) in dense]
+            self._pairs += (pairs := [(p, nn.Parameter(p.detach().view(len(p), -1))) for p in chosen])
+            rest = [p for p in group["params"] if id(p) not in dense]
+            matrices += [{**group, "params": [m for _, m in pairs]}] if pairs else []
+            others += [{**group, "params": rest}] if rest else []
+        self._muon = torch.optim.Muon(matrices, adjust_lr_fn="match_rms_adamw")
+        self._adamw = torch.optim.AdamW(others, betas=(0.9, 0.98))
+        self.param_groups = self._muon.param_groups + self._adamw.param_groups
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        for weight, _ in self._pairs:
+            weight.grad = None
+        self._adamw.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        """One step of both."""
+        for weight, matrix in self._pairs:
+            matrix.grad = None if weight.grad is None else weight.grad.view_as(matrix)
+        self._muon.step()
+        self._adamw.step()
+
+
 @dataclass(frozen=True)
 class Variant:
     """grow: what is added to the network; macs: multiply-accumulates a pixel that decoding takes more; training: what
-    the run's configuration has other than the rest."""
+    the run's configuration has other than the rest; optimiser: in place of AdamW, made of the trainer's model and
+    groups of parameters."""
 
     grow: Callable[[Swift], None] = lambda model: None
     macs: float = 0.0
     training: Mapping[str, Any] = field(default_factory=dict)
+    optimiser: Callable[[Swift, list[dict[str, Any]]], MuonAndAdamW] | None = None
 
 
 def block_macs(channels: int, pixels: int, kernel: int = 3) -> float:
@@ -131,6 +172,7 @@ VARIANTS = {
     "crops of 384 late": Variant(training={"late_crop": 384, "late_from": 0.5}),
     "EMA 0.9995": Variant(training={"ema": 0.9995}),
     "rate 4e-4": Variant(training={"learning_rate": 4e-4}),
+    "Muon": Variant(optimiser=MuonAndAdamW),
 }
 
 
@@ -156,6 +198,8 @@ def train(name: str, config: TrainingConfig, seconds: float) -> dict[str, Any]:
     """Train a variant for so much of the processor's time and measure it: what the JSON has of it."""
     variant = VARIANTS[name]
     trainer = Trainer(replace(config, **variant.training), GrownTask(variant))
+    if variant.optimiser is not None:
+        trainer.optimiser = variant.optimiser(trainer.model, trainer.parameter_groups())
     begin = time.process_time()
     while (used := time.process_time() - begin) < seconds:
         trainer.train_step(used / seconds)
@@ -184,11 +228,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("data", type=Path, help="folder of training images; one in 40 is held out")
     parser.add_argument("--cache", type=Path, required=True, help="folder of results: used if there")
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, metavar="NAME", help=f"of: {', '.join(VARIANTS)}")
+    parser.add_argument("--release", type=Path, help="weights to begin from (default: those in use)")
     parser.add_argument("--minutes", type=float, default=10.0, help="of the processor, each (%(default)s)")
     parser.add_argument("--out", type=Path, help="write all results as JSON")
     args = parser.parse_args(arguments)
     torch.set_flush_denormal(True)
-    start = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
+    start = args.release or released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
     results = {}
     for name in args.variants or VARIANTS:
         words = name.replace(" ", "-").replace("/", "-")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ from rich.box import ROUNDED
 from rich.console import Console
 from rich.table import Table
 
+from fastcodec.errors import ImageError
+from fastcodec.evaluate import find_images
+from fastcodec.geometry import Grid
 from fastcodec.images import Picture, read_picture
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
+
+LARGEST = (2048, 3072)  # height and width that large photographs are cut to
 
 console = Console()
 
@@ -44,6 +50,39 @@ def kodak_files() -> list[Path]:
 def kodak() -> list[tuple[str, Picture]]:
     """The Kodak images by name."""
     return [(file.stem, read_picture(file)) for file in kodak_files()]
+
+
+def large_photographs(cut: bool = True) -> Iterator[tuple[str, Picture]]:
+    """Photographs of two tiles and more along each side, by name, read one by one.
+
+    Those of the folder $FASTCODEC_LARGE, else the only one in scikit-image's wheel: `retina`, 1411x1411, so three of
+    its four tiles are narrow, and a figure of it is a bound rather than fair. cut: to their middle 3072x2048 pixels.
+    """
+    folder = os.environ.get("FASTCODEC_LARGE")
+    if folder:
+        files = find_images(Path(folder))
+    else:
+        import skimage.data
+
+        files = [Path(skimage.data.__file__).parent / "retina.jpg"]
+    found = 0
+    for file in files:
+        try:
+            pixels = read_picture(file).pixels
+        except ImageError as error:
+            console.print(f"left out: {error}", markup=False, soft_wrap=True)
+            continue
+        if pixels.ndim == 2:
+            pixels = np.repeat(pixels[..., None], 3, axis=2)
+        if cut:
+            top, left = (max(0, side - most) // 2 for side, most in zip(pixels.shape, LARGEST, strict=False))
+            pixels = pixels[top : top + LARGEST[0], left : left + LARGEST[1]].copy()
+        grid = Grid(*pixels.shape[:2])
+        if min(len(grid.rows), len(grid.columns)) > 2:
+            found += 1
+            yield file.stem, Picture(pixels)
+    if not found:
+        raise CannotRunError(f"no photograph of four tiles in {folder}")
 
 
 def mosaic(width: int, height: int) -> np.ndarray:

@@ -7,11 +7,9 @@ drawn from fixed seeds in Pillow's own font; the photographs in the mixed ones a
 
 from __future__ import annotations
 
-import io
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cache, partial
 from statistics import fmean, median
 from typing import Any
@@ -21,15 +19,14 @@ import torch
 from PIL import Image, features
 
 from fastcodec import Codec, graphics, info
-from fastcodec.images import Picture
 from fastcodec.lossless import Distortion
 
+from ._coders import AVIF_OPTIONS, Coder, ours, pillow
 from ._common import console, table
 
 QUALITIES = (30, 60, 90, 100)
 WEBP_QUALITIES = (50, 75, 90, 100)
 AVIF_QUALITIES = (50, 70, 85, 95)
-AVIF_SPEED = 6
 ROUNDS = 3
 LEAST_PSNR = 40.0  # at quality 90, of screenshots
 EXACT = 60.0  # what identical pixels count as in a mean of dB
@@ -37,15 +34,6 @@ LOSSLESS_WEBP = "WebP lossless"
 
 MIXED_SIZE = (1440, 2560)
 _PHOTOGRAPHS = ("coffee", "astronaut", "rocket", "chelsea", "hubble_deep_field")
-
-
-@dataclass(frozen=True)
-class Coder:
-    """One way of coding a picture. encode: pixels to a file's bytes; decode: back to uint8 [H, W, 3]."""
-
-    name: str
-    encode: Callable[[np.ndarray], bytes]
-    decode: Callable[[bytes], np.ndarray]
 
 
 def run(pictures: Mapping[str, Mapping[str, np.ndarray]] | None = None, rounds: int = ROUNDS) -> dict[str, Any]:
@@ -162,35 +150,17 @@ def _clouds(seed: int) -> np.ndarray:
 def _coders() -> list[Coder]:
     codec = Codec.load("swift", "cpu")
     read = partial(codec.decode, out="numpy")
-    coders = [Coder(f"fastcodec {q}", partial(_ours, codec, quality=q), read) for q in QUALITIES]
+    coders = [Coder(f"fastcodec {q}", partial(ours, codec, quality=q), read) for q in QUALITIES]
     coders += [
-        Coder("fastcodec lossless", partial(_ours, codec, lossless=True), read),
-        _pillow("PNG", "PNG"),
-        _pillow(LOSSLESS_WEBP, "WEBP", lossless=True),
-        _pillow("WebP lossless 100", "WEBP", lossless=True, quality=100),
+        Coder("fastcodec lossless", partial(ours, codec, lossless=True), read),
+        pillow("PNG", "PNG"),
+        pillow(LOSSLESS_WEBP, "WEBP", lossless=True),
+        pillow("WebP lossless 100", "WEBP", lossless=True, quality=100),
     ]
-    coders += [_pillow(f"WebP {q}", "WEBP", quality=q) for q in WEBP_QUALITIES]
+    coders += [pillow(f"WebP {q}", "WEBP", quality=q) for q in WEBP_QUALITIES]
     if features.check("avif"):
-        options = {"subsampling": "4:4:4", "speed": AVIF_SPEED}
-        coders += [_pillow(f"AVIF {q}", "AVIF", quality=q, **options) for q in AVIF_QUALITIES]
+        coders += [pillow(f"AVIF {q}", "AVIF", quality=q, **AVIF_OPTIONS) for q in AVIF_QUALITIES]
     return coders
-
-
-def _ours(codec: Codec, pixels: np.ndarray, **options: Any) -> bytes:
-    return codec.encode_picture(Picture(pixels), **options).data
-
-
-def _pillow(name: str, format: str, **options: Any) -> Coder:
-    def encode(pixels: np.ndarray) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format, **options)
-        return buffer.getvalue()
-
-    def decode(data: bytes) -> np.ndarray:
-        with Image.open(io.BytesIO(data), formats=[format]) as image:
-            return np.asarray(image.convert("RGB"))
-
-    return Coder(name, encode, decode)
 
 
 # ---- measuring

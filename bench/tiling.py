@@ -1,10 +1,8 @@
 """What tiling costs: BD-rate of files in tiles of 1024x1024 pixels against the same images as one tile.
 
 Hyper latents, context and streams of a tile depend on that tile alone, so its borders cost bits. The images are natural
-photographs of four tiles and more, at their own resolution, cut to 3072x2048 at most: those of the folder
-$FASTCODEC_LARGE, else the only one of four tiles in scikit-image's wheel (`retina`, 1411x1411, so three of its four
-tiles are narrow: an upper bound rather than a fair subject). Neither mosaics nor enlarged small images would do: the
-ones have borders of their own, the others have no detail.
+photographs of four tiles and more, at their own resolution, cut to 3072x2048 at most (`_common.large_photographs`).
+Neither mosaics nor enlarged small images would do: the ones have borders of their own, the others have no detail.
 """
 
 from __future__ import annotations
@@ -13,22 +11,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 from unittest import mock
 
 from fastcodec import Codec, container
-from fastcodec.errors import ImageError
-from fastcodec.evaluate import find_images
 from fastcodec.geometry import TILE_LATENTS, Grid
-from fastcodec.images import Picture, read_picture
+from fastcodec.images import Picture
 from fastcodec.metrics import bd_rate, psnr
 
-from ._common import CannotRunError, console, table
+from ._common import console, large_photographs, table
 
 QUALITIES = (10, 35, 60, 90)
-LARGEST = (2048, 3072)  # height, width
 ONE_TILE = 1 << 12  # latents
 GOAL_PERCENT = 0.5
 
@@ -40,7 +34,7 @@ def run() -> dict[str, Any]:
         "Tiles against one: bytes at four qualities", "image", "tiles", *(f"q{q}" for q in QUALITIES), "BD-rate"
     )
     rows = []
-    for name, picture in _photographs():
+    for name, picture in large_photographs():
         tiled, whole = (_curve(codec, picture, side) for side in (TILE_LATENTS, ONE_TILE))
         result = bd_rate(whole["bytes"], whole["psnr_rgb"], tiled["bytes"], tiled["psnr_rgb"])
         row = {
@@ -65,32 +59,6 @@ def run() -> dict[str, Any]:
         "holds": {f"mean BD-rate of tiling <= {GOAL_PERCENT} %": mean <= GOAL_PERCENT},
         "images": rows,
     }
-
-
-def _photographs() -> Iterator[tuple[str, Picture]]:
-    """Photographs of four tiles and more, two at least along each side."""
-    folder = os.environ.get("FASTCODEC_LARGE")
-    if folder:
-        files = find_images(Path(folder))
-    else:
-        import skimage.data
-
-        files = [Path(skimage.data.__file__).parent / "retina.jpg"]
-    found = 0
-    for file in files:
-        try:
-            pixels = read_picture(file).pixels
-        except ImageError as error:
-            console.print(f"left out: {error}", markup=False, soft_wrap=True)
-            continue
-        top, left = (max(0, side - most) // 2 for side, most in zip(pixels.shape, LARGEST, strict=False))
-        pixels = pixels[top : top + LARGEST[0], left : left + LARGEST[1]].copy()
-        grid = Grid(*pixels.shape[:2])
-        if min(len(grid.rows), len(grid.columns)) > 2:
-            found += 1
-            yield file.stem, Picture(pixels)
-    if not found:
-        raise CannotRunError(f"no photograph of four tiles in {folder}")
 
 
 def _curve(codec: Codec, picture: Picture, side: int) -> dict[str, list[float]]:

@@ -112,7 +112,9 @@ class Trainer:
         self.average.requires_grad_(False)
         # A GPU reads the rate where a graph does; fused, it skips a step itself where `found_inf` says so.
         options = {"fused": True, "capturable": True} if on_gpu else {}
-        self.optimiser = torch.optim.AdamW(self.parameter_groups(), lr=config.learning_rate, betas=(0.9, 0.98), **options)
+        self.optimiser = torch.optim.AdamW(
+            self.parameter_groups(), lr=config.learning_rate, betas=(0.9, 0.98), **options
+        )
         for group in self.optimiser.param_groups if on_gpu else ():
             group["lr"] = torch.tensor(group["lr"], device=self.device)
         if state is not None:

@@ -653,7 +653,7 @@ class _Shape:
 def _shape(positions: int, encoding: bool) -> _Shape:
     """The sums of 64 positions take most registers. Choosing symbols needs many too, so it has half as many."""
     if positions <= _FEW_POSITIONS:
-        return _Shape(block=16, chunk=128, registers=128)
+        return _Shape(block=16, chunk=128, registers=160)
     return _Shape(block=32 if encoding else 64, chunk=64, registers=255)
 
 
@@ -684,10 +684,17 @@ def _constants(
         "VALUE_STRIDE": strides[2],
         "BLOCK": shape.block,
         "CHUNK": min(shape.chunk, _power_of_two_in(means.outputs)),
-        "CHUNK_BEFORE": min(64, _power_of_two_in(before)),  # with 128 at a time, registers do not suffice
+        "CHUNK_BEFORE": min(64, _in_rounds(before)),  # with 128 at a time, registers do not suffice
         "CHUNKS_AHEAD": shape.chunks_ahead,
-        "PIECE": min(shape.piece, _power_of_two_in(means.outputs), first.outputs),
+        "PIECE": min(shape.piece, _in_rounds(means.outputs), first.outputs),
     }
+
+
+def _in_rounds(number: int) -> int:
+    """How much of `number` to take in a round of a loop, so that there are two and more: the body of a single round is
+    mixed with what lies around it, and registers do not suffice. No less than 32, the least that int8 products take.
+    """
+    return max(32, _power_of_two_in(number) // 2) if number else 0
 
 
 def _power_of_two_in(number: int) -> int:
@@ -805,7 +812,7 @@ for _name, _arguments, _operator in (
 
 
 #: The groups of the shipped models, each one once: (latents, latents before them), in 256 channels.
-SHIPPED_GROUPS = ((256, 0),)
+SHIPPED_GROUPS = ((64, 0), (64, 64), (128, 128))
 
 
 def builds(groups: Sequence[tuple[int, int]] = SHIPPED_GROUPS) -> list[Build]:

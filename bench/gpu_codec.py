@@ -16,7 +16,7 @@ import copy
 import json
 import sys
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -60,7 +60,6 @@ STAGES = (
     "finish",
     "synthesis",
 )
-_PASSES = ("rANS z", "rANS anchors", "rANS non-anchors")
 CLOCK = 2e9  # cycles a second, rather too many
 LONGEST_HOLD = 0.1  # seconds that the GPU is kept busy at most
 LEAST_RUNS, MOST_SECONDS = 5, 4.0  # of a series that takes longer than expected
@@ -288,6 +287,11 @@ def _engine(codec: Codec) -> gpu.Engine:
     return codec._engine(codec.model)
 
 
+def _pass_name(number: int) -> str:
+    """Of a tile's passes: hyper latents, then each group's anchors and non-anchors."""
+    return "rANS z" if number == 0 else "rANS anchors" if number % 2 else "rANS non-anchors"
+
+
 # --- one image --------------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +301,7 @@ def watched_stages(machine: Machine) -> Iterator[Marks]:
     marks = Marks(machine)
     places: list[tuple[Any, str, Any]] = [
         (gpu._Entropy, "send", "copy in"),
-        (Session, "run", lambda _, number: _PASSES[number]),
+        (Session, "run", lambda _, number: _pass_name(number)),
         (gpu, "hyper_synthesis", "hyper-synthesis"),
         (parameters, "anchor_parameters", "anchor parameters"),
         (parameters, "context_parameters", "context parameters"),
@@ -330,11 +334,19 @@ def _by_stages(machine: Machine, codec: Codec, files: list[bytes], out: Tensor, 
         hosts, totals = wall_times(machine, decode, DecodedTensor.check, sizes.repeats)
         with watched_stages(machine) as marks:
             on_gpu = gpu_times(machine, decode, float(np.median(hosts)), sizes.repeats)
-            runs = [dict(run) for run in marks.take(len(on_gpu))]
+            runs = [_by_name(run) for run in marks.take(len(on_gpu))]
     stages = {stage: 1e6 * float(np.median([run[stage] for run in runs])) for stage in STAGES}
     others = [total - sum(run.values()) for total, run in zip(on_gpu, runs, strict=True)]
     stages["other"] = 1e6 * float(np.median(others))
     return {"wall": spread(totals), "gpu": spread(on_gpu), "host": spread(hosts), "stages_us": stages}
+
+
+def _by_name(run: list[tuple[str, float]]) -> dict[str, float]:
+    """The seconds of each stage, those of all groups of channels together."""
+    total: dict[str, float] = defaultdict(float)
+    for name, seconds in run:
+        total[name] += seconds
+    return total
 
 
 def decode_latency(machine: Machine, codec: Codec, cpu: Codec, sizes: Sizes, picture: Picture) -> dict[str, Any]:
@@ -607,7 +619,7 @@ def work_of_pass(session: Session, number: int) -> Work:
     written = [tensor.element_size() for tensor in (item.symbols, item.values, *item.latents[:1]) if tensor is not None]
     read = 1 + (item.means.element_size() if item.means is not None else 0)
     count = item.indexes.numel()
-    return Work(_PASSES[number], count * (read + sum(written)), symbols=count)
+    return Work(_pass_name(number), count * (read + sum(written)), symbols=count)
 
 
 class _Watched:

@@ -15,9 +15,12 @@ from test_bench_gpu import bench, machine  # noqa: F401 (fixtures: the package, 
 from fastcodec.codec import Codec
 from fastcodec.kernels.triton import hyper_synthesis, parameters, pixels, pointwise
 from fastcodec.kernels.triton.common import INTERPRETED
+from fastcodec.models import released
 from fastcodec.models.swift import SwiftConfig
 
 pytestmark = pytest.mark.usefixtures("network_tiles")
+
+GROUPS = released.load("swift").config.group_channels
 
 # What a decode of one image launches, in order.
 LAUNCHES = [
@@ -25,10 +28,7 @@ LAUNCHES = [
     "hyper-synthesis: head and up1",
     "hyper-synthesis: middle and up2",
     "hyper-synthesis: tail",
-    "anchor parameters",
-    "rANS anchors",
-    "context parameters",
-    "rANS non-anchors",
+    *(["anchor parameters", "rANS anchors", "context parameters", "rANS non-anchors"] * len(GROUPS)),
     "finish",
     "first layer of a block",
     "residual block, 256 channels",
@@ -146,7 +146,7 @@ def test_every_part_runs(subject, machine, codec, sizes, monkeypatch, capsys):  
     assert row["launches_us"] == pytest.approx(sum(item["us"] for item in row["launches"]))
     assert all(item["gb_s"] > 0 for item in row["launches"] if item["launch"] != "finish")
     assert all(item["gsymbols"] > 0 for item in row["launches"] if item["launch"].startswith("rANS"))
-    check_counts({item["launch"]: item for item in row["launches"]})
+    check_counts(row["launches"])
 
     assert found["energy"]["mp_s"] > 0
     assert [goal["reached"] for goal in found["goals"][:2]] == [None, None]  # no images of these sizes
@@ -160,19 +160,16 @@ def test_every_part_runs(subject, machine, codec, sizes, monkeypatch, capsys):  
     assert "goal: context parameters" in text
 
 
-def check_counts(rows: dict[str, dict]) -> None:
+def check_counts(launches: list[dict]) -> None:
     """Bytes and operations of a 48x32 image, 3 x 2 latents and one hyper latent, by the layers of `swift.py`."""
     c = SwiftConfig()
     m, f, h, z, n = c.latents, c.hyper_features, c.hidden, c.hyper_latents, 128
+    rows = {item["launch"]: item for item in launches}
     table, bias = 8 * 4, 4  # bytes of the tile's row in the table, of an int32
-    first = f * h + h * h + 2 * h * m
-    context = 12 * m * c.context_features + c.context_features * h + first
     for name, multiplications in {
         "hyper-synthesis: head and up1": 9 * z * n + 4 * n * n,
         "hyper-synthesis: middle and up2": 4 * (9 * n * n + 4 * n * n),
         "hyper-synthesis: tail": 6 * 9 * n * f,
-        "anchor parameters": 3 * first,
-        "context parameters": 3 * context,
         "first layer of a block": 6 * m * m,
         "residual block, 256 channels": 6 * 4 * m * m,
         "upsample": 24 * (m * c.features + c.features**2),
@@ -181,16 +178,31 @@ def check_counts(rows: dict[str, dict]) -> None:
         "convolution 3x3 (PyTorch)": 24 * 9 * c.features * 192,
     }.items():
         assert rows[name]["operations"] == 2 * multiplications, name
-    outputs = 3 * m * (2 + 1)  # means, indexes
-    epilogues = 2 * bias * (2 * h + 2 * m)  # a bias and a shift for each output
-    assert rows["anchor parameters"]["bytes"] == table + 3 * f + first + epilogues + outputs
-    more = 3 * 4 * m + 2 * bias * c.context_features + bias * m  # anchors, g_cm's epilogue, the context's shifts
-    assert rows["context parameters"]["bytes"] == table + 3 * f + context + epilogues + outputs + more
     assert rows["to pixels"]["bytes"] == 24 * 192 * 4 + 192 * 4 + 48 * 32 * 3
     assert rows["rANS z"]["symbols"] == z
     assert rows["rANS z"]["bytes"] == z * (1 + 2)  # an index, a symbol
-    assert rows["rANS anchors"]["bytes"] == 3 * m * (1 + 2 + 2 + 4 + 4)  # and a mean, a value, a latent (float32 here)
-    assert rows["rANS non-anchors"]["bytes"] == 3 * m * (1 + 2 + 2 + 4)  # whose values nobody needs
+    of_groups = [item for item in launches if item["launch"] in LAUNCHES[4:8]]
+    for number, channels in enumerate(GROUPS):
+        anchors, rans_anchors, others, rans_others = of_groups[4 * number : 4 * number + 4]
+        before, own = channels.start, channels.stop - channels.start
+        first = f * h + h * h + 2 * h * own
+        phi = c.context_features * h  # what a context adds to the first layer of g_ep
+        channel_context = before * c.context_features + phi if before else 0
+        context = (12 * own + before) * c.context_features + phi
+        assert anchors["operations"] == 2 * 3 * (first + channel_context)
+        assert others["operations"] == 2 * 3 * (first + context)
+        outputs = 3 * own * (2 + 1)  # means, indexes
+        epilogues = 2 * bias * (2 * h + 2 * own)  # a bias and a shift for each output
+        more = 2 * bias * c.context_features + bias * channels.stop  # the context's epilogue, and its shifts
+        read = 3 * 4 * before  # of earlier groups
+        assert anchors["bytes"] == table + 3 * f + first + epilogues + outputs + bool(before) * (
+            channel_context + more + read
+        )
+        assert others["bytes"] == table + 3 * f + first + epilogues + outputs + context + more + read + 3 * 4 * own
+        # An index, a symbol, a mean, a value, a latent (float32 here).
+        assert rans_anchors["bytes"] == 3 * own * (1 + 2 + 2 + 4 + 4)
+        last = channels is GROUPS[-1]
+        assert rans_others["bytes"] == 3 * own * (1 + 2 + 2 + 4 + 4 * (not last)), "the last values nobody needs"
 
 
 def test_a_wrong_result_is_a_failure(subject, machine, codec, cpu, sizes, cells, monkeypatch):  # noqa: F811

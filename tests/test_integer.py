@@ -318,12 +318,27 @@ def test_weights_that_are_not_finite_are_refused(value):
 # ---- the whole entropy side
 
 
-def run(model: EntropyModel, z, anchors, height, width, quality) -> list[torch.Tensor]:
+def run(model: EntropyModel, z, symbols, height, width, quality) -> list[torch.Tensor]:
+    """psi, then each group's means and indexes. symbols: of the anchors and of the non-anchors."""
     with exact_float32():
         psi_anchors, psi_non_anchors = model.hyper_synthesis(z, height, width)
-        first = model.anchor_parameters(psi_anchors, quality)
-        second = model.non_anchor_parameters(psi_non_anchors, reconstruct(anchors, first.means), height, width, quality)
-    return [psi_anchors.long(), psi_non_anchors.long(), first.means, first.indexes, second.means, second.indexes]
+        results, known = [psi_anchors.long(), psi_non_anchors.long()], [None, None]
+        for number, channels in enumerate(model.groups):
+            first = model.anchor_parameters(psi_anchors, quality, number, known[0])
+            anchors = reconstruct(symbols[0][..., channels], first.means)
+            second = model.non_anchor_parameters(psi_non_anchors, anchors, height, width, quality, number, known[1])
+            non_anchors = reconstruct(symbols[1][..., channels], second.means)
+            decoded = anchors, non_anchors
+            known = [new if old is None else torch.cat([old, new], 2) for old, new in zip(known, decoded, strict=True)]
+            results += [first.means, first.indexes, second.means, second.indexes]
+    return results
+
+
+def halves(batch, height, width, latents, spread, generator) -> list[torch.Tensor]:
+    """Random symbols of the anchors and of the non-anchors."""
+    counts = -(-height * width // 2), height * width // 2
+    shapes = ((batch, count, latents) for count in counts)
+    return [torch.randint(-spread, spread + 1, shape, generator=generator).to(torch.int16) for shape in shapes]
 
 
 SHAPES = [(1, 1, 1), (1, 1, 9), (1, 13, 1), (3, 2, 2), (2, 5, 7), (7, 3, 4), (1, 17, 6), (2, 16, 19)]
@@ -336,14 +351,14 @@ def test_the_twins_equal_the_reference_on_random_latents(batch, height, width, s
     config = released.load("swift").config
     z_shape = (batch, -(-height // 4), -(-width // 4), config.hyper_latents)
     z = torch.randint(-spread, spread + 1, z_shape, generator=generator).to(torch.int16)
-    count = -(-height * width // 2)
-    anchors = torch.randint(-spread, spread + 1, (batch, count, config.latents), generator=generator).to(torch.int16)
+    symbols = halves(batch, height, width, config.latents, spread, generator)
     if spread > 100:  # and what only a hostile stream holds
         z.flatten()[::7] = 2**15 - 1
-        anchors.flatten()[::11] = -(2**15)
-        anchors.flatten()[::13] = 2**15 - 1
+        for half in symbols:
+            half.flatten()[::11] = -(2**15)
+            half.flatten()[::13] = 2**15 - 1
     quality = int(torch.randint(1, 101, (), generator=generator))
-    results = [run(model, z, anchors, height, width, quality) for model in (fast, reference)]
+    results = [run(model, z, symbols, height, width, quality) for model in (fast, reference)]
     for got, expected in zip(*results, strict=True):
         assert torch.equal(got, expected)
     means, indexes = results[0][2:4]
@@ -358,6 +373,8 @@ def test_hyper_latents_and_latents_are_clamped_to_their_declared_ranges(both, ge
     z = torch.randint(-(2**15), 2**15, (1, 2, 2, config.hyper_latents), generator=generator).to(torch.int16)
     largest = 16 * (2**15 - 1) + 2**15
     latents = torch.randint(-largest, largest + 1, (1, 20, config.latents), generator=generator, dtype=torch.int32)
+    *_, last = released.load("swift").entropy.groups
+    number, before = len(released.load("swift").entropy.groups) - 1, slice(0, last.start)
     shift = released.load("swift").entropy.context_shift
     for model in both:
         with exact_float32():
@@ -366,8 +383,10 @@ def test_hyper_latents_and_latents_are_clamped_to_their_declared_ranges(both, ge
             for ours, theirs in zip(model.hyper_synthesis(z, 8, 5), clamped, strict=True):
                 assert torch.equal(ours, theirs)
             bounded = latents.clamp(-(127 << shift), 127 << shift)
-            far = model.non_anchor_parameters(psi, latents, 8, 5, 50)
-            near = model.non_anchor_parameters(psi, bounded, 8, 5, 50)
+            far, near = (
+                model.non_anchor_parameters(psi, y[..., last], 8, 5, 50, number, y[..., before] if number else None)
+                for y in (latents, bounded)
+            )
         assert torch.equal(far.means, near.means)
         assert torch.equal(far.indexes, near.indexes)
 
@@ -376,10 +395,10 @@ def test_a_batch_equals_its_items(both, generator):
     fast, _ = both
     config = released.load("swift").config
     z = torch.randint(-20, 21, (5, 2, 3, config.hyper_latents), generator=generator).to(torch.int16)
-    anchors = torch.randint(-20, 21, (5, 44, config.latents), generator=generator).to(torch.int16)
-    together = run(fast, z, anchors, 8, 11, 50)
+    symbols = halves(5, 8, 11, config.latents, 20, generator)
+    together = run(fast, z, symbols, 8, 11, 50)
     for i in range(5):
-        alone = run(fast, z[i : i + 1], anchors[i : i + 1], 8, 11, 50)
+        alone = run(fast, z[i : i + 1], [half[i : i + 1] for half in symbols], 8, 11, 50)
         for all_items, item in zip(together, alone, strict=True):
             assert torch.equal(all_items[i : i + 1], item)
 

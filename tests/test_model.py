@@ -455,8 +455,43 @@ def test_groups_begin_with_their_part_of_the_one_group():
                 torch.testing.assert_close(part, whole[..., channels])
         assert two.groups[0].context_at_anchors(anchors[..., :0]) is None
         assert not two.groups[1].context_at_anchors(anchors[..., :8]).any()
-    with pytest.raises(ValueError, match="only a model of one group"):
-        regroup(two, (4, 20), images)
+
+
+def test_groups_inside_a_group_begin_with_their_part_of_it():
+    """Of a model of several: what they read of the groups before that one too. A group across two begins at random."""
+    torch.manual_seed(0)
+    config = SwiftConfig(
+        features=16, latents=24, hyper_latents=8, hyper_features=16, context_features=16, hidden=16, groups=(8, 16)
+    )
+    old = Swift(config, torch.randint(1, 6, (24,), dtype=torch.int32))
+    images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+    same, new, across = (regroup(old, groups, images) for groups in ((8, 16), (8, 12, 4), (4, 8, 12)))
+    for key, value in old.state_dict().items():
+        assert torch.equal(same.state_dict()[key], value), key
+    torch.testing.assert_close(new.groups[0].state_dict(), old.groups[0].state_dict())
+    psi, t = torch.randn(4, 8, 16), torch.rand(4)
+    anchors, non_anchors = 20 * torch.randn(4, 8, 24), 20 * torch.randn(4, 8, 24)
+    with torch.no_grad():
+        for number, own in ((1, slice(8, 20)), (2, slice(20, 24))):
+            group, channels = new.groups[number], new.config.group_channels[number]
+            assert channels == own
+            seen = torch.zeros_like(anchors[..., 8:])  # the old group's convolution reads no more than these channels
+            seen[..., own.start - 8 : own.stop - 8] = anchors[..., own]
+            phi = group.context_at_non_anchors(anchors[..., own], non_anchors[..., : own.start], 4, 4)
+            expected = old.groups[1].context_at_non_anchors(seen, non_anchors[..., :8], 4, 4)
+            torch.testing.assert_close(phi, expected)
+            at_anchors = group.context_at_anchors(anchors[..., : own.start])
+            torch.testing.assert_close(at_anchors, old.groups[1].context_at_anchors(anchors[..., :8]))
+            assert at_anchors.any()
+            for part, whole in zip(group(psi, phi, t), old.groups[1](psi, phi, t), strict=True):
+                torch.testing.assert_close(part, whole[..., own.start - 8 : own.stop - 8])
+        y = new.g_a(images.float() / 255, t)
+        torch.testing.assert_close(y, old.g_a(images.float() / 255, t))
+    assert torch.equal(across.groups[0].means.weight, old.groups[0].means.weight[:4])
+    assert torch.equal(across.groups[2].means.weight, old.groups[1].means.weight[4:])
+    for old_group in old.groups:
+        assert not torch.equal(across.groups[1].second.weight, old_group.second.weight)
+    assert torch.equal(across.groups[1].context_shift, old.groups[1].context_shift[:12])
 
 
 def test_groups_are_a_partition():

@@ -550,6 +550,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     torch.set_flush_denormal(True)
     release = args.release or released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
+    if len(released.restore(release).groups) > 1:
+        parser.error(f"{release}: in groups of channels already; --release takes weights of one group")
     effort = Effort(args.steps, args.batch, args.learning_rate, args.afresh)
     latents, results = cached_latents(args.data, release, args.crops, args.crop, args.cache), {}
     for name in args.variants or VARIANTS:

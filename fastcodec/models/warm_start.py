@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastcodec.kernels import checkerboard
+
 from .swift import Block, Group, Swift, SwiftConfig
 
 _LUMA_CHROMA = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]) / torch.tensor([3.0, 2, 6]).sqrt()[:, None]
@@ -74,34 +76,45 @@ def warm_start(config: SwiftConfig, images: Tensor) -> Swift:
 
 @torch.no_grad()
 def regroup(model: Swift, groups: tuple[int, ...] | None, images: Tensor) -> Swift:
-    """The same transforms with latents in other groups of channels, those of most energy first, and what can be carried
-    over of the entropy side.
+    """The same transforms with latents in other groups of channels, and what can be carried over of the entropy side.
 
-    model: of one group; images: uint8 [B, 3, H, W], a sample of the training images, on which energy is measured. A
-    group's context begins as the old one's part for its channels, and reads nothing of the groups before it yet.
+    images: uint8 [B, 3, H, W], a sample of the training images. The channels of a model of one group are put in an
+    order, those of most energy on the images first; those of several groups stay in theirs. A group inside an old one
+    begins as the old one's part for its channels, reading nothing yet of the groups that are new before it; a group
+    that old ones share begins at random.
     """
-    new = Swift(replace(model.config, groups=groups), model.groups[0].context_shift)
-    if len(model.groups) > 1:
-        raise ValueError("only a model of one group can be regrouped")
+    config, old = model.config, list(zip(model.groups, model.config.group_channels, strict=True))
+    new = Swift(replace(config, groups=groups), model.groups[-1].context_shift)
+    new.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("groups.")}, strict=False)
+    order = torch.arange(config.latents)
+    if len(old) == 1:
+        order = _by_energy(model, images)
+        _reorder_latents(new, order)
+    for group, channels in zip(new.groups, new.config.group_channels, strict=True):
+        group.context_shift.copy_(model.groups[-1].context_shift[order[: channels.stop]])
+        for of, its in old:
+            if its.start <= channels.start and channels.stop <= its.stop:
+                _carry_over(group, of, order[channels] - its.start, its.start)
+    return new
+
+
+def _by_energy(model: Swift, images: Tensor) -> Tensor:
+    """The channels of the latents, those of most energy first: int64 [M]."""
     t = torch.full((len(images),), 0.5)
     latents = model.g_a(images.float() / 255, t) * torch.exp(model.log_gain(t))[:, :, None, None]
-    order = latents.square().mean((0, 2, 3)).argsort(descending=True, stable=True)
+    return latents.square().mean((0, 2, 3)).argsort(descending=True, stable=True)
 
-    new.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("groups.")}, strict=False)
-    for layer in (new.g_a.down, new.g_s.up, new.h_a.head):
-        if layer is new.g_a.down:
-            layer.weight.copy_(layer.weight[order])
-            layer.bias.copy_(layer.bias[order])
-        else:
-            layer.weight.copy_(layer.weight[:, order])
-    for block in (new.g_a.tail, new.g_s.head):
+
+def _reorder_latents(model: Swift, order: Tensor) -> None:
+    """The same model outside its groups with the channels of its latents in another order."""
+    model.g_a.down.weight.copy_(model.g_a.down.weight[order])
+    model.g_a.down.bias.copy_(model.g_a.down.bias[order])
+    for layer in (model.g_s.up, model.h_a.head):
+        layer.weight.copy_(layer.weight[:, order])
+    for block in (model.g_a.tail, model.g_s.head):
         _reorder_block(block, order)
-    for table in (new.log_gain, new.log_inverse_gain):
+    for table in (model.log_gain, model.log_inverse_gain):
         table.points.copy_(table.points[:, order])
-    old = model.groups[0]
-    for group, channels in zip(new.groups, new.config.group_channels, strict=True):
-        _carry_over(group, old, order[channels], old.context_shift[order[: channels.stop]])
-    return new
 
 
 def _reorder_block(block: Block, order: Tensor) -> None:
@@ -113,18 +126,25 @@ def _reorder_block(block: Block, order: Tensor) -> None:
         writer.bias.copy_(writer.bias[order])
 
 
-def _carry_over(group: Group, old: Group, channels: Tensor, shifts: Tensor) -> None:
-    """Begin a group with what the only group of a model has for its channels."""
-    group.context_shift.copy_(shifts)
-    taps = old.context.weight.unflatten(1, (-1, len(old.context_shift)))[:, :, channels].flatten(1)
+def _carry_over(group: Group, old: Group, own: Tensor, before: int) -> None:
+    """Begin a group with what a group of another model has for some of its channels. own: int64, which of them;
+    before: the channels before that group, which both read at the same place."""
+    taps = old.context.weight[:, : old.context.weight.shape[1] - before]
+    taps = taps.unflatten(1, (len(checkerboard.LIVE_TAPS), -1))[:, :, own].flatten(1)
     group.context.weight.zero_()
     group.context.weight[:, : taps.shape[1]] = taps
+    group.context.weight[:, taps.shape[1] : taps.shape[1] + before] = old.context.weight[
+        :, old.context.weight.shape[1] - before :
+    ]
     group.context.bias.copy_(old.context.bias)
     if group.channel_context is not None:
         group.channel_context.weight.zero_()
+        if old.channel_context is not None:
+            group.channel_context.weight[:, :before] = old.channel_context.weight
+            group.channel_context.bias.copy_(old.channel_context.bias)
     for name in ("first", "second", "quality_bias"):
         getattr(group, name).load_state_dict(getattr(old, name).state_dict())
     for head, whole in ((group.means, old.means), (group.indexes, old.indexes)):
-        head.weight.copy_(whole.weight[channels])
-        head.bias.copy_(whole.bias[channels])
-        head.gain.copy_(whole.gain[channels])
+        head.weight.copy_(whole.weight[own])
+        head.bias.copy_(whole.bias[own])
+        head.gain.copy_(whole.gain[own])

@@ -40,6 +40,8 @@ Precision = Literal["exact", "fast"]
 Preset = Literal["size", "latency"]
 Output = Literal["pil", "numpy", "tensor"]
 
+# Of the network's bytes: what keeping the promise in every block may cost where it is kept on average.
+_MOST_TIMES = 4
 _NO_LIMITS = Limits(1 << 62, 1 << 62)  # for files of our own
 
 
@@ -323,10 +325,10 @@ class Codec:
     def _choose_lossless(self, picture: Picture, header: Header, tiles: list[TileData]) -> list[TileData]:
         """A picture's tiles as the networks coded them, to those that its file will have.
 
-        A tile that looks as if lossless coding might serve it is coded so too, and what the network's payload decodes
-        to is compared: by bits + lambda * distortion, with the lambda that the quality was trained with, and by what
-        the quality promises. A lossless tile changes what the synthesis sees beside it, so the neighbours that were
-        tried are looked at again.
+        A tile that looks as if lossless coding might serve it is coded so too, unless a sample says that this is
+        hopeless, and what the network's payload decodes to is compared: by bits + lambda * distortion, with the lambda
+        that the quality was trained with, and by what the quality promises. A lossless tile changes what the synthesis
+        sees beside it, so the neighbours that were tried are looked at again.
         """
         grid = header.grid
         rects = list(grid.tiles())
@@ -334,8 +336,8 @@ class Codec:
         parts = [picture.pixels[area.slices] for area in areas]
         if not lossless_tiles.available():
             return tiles
-        tried = {
-            number: lossless_tiles.encode(part)
+        tried: dict[int, bytes | None] = {  # None: not coded yet
+            number: None
             for number, (part, tile) in enumerate(zip(parts, tiles, strict=True))
             if lossless_tiles.worth_trying(part, len(tile.payload))
         }
@@ -345,11 +347,17 @@ class Codec:
             changed = []
             file = container.read(container.write(header, tiles), _NO_LIMITS)
             for number in looked_at:
-                area, part, payload = areas[number], parts[number], tried[number]
+                area, part = areas[number], parts[number]
                 found = _levels(header, self._engine(self.model).decode([file], area, "exact").wait()[0])
                 distortion = lossless_tiles.Distortion.between(part, found)
                 cost = 8 * len(tiles[number].payload) + worth * distortion.mean * area.height * area.width
-                if lossless_tiles.is_better(payload, cost) or not distortion.within(promised):
+                kept = distortion.within(promised)
+                if kept and tried[number] is None and lossless_tiles.is_hopeless(part, cost):
+                    continue
+                payload = tried[number] = tried[number] or lossless_tiles.encode(part)
+                # A photograph must not grow tenfold for the sake of one block of its own.
+                kept |= distortion.mean <= promised.mean and len(payload) > _MOST_TIMES * len(tiles[number].payload)
+                if lossless_tiles.is_better(payload, cost) or not kept:
                     tiles[number] = TileData(payload, tiles[number].alpha, lossless=True)
                     del tried[number]
                     changed.append(rects[number].grown(2 * SYNTHESIS_HALO, grid.latent_height, grid.latent_width))

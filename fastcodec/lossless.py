@@ -40,6 +40,13 @@ _FEW_COLOURS = 48  # in a sample
 _SMALL_PIXELS = 4096  # trying costs nothing
 _DEAR_BITS = 3.0  # a pixel, which the network spends
 _SAMPLED_PIXELS = 24576  # about, in whole rows, each fourth at most
+# The sample of `is_hopeless`: bands of so many rows, together this share of a tile.
+_BAND, _BANDS_SHARE = 16, 8
+_SAMPLED_ABOVE = 1 << 16  # pixels; smaller tiles are quickly coded whole
+# What of 138 drawn pictures and photographs is coded in bands takes at most 4 times its share, but for those that take
+# less than _NEXT_TO_NOTHING in all: what repeats from band to band is paid again.
+_SAMPLE_FACTOR, _NEXT_TO_NOTHING = 4, 1 << 14
+
 # What a bit-exact tile is worth in itself. It also keeps a small picture lossless from one quality to the next.
 _BONUS_BITS = 128
 
@@ -130,6 +137,22 @@ def worth_trying(pixels: np.ndarray, payload_bytes: int) -> bool:
     sample = sample[:: max(1, len(sample) // 2048)].astype(np.uint32)
     keys = sample @ (256 ** np.arange(sample.shape[1], dtype=np.uint32))
     return len(np.unique(keys)) <= _FEW_COLOURS
+
+
+def is_hopeless(pixels: np.ndarray, other_bits: float) -> bool:
+    """Whether a lossless payload of a tile can't cost as little as so many bits: so says a sample of its rows.
+
+    pixels: as of `encode`. A smooth photograph looks like a drawing to `worth_trying`, and to code it losslessly takes
+    many times as long as all else.
+    """
+    height, width = pixels.shape[:2]
+    if height * width <= _SAMPLED_ABOVE or height < 2 * _BAND:
+        return False
+    count = max(1, height // (_BAND * _BANDS_SHARE))
+    tops = [(2 * i + 1) * (height - _BAND) // (2 * count) for i in range(count)]
+    sample = np.concatenate([pixels[top : top + _BAND] for top in tops])
+    bits = 8 * len(encode(sample)) * height / len(sample)
+    return bits > _SAMPLE_FACTOR * other_bits + _NEXT_TO_NOTHING
 
 
 def is_better(payload: bytes, other_bits: float) -> bool:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import fastcodec
-from fastcodec import container, lossless
+from fastcodec import container, graphics, lossless
 from fastcodec.codec import Codec
 from fastcodec.constants import TILE_LATENTS
 from fastcodec.container import Header, TileData
@@ -254,6 +254,48 @@ def test_graphics_are_tried_and_exact_at_high_quality(codec):
     data = codec.encode(pixels, quality=80)
     assert fastcodec.info(data).lossless_tiles == 1
     assert np.array_equal(codec.decode(data, out="numpy"), pixels)
+
+
+def test_a_photograph_that_looks_drawn_is_coded_by_the_networks_at_no_great_cost(codec, photographs, monkeypatch):
+    """Not losslessly as a whole, where a sample tells that this is hopeless. Half of this one is one flat colour."""
+    smooth = photographs["rocket"]
+    assert lossless.worth_trying(smooth, 1000)
+    coded, encode = [], lossless.encode
+    monkeypatch.setattr(lossless, "encode", lambda pixels: coded.append(pixels.shape[0]) or encode(pixels))
+    data = codec.encode(smooth, 30)
+    assert coded == [48], "three bands of the tile, and not the tile"
+    monkeypatch.setattr(lossless, "available", lambda: False)
+    assert data == codec.encode(smooth, 30)
+
+
+def test_a_photograph_does_not_grow_tenfold_for_one_block(codec, photographs, monkeypatch):
+    smooth = photographs["rocket"]
+    promised = lossless.promise(90)
+    data = codec.encode(smooth, 90)
+    found = lossless.Distortion.between(smooth, codec.decode(data, out="numpy"))
+    assert promised.mean > found.mean
+    assert promised.worst < found.worst
+    assert len(lossless.encode(smooth)) > 8 * len(data)
+    random = np.random.default_rng(1)
+    noise = random.integers(0, 256, (96, 96, 3), dtype=np.uint8)  # which breaks it on average
+    assert fastcodec.info(codec.encode(noise, 1)).lossless_tiles == 1
+    monkeypatch.setattr("fastcodec.codec._MOST_TIMES", 1000)
+    assert fastcodec.info(codec.encode(smooth, 90)).lossless_tiles == 1
+
+
+@pytest.mark.parametrize("kind", graphics.KINDS)
+def test_what_is_drawn_is_not_hopeless_at_its_own_cost(kind):
+    random = np.random.default_rng((1, *kind.encode()))
+    picture = graphics.draw(random, 272, 256, kind=kind, fonts=graphics.PILLOW_FONTS)
+    assert not lossless.is_hopeless(picture, 8 * len(lossless.encode(picture)))
+
+
+def test_a_sample_tells_what_is_hopeless(photographs):
+    photograph = photographs["coffee"][:300, :300]
+    bits = 8 * len(lossless.encode(photograph))
+    assert lossless.is_hopeless(photograph, bits / 8)
+    assert not lossless.is_hopeless(photograph, bits / 2)
+    assert not lossless.is_hopeless(photograph[:200, :200], bits / 1000), "a small one is coded whole"
 
 
 def test_the_distortion_is_that_of_the_worst_block():

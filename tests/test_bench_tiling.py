@@ -1,0 +1,37 @@
+"""The benchmark of tiles: what it counts for tiles alone is what the encoder counts."""
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from fastcodec import cpu
+from fastcodec.codec import Codec
+from fastcodec.geometry import Grid
+
+
+@pytest.fixture
+def tiling(monkeypatch):
+    """The benchmark: it is in the checkout, and not installed."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    import bench.tiling
+
+    return bench.tiling
+
+
+@pytest.mark.parametrize("quality", [20, 80])
+def test_bits_of_tiles_and_of_one_tile_are_the_encoders(tiling, photographs, quality):
+    picture = np.concatenate([photographs["coffee"][:90], photographs["rocket"][:90], photographs["coffee"][90:180]], 1)
+    model = Codec.load("swift", "cpu").model
+    found = tiling._bits(model, picture, quality)
+    assert tuple(found) == tiling.WAYS
+    for way, side in (("tiles", 64), ("one tile", 4096)):
+        grid = Grid(*picture.shape[:2], tile_latents=side)
+        assert grid.tile_count == (2 if side == 64 else 1)
+        total = 0.0
+        for (z, channels, _), *latents in cpu.Engine(model).code_tiles([picture], grid, quality):
+            total += float(model.hyper_code_lengths[channels.long(), z.long() + 127].sum())
+            for symbols, indexes, _ in latents:
+                total += float(model.code_lengths[indexes.long(), symbols.long().abs()].sum())
+        assert found[way] == pytest.approx(total, rel=2e-3)  # one window or several: a symbol may round otherwise
+    assert 0.9 < found["hyper-synthesis across borders"] / found["one tile"] < 1.1
+    assert 0.9 < found["hyper-analysis too"] / found["one tile"] < 1.1

@@ -11,6 +11,7 @@ from .constants import LATENT_STRIDE
 from .container import Container
 from .errors import CorruptStreamError
 from .geometry import Grid, Rect
+from .images import pillow_limit
 
 _OPAQUE = 255
 
@@ -58,7 +59,8 @@ def _decode_tile(data: bytes | memoryview, area: Rect) -> np.ndarray:
     if not data:
         return np.full((area.height, area.width), _OPAQUE, np.uint8)
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        # The tile's size has passed our limit, so Pillow's must not stand in the way.
+        with pillow_limit(area.height * area.width), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             if image.size != (area.width, area.height) or image.mode != "L":
                 raise CorruptStreamError(f"alpha is {image.mode} {image.size}, not L {(area.width, area.height)}")
             return np.asarray(image)

@@ -15,14 +15,15 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
+from . import metadata, png
 from .container import DEFAULT_LIMITS, MAGIC
 from .errors import FastcodecError, ImageError, LimitError
 
@@ -48,6 +49,7 @@ _PROGRAMS = {"EPS", "WMF"}
 _NO_PICTURES = {"EPS", "PDF", "ICO", "ICNS"}
 # Formats whose alpha Pillow drops, or rounds to one bit, without a word.
 _NO_ALPHA = {"BMP", "DIB", "PPM", "GIF"}
+_TURNING = (5, 6, 7, 8)  # orientations whose rows are stored as columns
 # Saved without a visible loss where the format allows it: these are decoded images, not originals to shrink again.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"compress_level": 3},  # measured on decoded photographs: level 6 takes twice the time, for 2 % at best
@@ -95,16 +97,17 @@ class Picture:
         return name if self.alpha is None else name + "A"  # type: ignore[return-value]
 
 
-def to_picture(image: ImageLike | Picture) -> Picture:
+def to_picture(image: ImageLike | Picture, given: Mapping[str, Any] | None = None) -> Picture:
     """A picture of a Pillow image, of a uint8 array [H, W] or [H, W, C], or of a uint8 tensor [H, W] or [C, H, W].
 
-    C is 1 (gray), 2 (gray, alpha), 3 (RGB) or 4 (RGBA). TypeError for another type or dtype, ImageError for another
-    shape and for a Pillow image that cannot be decoded or converted.
+    given: what counts instead of a Pillow image's own metadata, from `metadata.given_metadata`. C is 1 (gray), 2 (gray,
+    alpha), 3 (RGB) or 4 (RGBA). TypeError for another type or dtype, ImageError for another shape and for a Pillow
+    image that cannot be decoded or converted, LimitError where a limit of Pillow's is in the way.
     """
     if isinstance(image, Picture):
         return image
     if isinstance(image, Image.Image):
-        return _from_pil(image)
+        return _from_pil(image, given or {})
     if isinstance(image, np.ndarray):
         return _from_array(image, image.shape, "an array", "[H, W, C]")
     torch = sys.modules.get("torch")  # not imported for those who pass no tensor
@@ -118,14 +121,17 @@ def to_picture(image: ImageLike | Picture) -> Picture:
 
 
 def from_picture(picture: Picture, out: Literal["pil", "numpy", "tensor"] = "pil") -> Any:
-    """The picture as a Pillow image (L, LA, RGB, RGBA; ICC profile and EXIF in its `info`), a uint8 array ([H, W] for
-    gray, else [H, W, C]) or a uint8 tensor [C, H, W]. Opaque ones share the picture's memory where they can."""
+    """The picture as a Pillow image (L, LA, RGB, RGBA; ICC profile, EXIF and resolution in its `info`), a uint8 array
+    ([H, W] for gray, else [H, W, C]) or a uint8 tensor [C, H, W]. Arrays and tensors of opaque pictures share their
+    memory where they can."""
     pixels, alpha = picture.pixels, picture.alpha
     if out == "pil":
         image = Image.fromarray(pixels)
+        if image.readonly:  # Pillow shares the array's memory and would refuse to write there
+            image = image.copy()
         if alpha is not None:
             image.putalpha(Image.fromarray(alpha))
-        image.info.update(_metadata(picture))
+        image.info.update(metadata.as_info(picture.icc, picture.exif))
         return image
     if out not in ("numpy", "tensor"):
         raise ValueError(f'out: "pil", "numpy" or "tensor" expected, not {out!r}')
@@ -147,7 +153,7 @@ def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Pi
     than `max_pixels`, checked before it is decoded; this limit stands in for Pillow's own.
     """
     with _opened(path, max_pixels) as image:
-        return _from_pil(image)
+        return _from_pil(image, {})
 
 
 def read_size(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -164,7 +170,7 @@ def _opened(path: str | os.PathLike, max_pixels: int) -> Iterator[Image.Image]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ImageError("is a directory" if os.path.isdir(path) else "is not a regular file")
-        with _pillow_limit(max_pixels), open(path, "rb") as stream:
+        with pillow_limit(max_pixels), open(path, "rb") as stream:
             head = stream.read(4)
             stream.seek(0)
             if not head:
@@ -181,12 +187,15 @@ def _opened(path: str | os.PathLike, max_pixels: int) -> Iterator[Image.Image]:
     except FastcodecError as error:
         raise type(error)(f"{path}: {error}") from (error.__cause__ or error)
     except Image.DecompressionBombError as error:
-        raise LimitError(f"{path}: more than the limit of {max_pixels} pixels: {error}") from error
+        raise LimitError(
+            f"{path}: more than the limit of {max_pixels} pixels ({error}); raise the limit if you trust the file"
+        ) from error
     except UnidentifiedImageError as error:
         what = "a .fic file already" if head == MAGIC else "not an image of a known format"
         raise ImageError(f"{path}: {what}") from error
     except Exception as error:  # a plugin of Pillow may raise anything on hostile data
-        raise ImageError(f"{path}: {_cause(error)}") from error
+        named = _pillow_error(error)
+        raise type(named)(f"{path}: {named}") from error
 
 
 def output_format(path: str | os.PathLike) -> str:
@@ -209,7 +218,15 @@ def write_picture(path: str | os.PathLike, picture: Picture, *, overwrite: bool 
     if picture.alpha is not None and name in _NO_ALPHA:
         raise ImageError(f"{path}: cannot write mode {picture.mode} as {name}: choose PNG or WebP")
     image = from_picture(picture, "pil")
-    options = _SAVE_OPTIONS.get(name, {}) | _metadata(picture)
+    options = _SAVE_OPTIONS.get(name, {}) | metadata.as_info(picture.icc, picture.exif)
+    if name == "TIFF" and picture.exif:
+        tags = metadata.tiff_tags(options["exif"])
+        # Libtiff, which compresses, takes none of EXIF's other directories, and Pillow gives it all text as ASCII.
+        if any(
+            isinstance(value, dict) or (isinstance(value, bytes) and not value.isascii()) for value in tags.values()
+        ):
+            options |= {"compression": "raw", "tiffinfo": tags}
+            del options["exif"]
     try:
         with replacing(path, overwrite=overwrite) as stream:
             image.save(_WithoutDescriptor(stream), format=name, **options)
@@ -218,7 +235,7 @@ def write_picture(path: str | os.PathLike, picture: Picture, *, overwrite: bool 
             raise OSError(error.errno, error.strerror, str(path)) from error
         # So Pillow says that a format lacks a mode: "cannot write mode RGBA as JPEG".
         raise ImageError(f"{path}: {error}" + (": choose PNG or WebP" if "mode" in str(error) else "")) from error
-    except (ValueError, KeyError, struct.error, TypeError) as error:
+    except (ValueError, KeyError, struct.error, TypeError, RuntimeError) as error:
         raise ImageError(f"{path}: {name} cannot hold this image: {error}") from error
 
 
@@ -303,7 +320,7 @@ def _describe(array: Any) -> str:
 # ---- from Pillow
 
 
-def _from_pil(image: Image.Image) -> Picture:
+def _from_pil(image: Image.Image, given: Mapping[str, Any]) -> Picture:
     notices = []
     if ";16" in str(getattr(image, "tile", "")) and not image.mode.startswith("I"):
         notices.append("16-bit input reduced to 8 bits")
@@ -311,21 +328,36 @@ def _from_pil(image: Image.Image) -> Picture:
     try:
         if getattr(image, "is_animated", False):
             notices.append(f"of several frames only the {'first' if image.tell() == 0 else 'current'} one is coded")
+        # Pillow turns a TIFF as it loads it, and its resolution does not turn with it.
+        turned = image.format == "TIFF" and metadata.orientation_of(image, {}) in _TURNING
+        ahead = png.read_ahead(image, max(1, STRIP_PIXELS // max(1, image.width)))
         image.load()
-        return _convert(image, notices, gray_tile)
+        if ahead.level is not None:
+            image = _with_transparency(image, ahead.level)
+        return _convert(image, given, notices, gray_tile, ahead, turned)
     except FastcodecError:
         raise
     except Exception as error:  # a plugin of Pillow may raise anything on hostile data
-        raise ImageError(_cause(error)) from error
+        raise _pillow_error(error) from error
 
 
-def _convert(image: Image.Image, notices: list[str], gray_tile: bool) -> Picture:
-    """The picture of a loaded image."""
+def _with_transparency(image: Image.Image, level: int) -> Image.Image:
+    if image.info.get("transparency") == level:
+        return image
+    other = image.copy()
+    other.format, other.info["transparency"] = image.format, level
+    return other
+
+
+def _convert(
+    image: Image.Image, given: Mapping[str, Any], notices: list[str], gray_tile: bool, ahead: png.Ahead, turned: bool
+) -> Picture:
+    """The picture of a loaded image. turned: Pillow has turned it on its side already."""
     width, height = image.size
     if width * height == 0:
         raise ImageError(f"the image is empty: {width}x{height}")
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    transposed = orientation in (5, 6, 7, 8)
+    orientation = metadata.orientation_of(image, given)
+    transposed = orientation in _TURNING
     shape = (width, height) if transposed else (height, width)
 
     mode = _target_mode(image, notices, gray_tile)
@@ -335,6 +367,10 @@ def _convert(image: Image.Image, notices: list[str], gray_tile: bool) -> Picture
     pixels_in = _unturned(pixels, orientation)
     alpha_in = None if alpha is None else _unturned(alpha, orientation)
 
+    colour = ahead.colour
+    if colour is None and image.mode == "RGB" and max(png.transparent_colour(image), default=0) > 255:
+        colour = tuple(value >> 8 for value in png.transparent_colour(image))
+        notices.append("its transparent colour has 16 bits, its pixels had 8 left: colours near it are transparent too")
     rows = max(1, STRIP_PIXELS // width)
     for top in range(0, height, rows):
         bottom = min(top + rows, height)
@@ -345,6 +381,13 @@ def _convert(image: Image.Image, notices: list[str], gray_tile: bool) -> Picture
             if alpha_in is not None:
                 alpha_in[top:bottom] = np.where(values == image.info["transparency"], 0, 255)
             continue
+        if colour is not None:
+            pixels_in[top:bottom] = array = np.asarray(strip)
+            transparent = (array == colour).all(2)
+            if ahead.low_halves is not None:
+                transparent &= ahead.low_halves[top:bottom]
+            alpha_in[top:bottom] = np.where(transparent, 0, 255)
+            continue
         array = np.asarray(strip if strip.mode == mode else strip.convert(mode))
         if alpha_in is None:
             pixels_in[top:bottom] = array
@@ -352,13 +395,15 @@ def _convert(image: Image.Image, notices: list[str], gray_tile: bool) -> Picture
             pixels_in[top:bottom] = array[..., 0] if mode == "LA" else array[..., :3]
             alpha_in[top:bottom] = array[..., -1]
 
-    icc, exif = image.info.get("icc_profile"), _exif_without_orientation(image)
-    if isinstance(icc, bytes) and icc:
-        space = icc[16:20].decode("latin-1").strip()
-        if image.mode == "CMYK" or (space not in ("RGB", "GRAY") or (space == "GRAY" and pixels.ndim == 3)):
-            notices.append(f"its ICC profile ({space or 'unknown'} data) does not describe the coded pixels: left out")
-            icc = None
-    return Picture(pixels, alpha, icc or None, exif, tuple(notices))
+    gray = pixels.ndim == 2
+    icc = metadata.icc_of(image, given, gray, notices)
+    exif = metadata.exif_of(image, given, notices)
+    resolution = metadata.resolution_of(image, given) or (metadata.exif_resolution(exif) if exif else None)
+    if resolution:
+        exif = metadata.with_resolution(exif, resolution[::-1] if transposed or turned else resolution)
+    png.note_colours(image, ahead, gray, notices)
+    metadata.note_texts(image, notices)
+    return Picture(pixels, alpha, icc, exif, tuple(notices))
 
 
 def _target_mode(image: Image.Image, notices: list[str], gray_tile: bool) -> Literal["L", "LA", "RGB", "RGBA"]:
@@ -413,53 +458,34 @@ def _palette_is_gray(image: Image.Image) -> bool:
     return bool((colours == colours[:, :1]).all())
 
 
-def _unturned(array: np.ndarray, orientation: int) -> np.ndarray:
+def _unturned(array: np.ndarray, orientation: Any) -> np.ndarray:
     """A view of an upright image, as its EXIF orientation has it stored."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in _TURNING:
         flips = {5: (1, 1), 6: (1, -1), 7: (-1, -1), 8: (-1, 1)}[orientation]
         return array[:: flips[0], :: flips[1]].swapaxes(0, 1)
     flips = {2: (1, -1), 3: (-1, -1), 4: (-1, 1)}.get(orientation, (1, 1))
     return array[:: flips[0], :: flips[1]]
 
 
-# ---- metadata
-
-
-def _metadata(picture: Picture) -> dict[str, bytes]:
-    """Under the names that Pillow's `info` and `save` use."""
-    found = {"icc_profile": picture.icc, "exif": picture.exif and b"Exif\0\0" + picture.exif}
-    return {name: value for name, value in found.items() if value}
-
-
-def _exif_without_orientation(image: Image.Image) -> bytes | None:
-    exif = image.info.get("exif")
-    if not isinstance(exif, bytes) or not exif:
-        tags = image.getexif()
-        if image.format in ("TIFF", None) or not set(tags) - {ExifTags.Base.Orientation}:
-            return None  # a TIFF file's tags describe how it is stored
-        exif = tags.tobytes()
-    return _reset_orientation(exif.removeprefix(b"Exif\0\0")) or None
-
-
-def _reset_orientation(exif: bytes) -> bytes:
-    """EXIF with the orientation tag of its first directory set to 1 in place, all else untouched, maker notes included
-    (they hold absolute offsets, so that rewriting the directories would break them)."""
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
-    if order is None or len(exif) < 8:
-        return exif
-    start = struct.unpack_from(order + "I", exif, 4)[0]
-    if start + 2 > len(exif):
-        return exif
-    for i in range(struct.unpack_from(order + "H", exif, start)[0]):
-        entry = start + 2 + 12 * i
-        if entry + 12 > len(exif):
-            break
-        if struct.unpack_from(order + "HHI", exif, entry) == (ExifTags.Base.Orientation, 3, 1):
-            return exif[: entry + 8] + struct.pack(order + "HH", 1, 0) + exif[entry + 12 :]
-    return exif
-
-
 # ---- errors
+
+
+def _pillow_error(error: Exception) -> FastcodecError:
+    """What Pillow has raised on an image, in our words. Its limits are told apart from damage."""
+    text = str(error)
+    for name, what in (
+        ("MAX_TEXT_CHUNK", "a text or an ICC profile takes more than Pillow's limit of {} bytes, unpacked"),
+        ("MAX_TEXT_MEMORY", "its texts take more than Pillow's limit of {} bytes together, unpacked"),
+    ):
+        if name in text:
+            limit = what.format(getattr(PngImagePlugin, name))
+            return LimitError(f"{limit}; set PIL.PngImagePlugin.{name} higher if you trust the file")
+    if isinstance(error, Image.DecompressionBombError):
+        return LimitError(
+            f"more pixels than Pillow's limit allows ({' '.join(text.split())}); set PIL.Image.MAX_IMAGE_PIXELS higher "
+            "if you trust the file"
+        )
+    return ImageError(_cause(error))
 
 
 def _cause(error: BaseException) -> str:
@@ -478,9 +504,12 @@ _limit_before: int | None = None
 
 
 @contextlib.contextmanager
-def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    """Pillow's own limit is one variable for the process, and its formats check it in several places: while pictures
-    are read it is raised to ours (never lowered), and put back after the last of them."""
+def pillow_limit(max_pixels: int) -> Iterator[None]:
+    """Raise Pillow's own limit, within the block, to a number of pixels that has been allowed already.
+
+    It is one variable for the process, and Pillow's formats check it in several places: while pictures are read it is
+    raised (never lowered), and put back after the last of them.
+    """
     global _limit_users, _limit_before
     with _limit_lock:
         if _limit_users == 0:

@@ -23,6 +23,7 @@ from .constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY
 from .container import Container, TileData
 from .errors import CorruptStreamError, UnavailableError
 from .geometry import SYNTHESIS_HALO, Grid, Rect
+from .images import pillow_limit
 
 # Method 6 is 15 times slower than 4; of eight screenshots it made one smaller (docs/architecture.md).
 _METHOD, _EFFORT = 4, 100
@@ -95,7 +96,8 @@ def decode(payload: bytes | memoryview, height: int, width: int) -> np.ndarray:
     padded = image + bytes(len(image) % 2)
     data = _RIFF.pack(b"RIFF", 12 + len(padded), b"WEBP", b"VP8L", len(image)) + padded
     try:
-        with Image.open(io.BytesIO(data), formats=["WEBP"]) as opened:
+        # The size has passed our limit, so Pillow's must not stand in the way.
+        with pillow_limit(height * width), Image.open(io.BytesIO(data), formats=["WEBP"]) as opened:
             if opened.size != (width, height) or opened.mode != "RGB":
                 raise CorruptStreamError(f"lossless pixels are {opened.mode} {opened.size}, not RGB {(width, height)}")
             return np.asarray(opened)

@@ -121,17 +121,6 @@ def test_orientation_is_applied_and_reset(orientation, suffix, tmp_path, monkeyp
         assert dict(kept) == {0x0112: 1, 0x010F: "Camera"}
 
 
-def test_resetting_the_orientation_changes_nothing_else():
-    exif = Image.Exif()
-    exif[0x0112], exif[0x010F] = 6, "Camera"
-    before = exif.tobytes().removeprefix(b"Exif\0\0") + b"a maker's note"
-    after = images._reset_orientation(before)
-    assert len(after) == len(before)
-    assert sum(a != b for a, b in zip(after, before, strict=True)) == 1
-    for damaged in (b"", b"II*\0", b"II*\0\xff\xff\xff\xff", before[:20], b"nonsense" * 9):
-        assert images._reset_orientation(damaged) == damaged
-
-
 def test_16_bit_gray_is_rounded_to_nearest(tmp_path):
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     for suffix in (".png", ".tif"):
@@ -147,6 +136,57 @@ def test_16_bit_gray_with_a_transparent_level(tmp_path):
     picture = read_picture(tmp_path / "a.png")
     assert picture.mode == "LA"
     assert (picture.alpha == np.where(values == 20000, 0, 255)).all()
+
+
+@pytest.mark.parametrize("strip", [1, 1 << 22])
+@pytest.mark.parametrize(
+    "transparent", [(0x1234, 0x5678, 0x9ABC), (0, 0, 0), (0x12, 0x56, 0x9A), (0xFFFF, 0xFFFF, 0xFFFF)]
+)
+def test_16_bit_colour_with_a_transparent_colour(transparent, strip, tmp_path, monkeypatch):
+    """Compared before it is reduced: neither another colour turns transparent, nor does it stay opaque."""
+    monkeypatch.setattr(images, "STRIP_PIXELS", strip)
+    values = np.empty((3, 4, 3), ">u2")
+    values[:] = transparent
+    values[0, 1] ^= np.array((0, 0, 1), ">u2")  # the same in its upper halves
+    values[0, 2] ^= np.array((0x100, 0, 0), ">u2")  # the same in its lower halves
+    values[1, 0] = np.array(transparent) & 255
+    values[1, 1] = np.array(transparent) >> 8
+    (tmp_path / "a.png").write_bytes(png(4, 3, 16, 2, values.tobytes(), (b"tRNS", struct.pack(">3H", *transparent))))
+    picture = read_picture(tmp_path / "a.png")
+    assert picture.mode == "RGBA"
+    assert (picture.alpha == np.where((values == transparent).all(2), 0, 255)).all()
+    assert (picture.pixels == values >> 8).all()
+    assert picture.notices == ("16-bit input reduced to 8 bits",)
+    # Of an image that the caller has loaded, only the upper halves are left; that is said where it shows.
+    with Image.open(tmp_path / "a.png") as image:
+        image.load()
+        loaded = to_picture(image)
+    if max(transparent) > 255:
+        assert (loaded.alpha == np.where((values >> 8 == np.array(transparent) >> 8).all(2), 0, 255)).all()
+        assert "transparent" in loaded.notices[-1]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+def test_a_transparent_level_of_any_depth(depth, tmp_path):
+    """tRNS counts in the file's levels, which Pillow widens to 8 bits without it."""
+    levels = np.arange(8)[None] % (1 << depth)
+    bits = "".join(f"{level:0{depth}b}" for level in levels[0])
+    row = int(bits, 2).to_bytes(depth, "big")
+    for transparent in sorted({0, 1, (1 << depth) - 1}):
+        (tmp_path / "a.png").write_bytes(png(8, 1, depth, 0, row, (b"tRNS", struct.pack(">H", transparent))))
+        picture = read_picture(tmp_path / "a.png")
+        assert picture.mode == "LA"
+        assert (picture.pixels == levels * (255 // ((1 << depth) - 1))).all()
+        assert (picture.alpha == np.where(levels == transparent, 0, 255)).all()
+
+
+def test_looking_ahead_leaves_an_image_as_it_was(tmp_path):
+    values = RNG.integers(0, 65536, (3, 4, 3)).astype(">u2")
+    (tmp_path / "a.png").write_bytes(png(4, 3, 16, 2, values.tobytes(), (b"tRNS", bytes(6)), (b"tEXt", b"a\0b")))
+    with Image.open(tmp_path / "a.png") as image:
+        to_picture(image)
+        assert (np.asarray(image) == values >> 8).all()
+        assert image.text == {"a": "b"}
 
 
 @pytest.mark.parametrize("colour, channels, mode", [(2, 3, "RGB"), (6, 4, "RGBA"), (4, 2, "LA")])
@@ -256,13 +296,6 @@ def test_metadata_goes_in_and_out(tmp_path):
         write_picture(tmp_path / f"again{suffix}", picture)
         again = read_picture(tmp_path / f"again{suffix}")
         assert (again.icc, again.exif) == (picture.icc, picture.exif)
-
-
-def test_a_gray_profile_does_not_follow_colour():
-    image = Image.fromarray(COLOURS)
-    image.info["icc_profile"] = SRGB[:16] + b"GRAY" + SRGB[20:]
-    assert to_picture(image).icc is None
-    assert to_picture(image.convert("L")).icc is not None
 
 
 # ---- files that cannot be read

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .constants import IDENTITY_BYTES, MAX_QUALITY, MIN_QUALITY
@@ -171,13 +171,56 @@ def read(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) 
 
     Raises NotAFicFileError, UnsupportedVersionError, LimitError or CorruptStreamError.
     """
+    try:
+        head = _read_head(data, limits)
+        reader, offsets = _Reader(head.view, head.end), []
+        for payload, extra in head.lengths:
+            offsets.append(reader.at)
+            reader.skip(payload + extra + _CRC.size, "tiles")
+    except _CutShortError as error:
+        raise CorruptStreamError(str(error)) from None
+    if reader.at != len(head.view):
+        raise CorruptStreamError(f"{len(head.view) - reader.at} bytes follow the last tile")
+    icc, exif = (_inflate(part, limits.max_metadata) if part is not None else None for part in head.metadata)
+    header = replace(head.header, icc=icc, exif=exif)
+    return Container(header, head.view, head.header_crc, head.lengths, head.lossless, offsets)
+
+
+def length(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) -> int | None:
+    """How many bytes the file takes that `data` begins with, as its header says; None if the header is not all there.
+
+    For a file that others follow, in an archive or a stream. Raises what `read` raises for a header.
+    """
+    try:
+        head = _read_head(data, limits)
+    except _CutShortError:
+        return None
+    return head.end + sum(payload + extra + _CRC.size for payload, extra in head.lengths)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """A header whose CRC is right, and what it says of the tiles."""
+
+    view: memoryview
+    header: Header  # without its metadata
+    metadata: list[memoryview | None]  # ICC and EXIF, compressed
+    lengths: list[tuple[int, int]]
+    lossless: tuple[bool, ...]
+    header_crc: int
+    end: int  # where the first tile begins
+
+
+def _read_head(data: bytes | bytearray | memoryview, limits: Limits) -> _Head:
     view = memoryview(data).cast("B")
     if len(view) < 5 or bytes(view[:4]) != MAGIC:
         raise NotAFicFileError("not a .fic file" if len(view) else "empty file")
     if view[4] > VERSION:
         raise UnsupportedVersionError(f"format version {view[4]}; this fastcodec reads up to version {VERSION}")
-    if len(view) < _FIXED.size or view[4] == 0:
-        raise CorruptStreamError("the header is cut short" if view[4] else "format version 0 does not exist")
+    if view[4] == 0:
+        raise CorruptStreamError("format version 0 does not exist")
+    if len(view) < _FIXED.size:
+        raise _CutShortError("the header is cut short")
     _, _, flags, identity, quality = _FIXED.unpack_from(view)
     reader = _Reader(view, _FIXED.size)
     width, height = reader.varint("width"), reader.varint("height")
@@ -195,7 +238,7 @@ def read(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) 
     tiles = _grid(height, width, float_entropy).tile_count
     # Each tile takes at least one byte of index and four of CRC: a forged size cannot make this loop outrun the file.
     if tiles * 5 > len(view):
-        raise CorruptStreamError(f"{len(view)} bytes cannot hold {tiles} tiles")
+        raise _CutShortError(f"{len(view)} bytes cannot hold {tiles} tiles")
     alpha, mixed = bool(flags & _ALPHA), view[4] > 1 and bool(flags & _LOSSLESS)
     lengths = [(reader.varint("tile length"), reader.varint("alpha length") if alpha else 0) for _ in range(tiles)]
     lossless = tuple(bool(mixed and length & 1) for length, _ in lengths)
@@ -211,13 +254,6 @@ def read(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) 
         raise CorruptStreamError(f"flags {flags:#04x} or quality {quality} are outside the format")
     if len(written_on) > _MAX_WRITTEN_ON or not all(0x20 <= byte < 0x7F for byte in written_on):
         raise CorruptStreamError("the kind of machine is not printable ASCII")
-    offsets = []
-    for payload, extra in lengths:
-        offsets.append(reader.at)
-        reader.skip(payload + extra + 4, "tiles")
-    if reader.at != len(view):
-        raise CorruptStreamError(f"{len(view) - reader.at} bytes follow the last tile")
-    icc, exif = (_inflate(part, limits.max_metadata) if part is not None else None for part in metadata)
     header = Header(
         width=width,
         height=height,
@@ -226,11 +262,13 @@ def read(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) 
         grayscale=bool(flags & _COLOUR_MASK),
         alpha=alpha,
         float_entropy=float_entropy,
-        icc=icc,
-        exif=exif,
         written_on=written_on.decode("ascii"),
     )
-    return Container(header, view, header_crc, lengths, lossless, offsets)
+    return _Head(view, header, metadata, lengths, lossless, header_crc, reader.at)
+
+
+class _CutShortError(CorruptStreamError):
+    """The data ends too early: `length` asks for more, `read` says that it is damaged."""
 
 
 def info(source: bytes | bytearray | memoryview | str | Path, limits: Limits = DEFAULT_LIMITS) -> FileInfo:
@@ -283,7 +321,7 @@ class _Reader:
         value = 0
         for shift in range(0, 56, 7):
             if self.at >= len(self.view):
-                raise CorruptStreamError(f"the file ends within the {what}")
+                raise _CutShortError(f"the file ends within the {what}")
             byte = self.view[self.at]
             self.at += 1
             value |= (byte & 0x7F) << shift
@@ -295,7 +333,7 @@ class _Reader:
 
     def skip(self, count: int, what: str) -> None:
         if count > len(self.view) - self.at:
-            raise CorruptStreamError(f"the file ends within the {what}: {len(self.view)} bytes are too few")
+            raise _CutShortError(f"the file ends within the {what}: {len(self.view)} bytes are too few")
         self.at += count
 
     def take(self, count: int, what: str) -> memoryview:

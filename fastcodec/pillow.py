@@ -1,20 +1,22 @@
 """`import fastcodec.pillow` teaches Pillow to open and save .fic files.
 
     Image.open("photo.fic")                      # size, mode and metadata at once; pixels when they are asked for
-    image.save("photo.fic", quality=60)          # also preset="latency", icc_profile=..., exif=...
+    image.save("photo.fic", quality=60)          # also preset="latency", lossless=True, icc_profile=, exif=, dpi=
 
 A file that is not sound where it begins is not identified (UnidentifiedImageError); one that is damaged further on
-raises OSError when its pixels are loaded, with fastcodec's error as its cause. Pillow's own limit of pixels holds.
+raises OSError when its pixels are loaded, with fastcodec's error as its cause. What follows a .fic file in the same
+stream is ignored. Pillow's own limit of pixels holds.
 """
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 from typing import IO, TYPE_CHECKING, Any
 
 from PIL import Image, ImageFile
 
-from . import container
+from . import container, metadata
 from .container import DEFAULT_LIMITS, MAGIC, Limits
 from .errors import CorruptStreamError, FastcodecError, ImageError
 from .images import from_picture, to_picture
@@ -26,6 +28,9 @@ FORMAT = "FIC"
 MIME_TYPE = "image/x-fic"
 DEFAULT_QUALITY = 60
 
+_FIRST_READ = 1 << 16  # bytes: the header of most files, and all of a small one
+_OPTIONS = {"quality", "preset", "lossless", "append_images", *metadata.INFO_NAMES}
+
 
 class FicImageFile(ImageFile.ImageFile):
     """A .fic file opened by Pillow. `info` has its `quality`, and `icc_profile` and `exif` where it carries them."""
@@ -34,8 +39,8 @@ class FicImageFile(ImageFile.ImageFile):
     format_description = "fastcodec learned image"
 
     def _open(self) -> None:
-        data = self.fp.read()
         try:
+            data = _read_one(self.fp)
             header = container.read(data, _limits()).header
         except CorruptStreamError as error:
             raise SyntaxError(str(error)) from error  # by which Pillow's plugins say "not mine"
@@ -43,10 +48,7 @@ class FicImageFile(ImageFile.ImageFile):
         self._size = (header.width, header.height)
         self._mode = header.mode
         self.info["quality"] = header.quality
-        if header.icc:
-            self.info["icc_profile"] = header.icc
-        if header.exif:
-            self.info["exif"] = b"Exif\0\0" + header.exif
+        self.info.update(metadata.as_info(header.icc, header.exif))
 
     def load(self) -> Any:
         """Decode the pixels, the first time."""
@@ -56,20 +58,37 @@ class FicImageFile(ImageFile.ImageFile):
             except FastcodecError as error:
                 raise OSError(f"cannot decode the .fic file: {error}") from error
             self.im = from_picture(picture, "pil").im
+            self.readonly = 0
             self._data = None
-            if self._exclusive_fp and self.fp is not None:
-                self.fp.close()
-                self.fp = None
+            self._let_go()
         return super().load()
 
     def verify(self) -> None:
-        """Check every tile without decoding a pixel; OSError if one is damaged."""
+        """Check every tile without decoding a pixel; OSError if one is damaged. As with Pillow's own formats, the file
+        is closed then."""
         if self._data is None:
             raise RuntimeError("verify must be called directly after open")
         try:
             _codec(_limits()).verify(self._data)
         except FastcodecError as error:
             raise OSError(f"broken .fic file: {error}") from error
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._exclusive_fp and self.fp is not None:
+            self.fp.close()
+        self.fp = None
+
+
+def _read_one(stream: IO[bytes]) -> bytes:
+    """The .fic file that begins where the stream stands, and not much more of the stream than it takes."""
+    data = stream.read(_FIRST_READ)
+    while (length := container.length(data, _limits())) is None and (more := stream.read(len(data))):
+        data += more
+    if length is None or length <= len(data):
+        return data[:length]
+    return data + stream.read(length - len(data))
 
 
 def _limits() -> Limits:
@@ -89,23 +108,25 @@ def _codec(limits: Limits) -> Codec:
 
 def _save(image: Image.Image, stream: IO[bytes], filename: str | bytes) -> None:
     options = image.encoderinfo
-    given = {key: options[key] for key in ("icc_profile", "exif") if options.get(key) is not None}
-    if given:
-        if isinstance(given.get("exif"), Image.Exif):
-            given["exif"] = given["exif"].tobytes()
-        image = image.copy()
-        image.info.update(given)
-    picture = to_picture(image)
-    codec = _codec(DEFAULT_LIMITS)
-    stream.write(
-        codec.encode_picture(
-            picture, quality=options.get("quality", DEFAULT_QUALITY), preset=options.get("preset", "size")
-        ).data
+    if options.get("append_images"):
+        raise ImageError("a .fic file holds one image: save the images of append_images one by one")
+    if unknown := set(options) - _OPTIONS:
+        warnings.warn(
+            f"options that .fic does not have: {', '.join(sorted(map(str, unknown)))}; "
+            f"it has {', '.join(sorted(_OPTIONS))}",
+            stacklevel=3,
+        )
+    encoded = _codec(DEFAULT_LIMITS).encode_picture(
+        to_picture(image, metadata.given_metadata(options)),
+        quality=options.get("quality", DEFAULT_QUALITY),
+        preset=options.get("preset", "size"),
+        lossless=bool(options.get("lossless", False)),
     )
+    stream.write(encoded.data)
 
 
 def _save_all(image: Image.Image, stream: IO[bytes], filename: str | bytes) -> None:
-    if image.encoderinfo.get("append_images") or getattr(image, "n_frames", 1) > 1:
+    if getattr(image, "n_frames", 1) > 1:
         raise ImageError("a .fic file holds one image: save the frames one by one")
     _save(image, stream, filename)
 

@@ -447,7 +447,7 @@ def _region(region: tuple[int, int, int, int] | None, grid: Grid) -> Rect:
 
 
 def _picture(header: Header, pixels: np.ndarray, alpha: np.ndarray | None) -> Picture:
-    return Picture(_levels(header, pixels), alpha, header.icc, header.exif)
+    return Picture(_levels(header, pixels), alpha, header.icc, header.exif, header.xmp)
 
 
 def _levels(header: Header, pixels: np.ndarray) -> np.ndarray:
@@ -465,6 +465,7 @@ def _header(picture: Picture, quality: int, identity: bytes) -> Header:
         alpha=picture.alpha is not None,
         icc=picture.icc,
         exif=picture.exif,
+        xmp=picture.xmp,
     )
 
 

@@ -15,13 +15,16 @@ from pathlib import Path
 from .constants import IDENTITY_BYTES, MAX_QUALITY, MIN_QUALITY
 from .errors import CorruptStreamError, LimitError, NotAFicFileError, UnsupportedVersionError
 from .geometry import Grid
+from .metadata import exif_resolution
 
 MAGIC = b"\xf1FIC"
-VERSION = 2  # of files with lossless tiles; all others are written as version 1, which is the same but for these
+VERSION = 3  # of files with further metadata; with lossless tiles alone it is 2, and all others are version 1
 
 _COLOUR_MASK = 0b11
-_ALPHA, _ICC, _EXIF, _FLOAT_ENTROPY, _LOSSLESS = 0b100, 0b1000, 0b1_0000, 0b10_0000, 0b100_0000
-_RESERVED = {1: 0b1100_0000, 2: 0b1000_0000}  # by version
+_ALPHA, _ICC, _EXIF, _FLOAT_ENTROPY, _LOSSLESS, _METADATA = (1 << bit for bit in range(2, 8))
+_RESERVED = {1: _LOSSLESS | _METADATA, 2: _METADATA, 3: 0}  # by version
+_XMP = 1  # types of further metadata
+_REQUIRED = 128  # from this type on, a reader must not pass over what it does not know
 _COLOURS = ("RGB", "L")
 _MAX_WRITTEN_ON = 127  # bytes
 _FIXED = struct.Struct(f"<4sBB{IDENTITY_BYTES}sB")
@@ -33,7 +36,7 @@ class Limits:
     """What a reader is willing to allocate for one file; raise them for trusted data."""
 
     max_pixels: int = 1 << 28
-    max_metadata: int = 1 << 24  # bytes of ICC profile and of EXIF, each, after decompression
+    max_metadata: int = 1 << 24  # bytes of ICC profile, EXIF and XMP, each, after decompression
 
 
 DEFAULT_LIMITS = Limits()
@@ -52,6 +55,7 @@ class Header:
     float_entropy: bool = False
     icc: bytes | None = None
     exif: bytes | None = None
+    xmp: bytes | None = None
     # With float_entropy, the kind of machine that wrote it, in words: printable ASCII, 127 characters at most. Empty
     # where the model's own entropy side is exact all the same, so that the file decodes everywhere.
     written_on: str = "unknown"
@@ -97,6 +101,8 @@ class FileInfo:
     bytes: int
     icc_bytes: int
     exif_bytes: int
+    xmp_bytes: int
+    dpi: tuple[float, float] | None  # across and down, from EXIF
     portable: bool
     written_on: str  # if not portable, else empty
 
@@ -145,7 +151,10 @@ def write(header: Header, tiles: list[TileData]) -> bytes:
     flags |= _FLOAT_ENTROPY * header.float_entropy
     mixed = any(tile.lossless for tile in tiles)
     flags |= _LOSSLESS * mixed
-    head = bytearray(_FIXED.pack(MAGIC, VERSION if mixed else 1, flags, header.identity, header.quality))
+    further = {kind: piece for kind, piece in {_XMP: header.xmp}.items() if piece is not None}
+    flags |= _METADATA * bool(further)
+    version = 3 if further else 2 if mixed else 1
+    head = bytearray(_FIXED.pack(MAGIC, version, flags, header.identity, header.quality))
     head += _varint(header.width) + _varint(header.height)
     if header.float_entropy:
         written_on = header.written_on.encode("ascii", "replace")[:_MAX_WRITTEN_ON]
@@ -153,6 +162,11 @@ def write(header: Header, tiles: list[TileData]) -> bytes:
     metadata = [zlib.compress(part, 9) for part in (header.icc, header.exif) if part is not None]
     for part in metadata:
         head += _varint(len(part))
+    if further:
+        head.append(len(further))
+        for kind, piece in further.items():
+            metadata.append(zlib.compress(piece, 9))
+            head += bytes([kind]) + _varint(len(metadata[-1]))
     for tile in tiles:
         head += _varint(len(tile.payload) << 1 | tile.lossless if mixed else len(tile.payload))
         if header.alpha:
@@ -181,8 +195,12 @@ def read(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) 
         raise CorruptStreamError(str(error)) from None
     if reader.at != len(head.view):
         raise CorruptStreamError(f"{len(head.view) - reader.at} bytes follow the last tile")
-    icc, exif = (_inflate(part, limits.max_metadata) if part is not None else None for part in head.metadata)
-    header = replace(head.header, icc=icc, exif=exif)
+    unknown = [kind for kind in head.further if kind >= _REQUIRED]
+    if unknown:
+        raise UnsupportedVersionError(f"metadata of type {unknown[0]}, which this fastcodec does not know")
+    parts = [*head.metadata, head.further.get(_XMP)]
+    icc, exif, xmp = (_inflate(part, limits.max_metadata) if part is not None else None for part in parts)
+    header = replace(head.header, icc=icc, exif=exif, xmp=xmp)
     return Container(header, head.view, head.header_crc, head.lengths, head.lossless, offsets)
 
 
@@ -205,6 +223,7 @@ class _Head:
     view: memoryview
     header: Header  # without its metadata
     metadata: list[memoryview | None]  # ICC and EXIF, compressed
+    further: dict[int, memoryview]  # by type, compressed
     lengths: list[tuple[int, int]]
     lossless: tuple[bool, ...]
     header_crc: int
@@ -235,6 +254,10 @@ def _read_head(data: bytes | bytearray | memoryview, limits: Limits) -> _Head:
     written_on = bytes(reader.take(reader.take(1, "header")[0], "header")) if float_entropy else b"unknown"
     icc_length = reader.varint("ICC length") if flags & _ICC else None
     exif_length = reader.varint("EXIF length") if flags & _EXIF else None
+    further_lengths: list[tuple[int, int]] = []  # type, bytes
+    if view[4] > 2 and flags & _METADATA:
+        for _ in range(reader.take(1, "header")[0]):
+            further_lengths.append((reader.take(1, "header")[0], reader.varint("metadata length")))
     tiles = _grid(height, width, float_entropy).tile_count
     # Each tile takes at least one byte of index and four of CRC: a forged size cannot make this loop outrun the file.
     if tiles * 5 > len(view):
@@ -245,6 +268,7 @@ def _read_head(data: bytes | bytearray | memoryview, limits: Limits) -> _Head:
     if mixed:
         lengths = [(length >> 1, extra) for length, extra in lengths]
     metadata = [reader.take(n, "metadata") if n is not None else None for n in (icc_length, exif_length)]
+    further = {kind: reader.take(n, "metadata") for kind, n in further_lengths}
     header_crc = zlib.crc32(view[: reader.at])
     (stored,) = _CRC.unpack(reader.take(4, "header CRC"))
     if stored != header_crc:
@@ -254,6 +278,9 @@ def _read_head(data: bytes | bytearray | memoryview, limits: Limits) -> _Head:
         raise CorruptStreamError(f"flags {flags:#04x} or quality {quality} are outside the format")
     if len(written_on) > _MAX_WRITTEN_ON or not all(0x20 <= byte < 0x7F for byte in written_on):
         raise CorruptStreamError("the kind of machine is not printable ASCII")
+    kinds = [kind for kind, _ in further_lengths]
+    if view[4] > 2 and flags & _METADATA and (not kinds or kinds[0] == 0 or kinds != sorted(further)):
+        raise CorruptStreamError("the list of further metadata is empty or not in order")
     header = Header(
         width=width,
         height=height,
@@ -264,7 +291,7 @@ def _read_head(data: bytes | bytearray | memoryview, limits: Limits) -> _Head:
         float_entropy=float_entropy,
         written_on=written_on.decode("ascii"),
     )
-    return _Head(view, header, metadata, lengths, lossless, header_crc, reader.at)
+    return _Head(view, header, metadata, further, lengths, lossless, header_crc, reader.at)
 
 
 class _CutShortError(CorruptStreamError):
@@ -291,6 +318,8 @@ def info(source: bytes | bytearray | memoryview | str | Path, limits: Limits = D
         bytes=len(data),
         icc_bytes=len(header.icc or b""),
         exif_bytes=len(header.exif or b""),
+        xmp_bytes=len(header.xmp or b""),
+        dpi=exif_resolution(header.exif) if header.exif else None,
         portable=header.portable,
         written_on="" if header.portable else header.written_on,
     )
@@ -347,7 +376,7 @@ def _inflate(part: memoryview, limit: int) -> bytes:
     try:
         out = stream.decompress(part, limit + 1)  # 0 would mean no limit, and the end shows only after the last byte
         if len(out) > limit:
-            raise LimitError(f"metadata of more than {limit} bytes")
+            raise LimitError(f"metadata of more than {limit} bytes; pass larger limits if you trust the file")
     except zlib.error as error:
         raise CorruptStreamError(f"metadata does not decompress: {error}") from None
     if not stream.eof or stream.unused_data:

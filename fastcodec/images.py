@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import secrets
 import stat
@@ -50,6 +51,10 @@ _NO_PICTURES = {"EPS", "PDF", "ICO", "ICNS"}
 # Formats whose alpha Pillow drops, or rounds to one bit, without a word.
 _NO_ALPHA = {"BMP", "DIB", "PPM", "GIF"}
 _TURNING = (5, 6, 7, 8)  # orientations whose rows are stored as columns
+# Formats that Pillow writes a profile, EXIF and XMP in, and the bytes of one segment of a JPEG.
+_KEEP_METADATA = {"PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF"}
+_JPEG_LIMITS = {"exif": 65533, "xmp": 65533 - 29}
+_TIFF_XMP = 700
 # Saved without a visible loss where the format allows it: these are decoded images, not originals to shrink again.
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"compress_level": 3},  # measured on decoded photographs: level 6 takes twice the time, for 2 % at best
@@ -69,6 +74,7 @@ class Picture:
     alpha: np.ndarray | None = None  # uint8 [H, W], C-contiguous; kept losslessly
     icc: bytes | None = None
     exif: bytes | None = None  # a TIFF structure without the "Exif\0\0" before it; its orientation is already applied
+    xmp: bytes | None = None  # a packet in UTF-8; likewise
     notices: tuple[str, ...] = ()  # the conversions made on the way in, for the user
 
     def __post_init__(self) -> None:
@@ -121,7 +127,7 @@ def to_picture(image: ImageLike | Picture, given: Mapping[str, Any] | None = Non
 
 
 def from_picture(picture: Picture, out: Literal["pil", "numpy", "tensor"] = "pil") -> Any:
-    """The picture as a Pillow image (L, LA, RGB, RGBA; ICC profile, EXIF and resolution in its `info`), a uint8 array
+    """The picture as a Pillow image (L, LA, RGB, RGBA; ICC profile, EXIF, XMP, resolution in its `info`), a uint8 array
     ([H, W] for gray, else [H, W, C]) or a uint8 tensor [C, H, W]. Arrays and tensors of opaque pictures share their
     memory where they can."""
     pixels, alpha = picture.pixels, picture.alpha
@@ -131,7 +137,7 @@ def from_picture(picture: Picture, out: Literal["pil", "numpy", "tensor"] = "pil
             image = image.copy()
         if alpha is not None:
             image.putalpha(Image.fromarray(alpha))
-        image.info.update(metadata.as_info(picture.icc, picture.exif))
+        image.info.update(metadata.as_info(picture))
         return image
     if out not in ("numpy", "tensor"):
         raise ValueError(f'out: "pil", "numpy" or "tensor" expected, not {out!r}')
@@ -208,8 +214,9 @@ def output_format(path: str | os.PathLike) -> str:
     return name
 
 
-def write_picture(path: str | os.PathLike, picture: Picture, *, overwrite: bool = True) -> None:
-    """Write an image file in the format of its suffix, with the ICC profile and the EXIF where the format has them.
+def write_picture(path: str | os.PathLike, picture: Picture, *, overwrite: bool = True) -> tuple[str, ...]:
+    """Write an image file in the format of its suffix, with the ICC profile, EXIF and XMP where the format has them;
+    returns, in words for the user, what of them was left out.
 
     Nobody sees half a file: it is written beside its place and then moved there. ImageError names the file and the
     cause; an OSError of the disk (full, permission) stays what it is, with the file's name.
@@ -218,15 +225,8 @@ def write_picture(path: str | os.PathLike, picture: Picture, *, overwrite: bool 
     if picture.alpha is not None and name in _NO_ALPHA:
         raise ImageError(f"{path}: cannot write mode {picture.mode} as {name}: choose PNG or WebP")
     image = from_picture(picture, "pil")
-    options = _SAVE_OPTIONS.get(name, {}) | metadata.as_info(picture.icc, picture.exif)
-    if name == "TIFF" and picture.exif:
-        tags = metadata.tiff_tags(options["exif"])
-        # Libtiff, which compresses, takes none of EXIF's other directories, and Pillow gives it all text as ASCII.
-        if any(
-            isinstance(value, dict) or (isinstance(value, bytes) and not value.isascii()) for value in tags.values()
-        ):
-            options |= {"compression": "raw", "tiffinfo": tags}
-            del options["exif"]
+    given, notices = _fitting_metadata(name, picture)
+    options = _SAVE_OPTIONS.get(name, {}) | given
     try:
         with replacing(path, overwrite=overwrite) as stream:
             image.save(_WithoutDescriptor(stream), format=name, **options)
@@ -237,6 +237,37 @@ def write_picture(path: str | os.PathLike, picture: Picture, *, overwrite: bool 
         raise ImageError(f"{path}: {error}" + (": choose PNG or WebP" if "mode" in str(error) else "")) from error
     except (ValueError, KeyError, struct.error, TypeError, RuntimeError) as error:
         raise ImageError(f"{path}: {name} cannot hold this image: {error}") from error
+    return notices
+
+
+def _fitting_metadata(name: str, picture: Picture) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What of a picture's metadata a format holds, as options of Pillow's `save`, and what it does not, in words."""
+    given, notices = metadata.as_info(picture), []
+    for kind, word in (("icc_profile", "ICC profile"), ("exif", "EXIF"), ("xmp", "XMP")):
+        if kind not in given:
+            continue
+        if name not in _KEEP_METADATA:
+            notices.append(f"{name} has no place for the {word}: left out")
+        elif name in ("JPEG", "MPO") and len(given[kind]) > _JPEG_LIMITS.get(kind, math.inf):
+            notices.append(f"the {word} of {len(given[kind])} bytes is more than a JPEG holds: left out")
+        else:
+            continue
+        del given[kind]
+    exif, xmp = given.get("exif"), given.get("xmp")
+    if name == "PNG" and xmp:
+        text = PngImagePlugin.PngInfo()
+        text.add_itxt("XML:com.adobe.xmp", given.pop("xmp"))
+        given["pnginfo"] = text
+    if name == "TIFF" and (exif or xmp):
+        tags = metadata.tiff_tags(exif) if exif else {}
+        # Libtiff, which compresses, takes none of EXIF's other directories, and Pillow gives it all text as ASCII.
+        if any(
+            isinstance(value, dict) or (isinstance(value, bytes) and not value.isascii()) for value in tags.values()
+        ):
+            given["compression"] = "raw"
+        given = {key: value for key, value in given.items() if key not in ("exif", "xmp")}
+        given["tiffinfo"] = tags | ({_TIFF_XMP: xmp} if xmp else {})
+    return given, tuple(notices)
 
 
 class _WithoutDescriptor:
@@ -401,9 +432,14 @@ def _convert(
     resolution = metadata.resolution_of(image, given) or (metadata.exif_resolution(exif) if exif else None)
     if resolution:
         exif = metadata.with_resolution(exif, resolution[::-1] if transposed or turned else resolution)
+    xmp = metadata.xmp_of(image, given, notices)
     png.note_colours(image, ahead, gray, notices)
     metadata.note_texts(image, notices)
-    return Picture(pixels, alpha, icc, exif, tuple(notices))
+    icc, exif, xmp = (
+        metadata.within_limit(piece, name, DEFAULT_LIMITS.max_metadata, notices)
+        for piece, name in ((icc, "ICC profile"), (exif, "EXIF"), (xmp, "XMP"))
+    )
+    return Picture(pixels, alpha, icc, exif, xmp, tuple(notices))
 
 
 def _target_mode(image: Image.Image, notices: list[str], gray_tile: bool) -> Literal["L", "LA", "RGB", "RGBA"]:

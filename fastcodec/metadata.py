@@ -1,4 +1,4 @@
-"""Metadata that goes with pixels: EXIF, ICC profiles, the resolution, and what of them a picture can keep.
+"""Metadata that goes with pixels: EXIF, XMP, ICC profiles, the resolution, and what of them a picture can keep.
 
 A picture's pixels are upright, so whatever said how to turn them is set to "upright" here. EXIF is changed in place or
 by a new first directory behind it, and is never written anew: maker notes hold absolute offsets into it.
@@ -11,7 +11,7 @@ import re
 import struct
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import ExifTags, Image, TiffTags
 
@@ -23,6 +23,9 @@ _DOTS_PER_INCH, _DOTS_PER_CM = 2, 3  # values of ResolutionUnit
 _CM_PER_INCH = 2.54
 _FINEST = 10_000  # parts of a dot per inch that are kept: PNG counts in steps of 254
 _ROUNDED = 0.005  # JPEG and PNG round their resolutions; those that differ by less are one
+
+_TIFF_PREFIX = re.compile(rb"xmlns:([\w.-]{1,30})\s{0,9}=\s{0,9}[\"']http://ns\.adobe\.com/tiff/1\.0/[\"']")
+_MOST_PREFIXES = 9  # names for the one namespace that XMP may give it
 
 # The text of a TIFF's first directory that is about the image, and means the same in EXIF.
 _TEXT_TAGS = tuple(
@@ -45,13 +48,32 @@ _STORAGE_TAGS = frozenset({
 # fmt: on
 
 
-INFO_NAMES = ("icc_profile", "exif", "dpi")  # in Pillow's `info` and among its options of `save`
+# Where Pillow keeps what may give an orientation.
+_SOURCES = {"exif": ("exif", "Raw profile type exif"), "xmp": ("xmp", "XML:com.adobe.xmp")}
+
+INFO_NAMES = ("icc_profile", "exif", "xmp", "dpi")  # in Pillow's `info` and among its options of `save`
 
 
-def as_info(icc: bytes | None, exif: bytes | None) -> dict[str, Any]:
-    """A picture's metadata under Pillow's names; what it lacks is left out."""
-    resolution = exif_resolution(exif) if exif else None
-    found = {"icc_profile": icc, "exif": exif and EXIF_PREFIX + exif, "dpi": resolution}
+class Carrier(Protocol):
+    """What carries metadata: a picture, a header."""
+
+    @property
+    def icc(self) -> bytes | None: ...
+    @property
+    def exif(self) -> bytes | None: ...
+    @property
+    def xmp(self) -> bytes | None: ...
+
+
+def as_info(source: Carrier) -> dict[str, Any]:
+    """Metadata under Pillow's names; what is not there is left out."""
+    exif = source.exif
+    found = {
+        "icc_profile": source.icc,
+        "exif": exif and EXIF_PREFIX + exif,
+        "xmp": source.xmp,
+        "dpi": exif and exif_resolution(exif),
+    }
     return {name: value for name, value in found.items() if value}
 
 
@@ -185,6 +207,17 @@ def _with_entries(exif: bytes | None, entries: dict[int, tuple[int, int, bytes]]
     return bytes(out + struct.pack(order + "I", following) + data)
 
 
+# ---- XMP
+
+
+def upright_xmp(xmp: bytes) -> bytes:
+    """XMP that says "upright" wherever it gives an orientation, as an attribute or an element; its length stays."""
+    prefixes = {b"tiff", *_TIFF_PREFIX.findall(xmp)[:_MOST_PREFIXES]}
+    pattern = rb"((?<![/\w.-])(?:%s):Orientation(?:\s{0,9}=\s{0,9}[\"']|(?:\s[^<>]{0,99})?(?<!/)>)\s{0,9})(\d+)"
+    pattern %= b"|".join(re.escape(prefix) for prefix in sorted(prefixes))
+    return re.sub(pattern, lambda found: found[1] + b"1".rjust(len(found[2]), b"0"), xmp)
+
+
 # ---- of an image of Pillow's, or given instead of its own
 
 
@@ -201,9 +234,13 @@ def given_metadata(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def orientation_of(image: Image.Image, given: Mapping[str, Any]) -> Any:
     """The orientation that Pillow obeys, from EXIF or XMP: 1 to 8 if it means something, of any numeric type."""
-    if "exif" in given:
+    if "exif" in given or "xmp" in given:
+        info = {name: image.info[name] for names in _SOURCES.values() for name in names if name in image.info}
+        for name in set(given) & set(_SOURCES):
+            info = {key: value for key, value in info.items() if key not in _SOURCES[name]}
+            info |= {name: given[name]} if given[name] else {}
         image = Image.new("1", (1, 1))
-        image.info = {name: value for name, value in given.items() if value}
+        image.info = info
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF may raise anything; Pillow shows such an image as it lies
@@ -237,6 +274,18 @@ def exif_of(image: Image.Image, given: Mapping[str, Any], notices: list[str]) ->
     except Exception as error:  # Pillow reads what it can, and may raise anything on the rest
         notices.append(f"its EXIF cannot be read ({' '.join(str(error).split()) or type(error).__name__}): left out")
         return None
+
+
+def xmp_of(image: Image.Image, given: Mapping[str, Any], notices: list[str]) -> bytes | None:
+    """The XMP of a loaded image, upright. Adds what is lost to `notices`."""
+    found = given["xmp"] if "xmp" in given else image.info.get("xmp") or image.info.get("XML:com.adobe.xmp")
+    if isinstance(found, str):
+        found = found.encode()
+    if not isinstance(found, bytes) or not found:
+        return None
+    if image.format in ("JPEG", "MPO") and b":HasExtendedXMP" in found:
+        notices.append("its extended XMP: left out")
+    return upright_xmp(found)
 
 
 def _exif_of_tiff(tags: Image.Exif, notices: list[str]) -> bytes | None:
@@ -308,6 +357,14 @@ def icc_of(image: Image.Image, given: Mapping[str, Any], gray: bool, notices: li
         notices.append(f"its ICC profile ({space or 'unknown'} data) does not describe the coded pixels: left out")
         return None
     return icc
+
+
+def within_limit(piece: bytes | None, name: str, limit: int, notices: list[str]) -> bytes | None:
+    """A piece of metadata that readers accept: None, and a notice, if it has more bytes than `limit`."""
+    if piece is None or len(piece) <= limit:
+        return piece
+    notices.append(f"its {name} of {len(piece)} bytes is more than the {limit} that readers accept: left out")
+    return None
 
 
 def note_texts(image: Image.Image, notices: list[str]) -> None:

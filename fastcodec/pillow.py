@@ -1,7 +1,7 @@
 """`import fastcodec.pillow` teaches Pillow to open and save .fic files.
 
     Image.open("photo.fic")                      # size, mode and metadata at once; pixels when they are asked for
-    image.save("photo.fic", quality=60)          # also preset="latency", lossless=True, icc_profile=, exif=, dpi=
+    image.save("photo.fic", quality=60)          # also preset="latency", lossless=True, icc_profile=, exif=, xmp=, dpi=
 
 A file that is not sound where it begins is not identified (UnidentifiedImageError); one that is damaged further on
 raises OSError when its pixels are loaded, with fastcodec's error as its cause. What follows a .fic file in the same
@@ -33,7 +33,8 @@ _OPTIONS = {"quality", "preset", "lossless", "append_images", *metadata.INFO_NAM
 
 
 class FicImageFile(ImageFile.ImageFile):
-    """A .fic file opened by Pillow. `info` has its `quality`, and `icc_profile` and `exif` where it carries them."""
+    """A .fic file opened by Pillow. `info` has its `quality`, and what it carries of `icc_profile`, `exif`, `xmp` and
+    `dpi`."""
 
     format = FORMAT
     format_description = "fastcodec learned image"
@@ -48,7 +49,7 @@ class FicImageFile(ImageFile.ImageFile):
         self._size = (header.width, header.height)
         self._mode = header.mode
         self.info["quality"] = header.quality
-        self.info.update(metadata.as_info(header.icc, header.exif))
+        self.info.update(metadata.as_info(header))
 
     def load(self) -> Any:
         """Decode the pixels, the first time."""

@@ -19,9 +19,10 @@ import numpy as np
 
 # Section 0
 MAGIC = bytes.fromhex("f1464943")
-VERSION = 2
+VERSION = 3
 FLAG_COLOUR_MASK, FLAG_ALPHA, FLAG_ICC, FLAG_EXIF, FLAG_FLOAT_ENTROPY = 3, 4, 8, 16, 32
-FLAG_LOSSLESS, FLAG_RESERVED = 64, 128
+FLAG_LOSSLESS, FLAG_METADATA = 64, 128
+METADATA_XMP, METADATA_REQUIRED = 1, 128
 CONTAINER_VARINT, PAYLOAD_VARINT = 8, 5
 MAX_AREA, MAX_PIXELS, MAX_METADATA = 2**48, 2**28, 2**24
 LATENT_STRIDE, HYPER_STRIDE = 16, 4
@@ -151,21 +152,29 @@ def read_container(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[dict[str,
 
     icc_length = reader.varint(CONTAINER_VARINT) if flags & FLAG_ICC else 0
     exif_length = reader.varint(CONTAINER_VARINT) if flags & FLAG_EXIF else 0
+    further_lengths = []
+    if version >= 3 and flags & FLAG_METADATA:  # 1.5
+        further_lengths = [(reader.u8(), reader.varint(CONTAINER_VARINT)) for _ in range(reader.u8())]
     index = []
     for _ in range(count):
         payload_length, lossless = reader.varint(CONTAINER_VARINT), False
-        if version == 2 and flags & FLAG_LOSSLESS:  # 1.4
+        if version >= 2 and flags & FLAG_LOSSLESS:  # 1.4
             payload_length, lossless = payload_length // 2, payload_length % 2 == 1
         index.append((payload_length, reader.varint(CONTAINER_VARINT) if flags & FLAG_ALPHA else 0, lossless))
     icc = reader.take(icc_length)
     exif = reader.take(exif_length)
+    further = {kind: reader.take(length) for kind, length in further_lengths}
 
     header_crc = zlib.crc32(data[: reader.at])
     require(reader.u32() == header_crc, "the header's CRC differs")
-    reserved = FLAG_RESERVED if version == 2 else FLAG_RESERVED | FLAG_LOSSLESS
+    reserved = (FLAG_LOSSLESS if version < 2 else 0) | (FLAG_METADATA if version < 3 else 0)
     require(not flags & reserved and flags & FLAG_COLOUR_MASK <= 1, "reserved flags")
     require(not (flags & FLAG_LOSSLESS and flags & FLAG_FLOAT_ENTROPY), "lossless tiles of a floating-point model")
     require(1 <= quality <= 100, f"quality {quality}")
+    if version >= 3 and flags & FLAG_METADATA:
+        kinds = [kind for kind, _ in further_lengths]
+        require(bool(kinds) and kinds[0] > 0 and kinds == sorted(set(kinds)), "types of metadata are not in order")
+        require(kinds[-1] < METADATA_REQUIRED, f"metadata of type {kinds[-1]}, without which the picture is wrong")
     require(
         sum(payload + alpha + 4 for payload, alpha, _ in index) == reader.left, "the tiles do not end with the file"
     )
@@ -180,6 +189,7 @@ def read_container(data: bytes, max_pixels: int = MAX_PIXELS) -> tuple[dict[str,
         "alpha": bool(flags & FLAG_ALPHA),
         "icc": inflate(icc, "ICC") if flags & FLAG_ICC else None,
         "exif": inflate(exif, "EXIF") if flags & FLAG_EXIF else None,
+        "xmp": inflate(further[METADATA_XMP], "XMP") if METADATA_XMP in further else None,
     }
     require(not flags & FLAG_FLOAT_ENTROPY, "floating-point entropy side")
 

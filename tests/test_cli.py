@@ -142,6 +142,29 @@ def test_info(coded, tmp_path, capsys):
     assert len(captured.err.splitlines()) == 3
 
 
+def test_info_shows_metadata_and_resolution(tmp_path, capsys):
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.jpg", dpi=(300, 150), xmp=b"<x/>")
+    assert run("compress", tmp_path / "a.jpg", "-o", tmp_path / "a.fic", "--lossless") == 0
+    capsys.readouterr()
+    assert run("info", tmp_path / "a.fic") == 0
+    text = capsys.readouterr().out
+    assert "ICC profile none, EXIF 66 bytes, XMP 4 bytes" in text
+    assert "300 x 150" in text
+    assert run("info", "--json", tmp_path / "a.fic") == 0
+    (record,) = json_lines(capsys.readouterr().out)
+    assert (record["xmp_bytes"], record["exif_bytes"], record["dpi"], record["version"]) == (4, 66, [300, 150], 3)
+
+
+def test_what_a_format_has_no_place_for_is_said(tmp_path, capsys):
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.jpg", dpi=(300, 150), xmp=b"<x/>")
+    assert run("compress", tmp_path / "a.jpg", "-o", tmp_path / "a.fic", "--lossless") == 0
+    capsys.readouterr()
+    assert run("decompress", tmp_path / "a.fic", "-o", tmp_path / "a.ppm") == 0
+    captured = capsys.readouterr()
+    assert "note: PPM has no place for the EXIF: left out" in captured.err
+    assert "note: PPM has no place for the XMP: left out" in captured.err
+
+
 def graphic(height: int, width: int) -> np.ndarray:
     """Flat colours and sharp edges, which lossless coding serves best."""
     pixels = np.full((height, width, 3), (240, 240, 250), np.uint8)

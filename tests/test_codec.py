@@ -1,5 +1,6 @@
 """The codec end to end: every size and kind of image, the same latents whatever runs, regions, threads and rate."""
 
+import dataclasses
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -143,8 +144,10 @@ def test_metadata_goes_through(codec, photographs):
     exif = Image.Exif()
     exif[0x010F] = "Camera"
     picture = Picture(crop(photographs, 20, 20), None, b"a profile", exif.tobytes().removeprefix(b"Exif\0\0"))
-    decoded = codec.decode_picture(codec.encode_picture(picture).data)
-    assert (decoded.icc, decoded.exif) == (picture.icc, picture.exif)
+    for xmp, lossless in ((None, False), (b"<x/>", False), (b"<x/>", True)):
+        picture = dataclasses.replace(picture, xmp=xmp)
+        decoded = codec.decode_picture(codec.encode_picture(picture, lossless=lossless).data)
+        assert (decoded.icc, decoded.exif, decoded.xmp) == (picture.icc, picture.exif, xmp)
 
 
 def test_flat_and_noisy_images(codec):

@@ -237,13 +237,13 @@ def test_batches_of_any_sizes_and_qualities(cpu, codec, photographs):
 def test_gray_alpha_and_metadata(cpu, codec, photographs):
     alpha = np.random.default_rng(1).integers(0, 256, (30, 50), dtype=np.uint8)
     gray = photo(photographs, 50, 30)[..., 1]
-    picture = Picture(np.ascontiguousarray(gray), alpha, b"profile", b"Exif\0\0camera")
+    picture = Picture(np.ascontiguousarray(gray), alpha, b"profile", b"Exif\0\0camera", b"<x/>")
     encoded = codec.encode_picture(picture, quality=60)
     for reader in (cpu, codec):
         decoded = reader.decode_picture(encoded.data)
         assert decoded.pixels.shape == (30, 50)
         assert np.array_equal(decoded.alpha, alpha)
-        assert (decoded.icc, decoded.exif) == (picture.icc, picture.exif)
+        assert (decoded.icc, decoded.exif, decoded.xmp) == (picture.icc, picture.exif, picture.xmp)
     assert difference(codec.decode_picture(encoded.data).pixels, cpu.decode_picture(encoded.data).pixels) <= 1
     expected = cpu.encode_picture(picture, quality=60).estimated_bits
     assert encoded.estimated_bits == pytest.approx(expected, rel=0.02)

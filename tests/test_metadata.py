@@ -2,11 +2,12 @@
 
 import io
 import struct
+import time
 import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 
 from fastcodec import Codec, images, metadata
 from fastcodec.errors import LimitError
@@ -149,6 +150,118 @@ def test_exif_that_cannot_be_read_is_left_out_and_the_picture_is_not(exif):
     assert np.array_equal(picture.pixels, COLOURS)
     assert picture.exif is None
     assert any("EXIF cannot be read" in notice for notice in picture.notices)
+
+
+# ---- XMP
+
+
+def xmp_of(orientation: str) -> bytes:
+    return (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        f'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" {orientation}</rdf:Description></rdf:RDF>'
+        "</x:xmpmeta><!-- ä -->"
+    ).encode()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp", ".tif", ".avif"])
+@pytest.mark.parametrize(
+    "written", ['tiff:Orientation="{}">', "><tiff:Orientation>{}</tiff:Orientation>"], ids=["attribute", "element"]
+)
+def test_xmp_goes_in_and_out_and_its_orientation_is_not_obeyed_twice(codec, suffix, written, tmp_path):
+    if suffix == ".avif" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", xmp_of(written.format(6)))
+    tags = {"pnginfo": text} if suffix == ".png" else {"tiffinfo": {700: xmp_of(written.format(6))}}
+    options = tags if suffix in (".png", ".tif") else {"xmp": xmp_of(written.format(6))}
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(COLOURS).save(path, **options)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    assert expected.shape == (7, 5, 3)
+    picture = read_picture(path)
+    assert np.array_equal(picture.pixels, expected)
+    if suffix == ".tif":  # Pillow has taken it out as it turned the picture
+        assert b"Orientation" not in picture.xmp or b"Orientation></" in picture.xmp
+    else:
+        assert picture.xmp == xmp_of(written.format(1))
+    assert picture.notices == ()
+    data = codec.encode_picture(picture, lossless=True).data
+    assert codec.decode(data).info["xmp"] == picture.xmp
+    write_picture(tmp_path / f"b{suffix}", codec.decode_picture(data))
+    again = read_picture(tmp_path / f"b{suffix}")
+    assert (again.xmp, again.pixels.shape) == (picture.xmp, (7, 5, 3))
+    with Image.open(tmp_path / f"b{suffix}") as image:
+        assert ImageOps.exif_transpose(image).size == (5, 7)
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ("tiff:Orientation='6'>", "tiff:Orientation='1'>"),
+        ('tiff:Orientation = "8" >', 'tiff:Orientation = "1" >'),
+        ("><tiff:Orientation >\n 3 </tiff:Orientation>", "><tiff:Orientation >\n 1 </tiff:Orientation>"),
+        ('tiff:Orientation="06">', 'tiff:Orientation="01">'),
+        ('tiff:Orientation="6" a:b="tiff:Orientation">', 'tiff:Orientation="1" a:b="tiff:Orientation">'),
+        (
+            'xmlns:t="http://ns.adobe.com/tiff/1.0/" t:Orientation="6" u:Orientation="6">',
+            'xmlns:t="http://ns.adobe.com/tiff/1.0/" t:Orientation="1" u:Orientation="6">',
+        ),
+        ('my.tiff:Orientation="6" tiff:OrientationNote="6">6', 'my.tiff:Orientation="6" tiff:OrientationNote="6">6'),
+        ("><tiff:Orientation/>6<tiff:Orientation />6", "><tiff:Orientation/>6<tiff:Orientation />6"),
+        ('><tiff:Orientation a="b">6</tiff:Orientation>6', '><tiff:Orientation a="b">1</tiff:Orientation>6'),
+    ],
+)
+def test_every_form_of_xmps_orientation_is_reset_and_nothing_else(before, after):
+    assert metadata.upright_xmp(xmp_of(before)) == xmp_of(after)
+
+
+def test_hostile_xmp_takes_no_time():
+    for text in (b"tiff:Orientation", b"tiff:Orientation ", b" ", b"tiff:Orientation=", b"xmlns:", b"xmlns:a=", b"<"):
+        hostile = text * ((1 << 20) // len(text))
+        start = time.perf_counter()
+        assert metadata.upright_xmp(hostile) == hostile
+        assert time.perf_counter() - start < 5
+
+
+def test_exif_counts_before_xmp_and_both_are_reset(codec):
+    stream = io.BytesIO()
+    exif = exif_of("<", [entry("<", ORIENTATION, "SHORT", 3)])
+    Image.fromarray(COLOURS).save(stream, "WEBP", lossless=True, exif=exif, xmp=xmp_of('tiff:Orientation="6">'))
+    decoded = check_upright(codec, stream.getvalue(), COLOURS[::-1, ::-1])
+    assert decoded.xmp == xmp_of('tiff:Orientation="1">')
+    assert metadata.upright_exif(decoded.exif) == decoded.exif
+
+
+def test_what_a_jpeg_cannot_hold_is_left_out_and_said(tmp_path):
+    """A PNG's EXIF and XMP may be longer than a segment of a JPEG."""
+    exif = exif_of("<", [entry("<", MAKE, "ASCII", 77)])
+    fits, too_long = bytes(65504), bytes(65505)
+    assert write_picture(tmp_path / "a.jpg", Picture(COLOURS, xmp=fits, exif=exif.ljust(65527, b"\0"))) == ()
+    assert (len(read_picture(tmp_path / "a.jpg").xmp), len(read_picture(tmp_path / "a.jpg").exif)) == (65504, 65527)
+    notices = write_picture(tmp_path / "a.jpg", Picture(COLOURS, xmp=too_long, exif=exif.ljust(65528, b"\0")))
+    assert [notice.split(" of ")[0] for notice in notices] == ["the EXIF", "the XMP"]
+    assert (read_picture(tmp_path / "a.jpg").xmp, read_picture(tmp_path / "a.jpg").exif) == (None, None)
+    for suffix in (".png", ".webp", ".tif"):
+        assert write_picture(tmp_path / f"a{suffix}", Picture(COLOURS, xmp=too_long, exif=exif)) == ()
+        assert read_picture(tmp_path / f"a{suffix}").xmp == too_long
+
+
+def test_extended_xmp_is_named(tmp_path):
+    xmp = xmp_of('xmpNote:HasExtendedXMP="0123456789ABCDEF0123456789ABCDEF">')
+    Image.fromarray(COLOURS).save(tmp_path / "a.jpg", xmp=xmp)
+    assert read_picture(tmp_path / "a.jpg").notices == ("its extended XMP: left out",)
+
+
+def test_metadata_that_no_reader_would_accept_is_left_out_and_said(codec):
+    image = Image.fromarray(COLOURS)
+    profile = SRGB.ljust((1 << 24) + 1, b"\0")
+    image.info |= {"xmp": bytes((1 << 24) + 1), "icc_profile": profile, "exif": exif_of("<", []).ljust(1 << 25, b"\0")}
+    picture = to_picture(image)
+    assert (picture.icc, picture.exif, picture.xmp) == (None, None, None)
+    assert [notice.split(" of ")[0] for notice in picture.notices] == ["its ICC profile", "its EXIF", "its XMP"]
+    image.info |= {"xmp": bytes(1 << 24), "icc_profile": profile[:-1]}
+    codec.decode(codec.encode_picture(to_picture(image), lossless=True).data)
 
 
 # ---- resolution

@@ -37,7 +37,9 @@ from numpy_decoder import (
 from PIL import Image
 
 import fastcodec
+from fastcodec import container as fic
 from fastcodec import lossless
+from fastcodec.images import Picture
 from fastcodec.models import released
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fastcodec"
@@ -205,10 +207,56 @@ def test_exif(codec: fastcodec.Codec, photographs: dict[str, np.ndarray]):
     assert b"a description" in header["exif"]
 
 
-def test_a_flipped_bit_is_noticed(codec: fastcodec.Codec, photographs: dict[str, np.ndarray]):
+def test_xmp_and_resolution(codec: fastcodec.Codec, photographs: dict[str, np.ndarray]):
+    picture = Picture(photographs["coffee"][:30, :50].copy(), icc=b"profile", exif=b"II*\0" + bytes(9), xmp=b"<x/>" * 9)
+    header, _ = assert_same(codec, codec.encode_picture(picture).data)
+    assert (header["version"], header["icc"], header["exif"], header["xmp"]) == (
+        3,
+        picture.icc,
+        picture.exif,
+        picture.xmp,
+    )
+    image = Image.fromarray(photographs["coffee"][:30, :50])
+    image.info["dpi"] = (300, 150)
+    header, _ = assert_same(codec, codec.encode(image))
+    assert (header["version"], header["xmp"]) == (1, None)
+    exif = Image.Exif()
+    exif.load(header["exif"])
+    assert dict(exif) == {0x011A: 300, 0x011B: 150, 0x0128: 2}
+
+
+def test_lists_of_metadata_that_the_document_forbids(codec: fastcodec.Codec, photographs: dict[str, np.ndarray]):
+    """Both readers refuse them, and both pass over what may be passed over."""
+    data = codec.encode_picture(Picture(photographs["coffee"][:16, :16].copy(), xmp=b"<x/>")).data
+    size = len(zlib.compress(b"<x/>", 9))
+    at = 15  # of the list: magic, version, flags, identity, quality, two sizes of a byte
+    assert data[at : at + 3] == bytes([1, 1, size])
+    body = data[fic.read(data).offsets[0] : -4]
+
+    def forged(pieces: list[tuple[int, bytes]]) -> bytes:
+        index = data[at + 3 : data.index(zlib.compress(b"<x/>", 9))]
+        head = data[:at] + bytes([len(pieces)]) + b"".join(bytes([kind, len(piece)]) for kind, piece in pieces)
+        head += index + b"".join(piece for _, piece in pieces)
+        crc = zlib.crc32(head)
+        tile = struct.pack("<I", zlib.crc32(body, zlib.crc32(bytes(4), crc)))
+        return head + struct.pack("<I", crc) + body + tile
+
+    xmp = (1, zlib.compress(b"<x/>", 9))
+    assert forged([xmp]) == data
+    header, _ = assert_same(codec, forged([xmp, (2, b"unread"), (127, b"")]))
+    assert header["xmp"] == b"<x/>"
+    for pieces in ([], [(0, b"")], [xmp, xmp], [(2, b""), xmp], [xmp, (128, b"")], [(1, b"no zlib")]):
+        with pytest.raises(FormatError):
+            read_container(forged(pieces))
+        with pytest.raises(fastcodec.errors.FastcodecError):
+            codec.decode(forged(pieces))
+
+
+@pytest.mark.parametrize("xmp", [None, b"<x/>"])
+def test_a_flipped_bit_is_noticed(codec: fastcodec.Codec, photographs: dict[str, np.ndarray], xmp):
     """Every bit of the header and bits all over the payload."""
-    blob = codec.encode(photographs["astronaut"][:48, 64:128])
-    for bit in [*range(30 * 8), *range(30 * 8, len(blob) * 8, 13)]:
+    blob = codec.encode_picture(Picture(photographs["astronaut"][:48, 64:128].copy(), xmp=xmp)).data
+    for bit in [*range(50 * 8), *range(50 * 8, len(blob) * 8, 13)]:
         damaged = bytearray(blob)
         damaged[bit // 8] ^= 1 << bit % 8
         with pytest.raises(FormatError):

@@ -130,7 +130,7 @@ class Unseekable(io.RawIOBase):
 @pytest.mark.parametrize("exif_bytes", [0, 60_000, 200_000])
 def test_what_follows_the_file_is_ignored(photo, extra, exif_bytes):
     exif = b"Exif\0\0II*\0\x08\0\0\0" + bytes(6) + np.random.default_rng(1).bytes(exif_bytes)
-    data = saved(photo, exif=exif if exif_bytes else None).getvalue()
+    data = saved(photo, lossless=True, exif=exif if exif_bytes else None).getvalue()
     expected = np.asarray(Image.open(io.BytesIO(data)))
     stream = io.BytesIO(data + extra)
     image = Image.open(stream)

@@ -65,6 +65,9 @@ def samples(codec, photographs) -> list[bytes]:
         (to_picture(image[:1, :1]), 50, "size"),
     ]
     files = [codec.encode_picture(picture, quality, preset).data for picture, quality, preset in pictures]
+    # Further metadata.
+    xmp = b"<x:xmpmeta/>" * 9
+    files.append(codec.encode_picture(Picture(image[:33, :31].copy(), exif=b"II*\0" + bytes(30), xmp=xmp)).data)
     # Lossless tiles: one alone, gray with alpha; and one beside a network tile.
     files.append(codec.encode_picture(Picture(image[:31, :33, 0].copy(), alpha[:31, :33].copy()), lossless=True).data)
     flat = np.full((16, 640, 3), 200, np.uint8)
@@ -82,11 +85,14 @@ def repaired(data: bytes) -> bytes:
     try:
         width, height = reader.varint(""), reader.varint("")
         metadata = sum(reader.varint("") for flag in (0b1000, 0b10000) if out[5] & flag)
+        for _ in range(reader.take(1, "")[0] if out[4] == 3 and out[5] & 0b1000_0000 else 0):
+            reader.skip(1, "")
+            metadata += reader.varint("")
         tiles = Grid(height, width).tile_count
         if tiles * 5 > len(out):
             return data
         alpha = bool(out[5] & 0b100)
-        halved = int(out[4] == 2 and bool(out[5] & 0b100_0000))
+        halved = int(out[4] >= 2 and bool(out[5] & 0b100_0000))
         lengths = [(reader.varint("") >> halved) + (reader.varint("") if alpha else 0) for _ in range(tiles)]
         reader.skip(metadata, "")
         crc = zlib.crc32(out[: reader.at])

@@ -409,10 +409,10 @@ def test_a_wide_image_is_one_tile(factorised):
 
 
 def test_gray_and_metadata(factorised, photograph):
-    picture = Picture(photograph[:20, :30, 0].copy(), icc=b"a profile", exif=b"II*\0")
+    picture = Picture(photograph[:20, :30, 0].copy(), icc=b"a profile", exif=b"II*\0", xmp=b"<x/>")
     decoded = factorised.decode_picture(factorised.encode_picture(picture).data)
     assert decoded.pixels.shape == (20, 30)
-    assert (decoded.icc, decoded.exif) == (picture.icc, picture.exif)
+    assert (decoded.icc, decoded.exif, decoded.xmp) == (picture.icc, picture.exif, picture.xmp)
 
 
 def test_files_of_other_weights(factorised, photograph):

@@ -313,10 +313,10 @@ class _Decompress(_Steps):
 
     def write(self, task: Task, item: bytes, result: Picture, seconds: float) -> dict[str, Any]:
         _make_folder(task.target.parent)
-        write_picture(task.target, result)
+        lost = write_picture(task.target, result)
         facts = info(item, self.limits)
         record = _facts(facts) | {"width": result.width, "height": result.height, "seconds": round(seconds, 4)}
-        return record | {"output_bytes": task.target.stat().st_size, "notices": self.notices(facts)}
+        return record | {"output_bytes": task.target.stat().st_size, "notices": [*self.notices(facts), *lost]}
 
 
 class _Verify(_Steps):

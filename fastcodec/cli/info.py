@@ -45,7 +45,11 @@ def _details(record: dict[str, Any]) -> str:
         "model": f"{record['model']}, {portable}",
         **({} if record["portable"] else {"machine": record["written_on"]}),
         "format": f"version {record['version']}",
-        "metadata": f"ICC profile {_bytes(record['icc_bytes'])}, EXIF {_bytes(record['exif_bytes'])}",
+        "metadata": ", ".join(
+            f"{name} {_bytes(record[key])}"
+            for name, key in (("ICC profile", "icc_bytes"), ("EXIF", "exif_bytes"), ("XMP", "xmp_bytes"))
+        ),
+        **({"dpi": " x ".join(f"{value:.7g}" for value in record["dpi"])} if record["dpi"] else {}),
     }
     return "\n".join([printable(record["file"]), *(f"  {name:<9}{text}" for name, text in rows.items())])
 

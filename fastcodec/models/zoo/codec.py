@@ -111,6 +111,7 @@ class Codec:
             float_entropy=True,
             icc=picture.icc,
             exif=picture.exif,
+            xmp=picture.xmp,
             written_on=self.machine,
         )
         (tile,) = header.grid.tiles()

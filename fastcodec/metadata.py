@@ -130,7 +130,10 @@ def exif_resolution(exif: bytes) -> Resolution | None:
 
 
 def with_resolution(exif: bytes | None, resolution: Resolution) -> bytes | None:
-    """EXIF that gives this resolution: as it is, if it does so already but for rounding; else with new tags."""
+    """EXIF that gives this resolution: as it is, if it does so already but for rounding; else with new tags.
+
+    A resolution that EXIF cannot hold changes nothing.
+    """
     now = exif_resolution(exif) if exif else None
     if now and all(math.isclose(a, b, rel_tol=_ROUNDED) for a, b in zip(now, resolution, strict=True)):
         return exif
@@ -188,6 +191,8 @@ def _with_entries(exif: bytes | None, entries: dict[int, tuple[int, int, bytes]]
         record = struct.unpack_from(order + "HHI4s", exif, at)
         if record[0] not in entries:
             records.append(record)
+    if len(records) + len(entries) > 0xFFFF:
+        return exif  # full, and no camera's
     start = len(exif) + len(exif) % 2
     data_at, data = start + 2 + 12 * (len(records) + len(entries)) + 4, bytearray()
     places: dict[bytes, int] = {}  # equal values are stored once

@@ -320,6 +320,30 @@ def test_a_resolution_of_nonsense_is_none(dpi):
     assert to_picture(image).exif is None
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_exif_of_any_bytes_is_read_and_written_without_an_error(order):
+    whole = exif_of(order, [entry(order, MAKE, "ASCII", 77), entry(order, ORIENTATION, "RATIONAL", 6)])
+    whole = metadata.with_resolution(whole, (300, 200))
+    generator = np.random.default_rng(5)
+    read = 0
+    for _ in range(3000):
+        exif = bytearray(whole[: generator.integers(len(whole) + 1)] if generator.random() < 0.3 else whole)
+        for _ in range(generator.integers(4)):
+            if exif:
+                exif[generator.integers(len(exif))] = generator.integers(256)
+        upright = metadata.upright_exif(bytes(exif))
+        assert len(upright) == len(exif)
+        metadata.exif_resolution(upright)
+        again = metadata.with_resolution(upright, (72, 96))
+        if metadata.is_readable(upright):
+            read += 1
+            assert metadata.exif_resolution(again) == pytest.approx((72, 96))
+    assert read > 1000
+    full = struct.pack(order + "H", 0xFFFF) + bytes(12 * 0xFFFF)
+    full = whole[:4] + struct.pack(order + "I", 8) + full
+    assert metadata.with_resolution(full, (72, 96)) == full
+
+
 def test_resolution_in_centimetres_and_without_a_unit():
     for unit, expected in ((1, None), (2, (50, 50)), (3, (127, 127)), (9, None)):
         value = struct.pack("<II", 100, 2)

@@ -207,6 +207,13 @@ def test_metadata_given_at_saving_counts_instead_of_the_images(photo):
     assert stored(image, dpi=(300, 200)).info["dpi"] == (200, 300)  # turned, as the picture is
     assert stored(image, exif=None, dpi=(300, 200)).info["dpi"] == (300, 200)
     assert image.info["exif"] == exif.tobytes()
+    image.info = {"xmp": b'<x tiff:Orientation="6"/>'}
+    assert stored(image).info["xmp"] == b'<x tiff:Orientation="1"/>'
+    assert stored(image).size == photo.size[::-1]
+    assert stored(image, exif=other).size == photo.size[::-1]
+    again = stored(image, xmp=None)
+    assert ("xmp" in again.info, again.size) == (False, photo.size)
+    assert stored(photo, xmp=b"<x/>").info["xmp"] == b"<x/>"
     tiff = io.BytesIO()
     photo.save(tiff, "TIFF", tiffinfo={0x013B: "Artist"}, dpi=(50, 50))
     again = stored(Image.open(tiff), icc_profile=SRGB, dpi=(300, 300))

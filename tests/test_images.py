@@ -16,6 +16,7 @@ from PIL import Image, ImageCms, ImageOps
 from fastcodec import images
 from fastcodec.errors import ImageError, LimitError
 from fastcodec.images import Picture, from_picture, read_picture, read_size, replacing, to_picture, write_picture
+from fastcodec.png import read_ahead
 
 RNG = np.random.default_rng(7)
 COLOURS = RNG.integers(0, 256, (37, 53, 3), dtype=np.uint8)
@@ -184,6 +185,9 @@ def test_looking_ahead_leaves_an_image_as_it_was(tmp_path):
     values = RNG.integers(0, 65536, (3, 4, 3)).astype(">u2")
     (tmp_path / "a.png").write_bytes(png(4, 3, 16, 2, values.tobytes(), (b"tRNS", bytes(6)), (b"tEXt", b"a\0b")))
     with Image.open(tmp_path / "a.png") as image:
+        position = image.fp.tell()
+        assert read_ahead(image, 2).colour == (0, 0, 0)
+        assert image.fp.tell() == position
         to_picture(image)
         assert (np.asarray(image) == values >> 8).all()
         assert image.text == {"a": "b"}

@@ -49,6 +49,7 @@ def cases() -> dict[str, tuple[Picture, dict[str, Any]]]:
         "gray-alpha": case(Picture(gray[50:83, 40:80].copy(), ramp[:33, :40].copy()), 35),
         "alpha": case(Picture(other[100:170, 150:240].copy(), ramp), 60),
         "metadata": case(Picture(other[200:220, 300:333].copy(), **metadata), 25),
+        "xmp": case(Picture(other[200:220, 300:333].copy(), **metadata, xmp=b"<x:xmpmeta/>"), 25),
         "lowest": case(to_picture(photo[:96, :96].copy()), 1),
         "highest": case(to_picture(photo[60:108, 50:98].copy()), 100, "latency"),
         "photograph": case(to_picture(photo[:120, :160].copy()), 70, "latency"),

@@ -12,7 +12,10 @@ from fastcodec import __version__, _machine
 
 from . import _common
 
-NAMES = ("coder", "mixture", "compressai", "gpu", "kodak", "overhead", "memory", "tiling", "large", "screens", "papers")
+NAMES = (
+    *("coder", "mixture", "compressai", "gpu", "kodak", "processors", "overhead", "memory", "tiling", "large"),
+    *("screens", "papers"),
+)
 
 
 def main(argv: list[str] | None = None) -> int:

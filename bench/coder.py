@@ -155,7 +155,8 @@ def _constriction_coder(item: Pass) -> tuple[Callable[[], object], Callable[[], 
     return compress, decompress, lambda: words.nbytes
 
 
-def _own_coder(item: Pass, preset: str) -> tuple[Callable[[], object], Callable[[], object], Callable[[], int]]:
+def own_coder(item: Pass, preset: str) -> tuple[Callable[[], object], Callable[[], object], Callable[[], int]]:
+    """Encoding, decoding, and the bytes of a pass, through the Python interface."""
     [payload] = encode([[item]], preset=preset, threads=1)
 
     def decompress() -> torch.Tensor:
@@ -186,8 +187,8 @@ def tensors() -> list[dict]:
         coders = {
             "CompressAI": _compressai_coder,
             "constriction": _constriction_coder,
-            "fastcodec, size": partial(_own_coder, preset="size"),
-            "fastcodec, latency": partial(_own_coder, preset="latency"),
+            "fastcodec, size": partial(own_coder, preset="size"),
+            "fastcodec, latency": partial(own_coder, preset="latency"),
         }
         made = {}
         for name, make in coders.items():

@@ -13,6 +13,8 @@ def describe() -> dict[str, Any]:
     """The processor, its cores and memory, and the versions that decide on speed. Nothing that names the machine."""
     import torch
 
+    from .kernels.processor import bfloat16_is_native
+
     return {
         "cpu": _cpu_model(),
         "architecture": platform.machine(),
@@ -26,6 +28,7 @@ def describe() -> dict[str, Any]:
         "numpy": metadata.version("numpy"),
         "pillow": metadata.version("pillow"),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": "native" if bfloat16_is_native() else "emulated",
     }
 
 

@@ -1,8 +1,12 @@
-"""The alpha plane of a file: for each tile a PNG of 8-bit gray, or nothing where it is all opaque. Lossless."""
+"""The alpha plane of a file: for each tile a PNG of 8-bit gray, or nothing where it is all opaque. Lossless.
+
+And `flatten`, for formats that have none.
+"""
 
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 from PIL import Image
@@ -11,9 +15,10 @@ from .constants import LATENT_STRIDE
 from .container import Container
 from .errors import CorruptStreamError
 from .geometry import Grid, Rect
-from .images import pillow_limit
+from .images import STRIP_PIXELS, Picture, pillow_limit
 
 _OPAQUE = 255
+_GRAY_PROFILE = b"GRAY"  # in an ICC profile's header, where it names the space of the pixels
 
 
 def encode_alpha(alpha: np.ndarray | None, tile: Rect, grid: Grid) -> bytes:
@@ -53,6 +58,30 @@ def check_alpha(file: Container) -> None:
         for number, tile in enumerate(header.grid.tiles()):
             covered = tile.scaled(LATENT_STRIDE).clipped(header.height, header.width)
             _decode_tile(file.tile(number).alpha, covered)
+
+
+def flatten(picture: Picture, background: tuple[int, int, int]) -> Picture:
+    """The picture on a plain colour (red, green, blue; 0..255 each), without alpha.
+
+    Values are (alpha * pixel + (255 - alpha) * background) / 255, rounded to nearest, in the picture's own
+    colour space. A gray picture stays gray on gray, and is RGB on a colour, without a profile that describes gray.
+    """
+    if picture.alpha is None:
+        return picture
+    pixels, icc, colour = picture.pixels, picture.icc, np.array(background, np.uint32)
+    if pixels.ndim == 2 and len(set(background)) > 1:
+        pixels = np.broadcast_to(pixels[..., None], (*pixels.shape, 3))
+        icc = None if icc is not None and icc[16:20] == _GRAY_PROFILE else icc
+    elif pixels.ndim == 2:
+        colour = colour[0]
+    out = np.empty(pixels.shape, np.uint8)
+    rows = max(1, STRIP_PIXELS // picture.width)
+    for top in range(0, picture.height, rows):
+        part = slice(top, top + rows)
+        alpha = picture.alpha[part].astype(np.uint32)
+        alpha = alpha[..., None] if pixels.ndim == 3 else alpha
+        out[part] = (alpha * pixels[part] + (_OPAQUE - alpha) * colour + _OPAQUE // 2) // _OPAQUE
+    return replace(picture, pixels=out, alpha=None, icc=icc)
 
 
 def _decode_tile(data: bytes | memoryview, area: Rect) -> np.ndarray:

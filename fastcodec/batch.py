@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import tempfile
 import threading
 import time
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -32,6 +34,7 @@ class Task:
     source: Path
     target: Path | None = None  # None: nothing is written
     source_bytes: int = 0
+    data: bytes | None = None  # the source's, if it is no file
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,8 @@ def plan(
 
     A file goes to out/stem + suffix. Of a folder, the files whose suffix is in `wanted` go to the same places under
     `out` (nested ones only if `recursive`). Where two files would meet in one name (a.png, a.jpg), each keeps its whole
-    name: a.png.fic, a.jpg.fic. Whoever would still meet another output, or overwrite an input, fails.
+    name: a.png.fic, a.jpg.fic; names that `folded` gives alike count as one. Whoever would still meet another output,
+    or overwrite an input, or whose output's name is too long for its file system, fails.
     """
     found: list[tuple[Path, Path]] = []  # file, its place relative to `out`
     failures: list[Outcome] = []
@@ -129,25 +133,73 @@ def plan(
     # A file given twice is done once.
     pairs = list({(os.path.realpath(source), place): (source, place) for source, place in found}.values())
     shared = Counter(place.with_suffix("") for _, place in pairs)
+    alike: dict[str, set[str]] = {}  # folded stems -> folded names
+    for _, place in pairs:
+        alike.setdefault(folded(place.with_suffix("")), set()).add(folded(place))
     sources = {os.path.realpath(source) for source, _ in pairs}
     tasks, taken = [], {}
     for source, place in pairs:
         task = Task(source, None, _size(source))
         if out is not None:
-            name = place.name if shared[place.with_suffix("")] > 1 else place.stem
+            stem = place.with_suffix("")
+            name = place.name if shared[stem] > 1 or len(alike[folded(stem)]) > 1 else place.stem
             target = out if out_is_file else out / place.with_name(name + suffix)
             task = replace(task, target=target)
             if os.path.realpath(target) in sources:
                 failures.append(_failure(source, ImageError(f"its output {target} would overwrite an input"), target))
                 continue
-            if target in taken:
-                other = taken[target]
-                message = f"its output {target} is that of {other} too: give them different folders"
+            # Sources whose whole names are alike (a.png, A.png) come from where these are two; so may their outputs.
+            kept = taken.get(folded(target), [])
+            other = next((other for other, at in kept if at == target), None)
+            if kept and (other is not None or not _tells_alike_apart(out)):
+                message = f"its output {target} is that of {other or kept[0][0]} too: give them different folders"
                 failures.append(_failure(source, ImageError(message), target))
                 continue
-            taken[target] = source
+            if too_long := _too_long(target):
+                message = (
+                    f"its output's name is too long for the file system: {too_long}: rename it, or name an output file"
+                )
+                failures.append(_failure(source, ImageError(message), target))
+                continue
+            taken.setdefault(folded(target), []).append((source, target))
         tasks.append(task)
     return tasks, failures
+
+
+def folded(path: str | os.PathLike) -> str:
+    """The name as file systems see it that tell neither capitals from small letters nor a letter and its accent from
+    the accented letter: those of Windows and macOS."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", os.fspath(path)).casefold())
+
+
+def _tells_alike_apart(folder: Path) -> bool:
+    """Whether the file system of a folder, which need not be there yet, tells names apart that are `folded` alike."""
+    folder = _existing(folder)
+    try:
+        with tempfile.NamedTemporaryFile(prefix="fastcodec", dir=folder) as file:
+            return not os.path.exists(folder / Path(file.name).name.swapcase())
+    except OSError:
+        return False
+
+
+def _too_long(target: Path) -> str | None:
+    """The name of a file, or of a folder on the way to it that has yet to be made, that its file system cannot hold."""
+    folder = _existing(target.parent)
+    for name in target.parts[len(folder.parts) :]:
+        try:
+            os.lstat(folder / name)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return name
+    return None
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that is there."""
+    with contextlib.suppress(OSError):
+        if folder.is_dir():
+            return folder
+    return folder if folder.parent == folder else _existing(folder.parent)
 
 
 def _walk(folder: Path, recursive: bool, wanted: Collection[str], out: Path | None) -> Iterator[Path | OSError]:

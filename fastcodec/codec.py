@@ -172,7 +172,8 @@ class Codec:
         (`decode_tensor` gives one on the codec's device).
 
         region: (x, y, width, height) in pixels; only the tiles that it needs are read. precision: "exact" is within one
-        level of the same pixels everywhere; "fast" runs residual blocks in bfloat16 on a CPU, and is the same on a GPU.
+        level of the same pixels everywhere; "fast" runs residual blocks in bfloat16 on CPUs that multiply it, and is
+        "exact" on others, where that would be slower, and on a GPU.
         Raises CorruptStreamError, UnsupportedVersionError, ModelMismatchError or LimitError.
         """
         return from_picture(self.decode_picture(data, region=region, precision=precision), out)

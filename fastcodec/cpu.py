@@ -28,6 +28,7 @@ from .errors import CorruptStreamError, ImageError
 from .geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, hyper_size, windows
 from .kernels import checkerboard, rans
 from .kernels.integer import exact_float32
+from .kernels.processor import bfloat16_is_native
 from .lossless import extend_latents
 from .models import released
 from .models.integer import reconstruct
@@ -180,7 +181,8 @@ class Engine:
 
         The files have the same lossless tiles, whose pixels are left undefined: the caller has them.
 
-        precision: "exact" runs the synthesis in float32, "fast" its residual blocks in bfloat16. Raises
+        precision: "exact" runs the synthesis in float32, "fast" its residual blocks in bfloat16 on processors that
+        multiply it; on others it would be slower, so that "fast" is "exact" there. Raises
         CorruptStreamError, naming the tile, for a damaged payload.
         """
         header = files[0].header
@@ -288,12 +290,13 @@ class Engine:
         """g_s over a band of latents, y^ [B, h, w, M] in 1/16 covering `seen`, into the pixels of `area`."""
         model = self.model
         t = torch.tensor([quality_position(quality)]).float()
+        fast = precision == "fast" and bfloat16_is_native()
         with _stage("synthesis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
             y = y * (model.inverse_gain[quality - MIN_QUALITY] / 16)
             for window in windows(band, WINDOW_POSITIONS):
                 around = window.grown(SYNTHESIS_HALO, grid.latent_height, grid.latent_width)
                 latents = y[:, *around.within(seen).slices].permute(0, 3, 1, 2)
-                x = model.g_s(latents, t, fast=precision == "fast")
+                x = model.g_s(latents, t, fast=fast)
                 x = x[:, :, *window.within(around).scaled(LATENT_STRIDE).slices]
                 x = (x * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
                 target = window.scaled(LATENT_STRIDE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import math
 import os
 import secrets
@@ -48,8 +49,10 @@ IMAGE_SUFFIXES = frozenset({
 _PROGRAMS = {"EPS", "WMF"}
 # Formats that Pillow does not save an image in as it is: pages, and icons, which it scales.
 _NO_PICTURES = {"EPS", "PDF", "ICO", "ICNS"}
-# Formats whose alpha Pillow drops, or rounds to one bit, without a word.
-_NO_ALPHA = {"BMP", "DIB", "PPM", "GIF"}
+# Formats without alpha, and those whose alpha Pillow drops, or rounds to one bit, without a word.
+_NO_ALPHA = {"JPEG", "MPO", "BMP", "DIB", "PPM", "GIF", "PCX", "MSP", "XBM", "PALM", "BLP"}
+# Suffixes of the usual formats that keep it.
+ALPHA_SUFFIXES = (".png", ".webp", ".avif", ".tif", ".jp2", ".tga")
 _TURNING = (5, 6, 7, 8)  # orientations whose rows are stored as columns
 # Formats that Pillow writes a profile, EXIF and XMP in, and the bytes of one segment of a JPEG.
 _KEEP_METADATA = {"PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF"}
@@ -152,31 +155,36 @@ def from_picture(picture: Picture, out: Literal["pil", "numpy", "tensor"] = "pil
     return torch.from_numpy(planes if planes.flags.writeable else planes.copy())
 
 
-def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS, stream: IO[bytes] | None = None) -> Picture:
     """The picture of an image file; of an animation, its first frame.
+
+    stream: a seekable binary file that is read instead; `path` is its name in errors then.
 
     ImageError names the file and the cause: missing, a directory, not an image, truncated. LimitError if it has more
     than `max_pixels`, checked before it is decoded; this limit stands in for Pillow's own.
     """
-    with _opened(path, max_pixels) as image:
+    with _opened(path, max_pixels, stream) as image:
         return _from_pil(image, {})
 
 
-def read_size(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+def read_size(
+    path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS, stream: IO[bytes] | None = None
+) -> tuple[int, int]:
     """Width and height of an image file as its header has them, before any orientation; raises what `read_picture`
     raises, but decodes nothing."""
-    with _opened(path, max_pixels) as image:
+    with _opened(path, max_pixels, stream) as image:
         return image.size
 
 
 @contextlib.contextmanager
-def _opened(path: str | os.PathLike, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(path: str | os.PathLike, max_pixels: int, source: IO[bytes] | None) -> Iterator[Image.Image]:
     """An image file of acceptable size. Whatever is raised within the block gets the file's name."""
     head = b""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        if source is None and not stat.S_ISREG(os.stat(path).st_mode):
             raise ImageError("is a directory" if os.path.isdir(path) else "is not a regular file")
-        with pillow_limit(max_pixels), open(path, "rb") as stream:
+        opened = open(path, "rb") if source is None else contextlib.nullcontext(source)  # noqa: SIM115 (just below)
+        with pillow_limit(max_pixels), opened as stream:
             head = stream.read(4)
             stream.seek(0)
             if not head:
@@ -214,22 +222,32 @@ def output_format(path: str | os.PathLike) -> str:
     return name
 
 
-def write_picture(path: str | os.PathLike, picture: Picture, *, overwrite: bool = True) -> tuple[str, ...]:
+def keeps_alpha(path: str | os.PathLike) -> bool:
+    """Whether the format of a file of this suffix has alpha. Raises what `output_format` raises."""
+    return output_format(path) not in _NO_ALPHA
+
+
+def write_picture(
+    path: str | os.PathLike, picture: Picture, *, overwrite: bool = True, stream: IO[bytes] | None = None
+) -> tuple[str, ...]:
     """Write an image file in the format of its suffix, with the ICC profile, EXIF and XMP where the format has them;
     returns, in words for the user, what of them was left out.
+
+    overwrite: as of `replacing`. stream: a seekable binary file that is written to instead; `path` tells the format
+    then, and is its name in errors.
 
     Nobody sees half a file: it is written beside its place and then moved there. ImageError names the file and the
     cause; an OSError of the disk (full, permission) stays what it is, with the file's name.
     """
     name = output_format(path)
-    if picture.alpha is not None and name in _NO_ALPHA:
+    if picture.alpha is not None and not keeps_alpha(path):
         raise ImageError(f"{path}: cannot write mode {picture.mode} as {name}: choose PNG or WebP")
     image = from_picture(picture, "pil")
     given, notices = _fitting_metadata(name, picture)
     options = _SAVE_OPTIONS.get(name, {}) | given
     try:
-        with replacing(path, overwrite=overwrite) as stream:
-            image.save(_WithoutDescriptor(stream), format=name, **options)
+        with contextlib.nullcontext(stream) if stream is not None else replacing(path, overwrite=overwrite) as output:
+            image.save(_WithoutDescriptor(output), format=name, **options)
     except OSError as error:
         if error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from error
@@ -292,15 +310,15 @@ def discard_unfinished() -> None:
 def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends, and leaves no trace if it raises.
 
-    FileExistsError if `path` exists and `overwrite` is false. OSError carries the name `path`, not the temporary one.
+    overwrite: if false, a file that is there already, or is by the end, stays: FileExistsError, unless it holds the
+    very bytes that were written. OSError carries the name `path`, not the temporary one.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    # Short, whatever the name: one at the file system's limit leaves no room for more.
+    temporary = path.with_name(f".{secrets.token_hex(6)}.part")
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
-        if not overwrite and path.exists():
-            raise FileExistsError(errno.EEXIST, "exists already", str(path))
         stream = open(temporary, "x+b")  # noqa: SIM115 (closed below, before it is moved)
         _unfinished.add(temporary)
     except OSError as error:
@@ -308,7 +326,10 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[IO
     try:
         with stream:
             yield stream
-        os.replace(temporary, path)
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _move_to_new(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -317,6 +338,19 @@ def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[IO
         raise
     finally:
         _unfinished.discard(temporary)
+
+
+def _move_to_new(temporary: Path, path: Path) -> None:
+    """Move a file to a name that must be free, or hold the same bytes: then it is removed, else FileExistsError."""
+    try:
+        os.link(temporary, path)  # of two processes that try it at once, one fails
+    except OSError:  # it is there, or the file system has no links
+        if not path.exists():
+            os.replace(temporary, path)
+            return
+        if not filecmp.cmp(temporary, path, shallow=False):
+            raise FileExistsError(errno.EEXIST, "exists already", str(path)) from None
+    temporary.unlink()
 
 
 # ---- from arrays

@@ -38,6 +38,7 @@ from .codec import Codec
 from .crops import CropSource, ResidentCrops, drawing_pool, image_files
 from .errors import FastcodecError, ModelMismatchError
 from .images import read_picture
+from .kernels.processor import bfloat16_is_native
 from .models import released, tasks, zoo
 
 LOSS_LIMIT = 1.0  # twice a photograph's usual loss
@@ -130,6 +131,8 @@ class Trainer:
                 self.cycle_start = time.time() - state["cycle_seconds"]
         self.source.random = np.random.default_rng((config.seed, self.step))
         torch.manual_seed(config.seed + self.step)
+        # Where a CPU does not multiply bfloat16, float32 is quicker.
+        self.bfloat16 = self.task.autocast and (on_gpu or bfloat16_is_native())
         self._passes = self._objective
         if config.compile:
             self._passes = torch.compile(self._objective, dynamic=False, fullgraph=True)
@@ -260,7 +263,7 @@ class Trainer:
 
     def _objective(self, x: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor]]:
         """`_loss` of the model in training."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.autocast):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
             out = self.task.run(self.model, x, t)
         return self._loss(out, x, t)
 
@@ -304,7 +307,7 @@ class Trainer:
             torch.manual_seed(0)
             for point in self.task.points:
                 t = torch.full((len(x),), point, device=self.device)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.task.autocast):
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
                     parts = [
                         torch.stack(self._loss(self.task.run(self.average, xs, ts), xs, ts)[1])
                         for xs, ts in zip(x.split(12), t.split(12), strict=True)
@@ -358,7 +361,8 @@ class Trainer:
         graphed = self._resident is not None and config.graph
         started, started_step, sums = time.time(), self.step, []
         logged_step = self.step
-        self.log(event="start", parameters=sum(p.numel() for p in self.model.parameters()))
+        parameters = sum(p.numel() for p in self.model.parameters())
+        self.log(event="start", parameters=parameters, dtype="bfloat16" if self.bfloat16 else "float32")
         while not stop and (progress := self.progress()) < 1.0:
             if graphed:
                 self.graph_step(progress)

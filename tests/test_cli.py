@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 
 import fastcodec
-from fastcodec import batch
+from fastcodec import batch, images
 from fastcodec.batch import Outcome, Task
-from fastcodec.cli import build_parser, main
+from fastcodec.cli import build_parser, history, main
 from fastcodec.cli.report import Report, explain, size_text
 from fastcodec.kernels.rans import _cuda
 from fastcodec.kernels.triton.common import INTERPRETED
@@ -67,7 +67,9 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
 
 
 def files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """All but the records of what files were made from."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != history.NAME)
+    return {str(path.relative_to(folder)) for path in found}
 
 
 def json_lines(text: str) -> list[dict]:
@@ -204,15 +206,16 @@ def test_tiles_of_each_kind_are_counted(folder, tmp_path, capsys):
 
 
 def test_a_lossy_file_is_not_taken_for_a_lossless_one(folder, tmp_path, capsys):
-    source = folder / "chelsea.png"
-    assert run("compress", source, "-o", tmp_path, "-q", 100) == 0
-    before = (tmp_path / "chelsea.fic").read_bytes()
-    capsys.readouterr()
+    source, target = folder / "chelsea.png", tmp_path / "chelsea.fic"
+    assert run("compress", source, "-o", target, "-q", 100) == 0
+    before = target.read_bytes()
+    assert run("compress", source, "-o", target, "--lossless") == 1
+    assert "exists already, at quality 100; see --overwrite" in capsys.readouterr().err
+    assert target.read_bytes() == before
+    assert run("compress", source, "-o", tmp_path, "--overwrite", "-q", 100) == 0
     assert run("compress", source, "-o", tmp_path, "--lossless") == 0
-    assert "exists already at quality 100; see --overwrite" in capsys.readouterr().out
-    assert (tmp_path / "chelsea.fic").read_bytes() == before
-    assert run("compress", source, "-o", tmp_path, "--lossless", "--overwrite") == 0
-    capsys.readouterr()
+    assert "made anew: it was made with preset size, quality 100\n" in capsys.readouterr().out
+    assert (np.asarray(fastcodec.Codec.load().decode(target.read_bytes())) == np.asarray(Image.open(source))).all()
     assert run("compress", source, "-o", tmp_path, "--lossless") == 0
     assert capsys.readouterr().out.endswith("skipped, exists already\n")
 
@@ -287,6 +290,69 @@ def test_decompress_options(coded, tmp_path, capsys):
     assert np.abs(np.asarray(Image.open(tmp_path / "fast.png")).astype(int) - whole).mean() < 1
     assert run("decompress", source, "-o", tmp_path / "x.png", "--region", "100,0,50,40") == 1
     assert "chelsea.fic: region (100, 0, 50, 40)" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def transparent(photographs, tmp_path_factory) -> Path:
+    """Files of a colour and of a gray picture whose alpha has every value, with the PNG that they decode to."""
+    out = tmp_path_factory.mktemp("transparent")
+    image = Image.fromarray(photographs["chelsea"][:64, :64])
+    image.putalpha(Image.fromarray(np.arange(64 * 64, dtype=np.uint32).reshape(64, 64).astype(np.uint8)))
+    image.save(out / "colour.png")
+    image.convert("LA").save(out / "gray.png")
+    assert run("compress", out, "-o", out / "fic") == 0
+    assert run("decompress", out / "fic", "-o", out / "back") == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    "name, text, colour",
+    [
+        ("colour", "white", (255, 255, 255)),
+        ("colour", "#0a80ff", (10, 128, 255)),
+        ("gray", "rgb(7, 7, 7)", (7, 7, 7)),
+        ("gray", "navy", (0, 0, 128)),
+    ],
+)
+def test_pictures_with_alpha_come_on_a_background(name, text, colour, transparent, tmp_path):
+    source, back = transparent / "fic" / f"{name}.fic", Image.open(transparent / "back" / f"{name}.png")
+    image = np.asarray(back.convert("RGBA")).astype(float)
+    alpha = image[..., 3:] / 255
+    expected = np.floor(alpha * image[..., :3] + (1 - alpha) * colour + 0.5)
+    for suffix, error, options in (("ppm", 0, ("RGB",)), ("png", 0, ("RGB", "L")), ("jpg", 12, ("RGB", "L"))):
+        target = tmp_path / f"a.{suffix}"
+        if suffix == "ppm" and name == "gray":
+            target, options = tmp_path / "a.pnm", ("RGB", "L")
+        assert run("decompress", source, "-o", target, "--background", text) == 0
+        made = Image.open(target)
+        assert made.mode in options
+        assert (made.mode == "L") is (name == "gray" and len(set(colour)) == 1)
+        assert np.abs(np.asarray(made.convert("RGB")) - expected).max() <= error
+
+
+def test_pictures_without_alpha_need_no_background(coded, tmp_path):
+    for options in ((), ("--background", "red")):
+        assert run("decompress", coded / "chelsea.fic", "-o", tmp_path / "a.ppm", *options) == 0
+
+
+def test_formats_without_alpha_are_named_before_any_work(transparent, tmp_path, capsys, monkeypatch):
+    """With the option that helps, and formats that do keep alpha."""
+    with monkeypatch.context() as context:
+        context.setattr("fastcodec.Codec.decode_picture", no_coding)
+        for suffix in ("jpg", "jpeg", "bmp", "ppm", "gif", "pcx"):
+            for name in ("colour", "gray"):
+                assert run("decompress", transparent / "fic" / f"{name}.fic", "-o", tmp_path / f"a.{suffix}") == 1
+                error = capsys.readouterr().err
+                assert f"{name}.fic: it has alpha, which " in error
+                assert "--background COLOR" in error
+                assert "png, webp, avif, tif, jp2, tga keep it" in error
+    for suffix in images.ALPHA_SUFFIXES:
+        for name in ("colour", "gray"):
+            target = tmp_path / f"{name}{suffix}"
+            assert run("decompress", transparent / "fic" / f"{name}.fic", "-o", target) == 0
+            alpha = Image.open(target).convert("RGBA").getchannel("A")
+            kept = Image.open(transparent / "back" / f"{name}.png").getchannel("A")
+            assert np.abs(np.asarray(alpha).astype(int) - np.asarray(kept)).max() <= (suffix == ".avif") * 8
 
 
 def test_notices_reach_the_user(photographs, tmp_path, capsys):
@@ -376,6 +442,96 @@ def test_conflicts_fail_instead_of_overwriting(tree):
     assert "overwrite an input" in failures["p/a.png"]
 
 
+def touch(*paths: Path) -> None:
+    for path in paths:
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_bytes(b"x")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("photo.jpg", "Photo.png", "PHOTO.webp"),
+        ("caf\N{LATIN SMALL LETTER E WITH ACUTE}.jpg", "cafe\N{COMBINING ACUTE ACCENT}.png"),
+        ("stra\N{LATIN SMALL LETTER SHARP S}e.jpg", "STRASSE.png"),
+    ],
+)
+def test_names_that_only_some_systems_tell_apart_get_distinct_outputs(names, tree):
+    touch(*(tree / "c" / name for name in names))
+    tasks, failures = plan([Path("c")], Path("o"), wanted={".jpg", ".png", ".webp"})
+    assert tasks == {f"c/{name}": f"o/{name}.fic" for name in names}
+    assert not failures
+    assert len({batch.folded(target) for target in tasks.values()}) == len(names)
+    assert plan([Path("c") / name for name in names], Path("o"))[0] == tasks
+
+
+def test_sources_of_one_name_but_for_case_need_a_system_that_tells_them_apart(tree, monkeypatch):
+    """Two files photo.png, Photo.png or folders A, a: their outputs' names differ as theirs do."""
+    touch(tree / "c/photo.png", tree / "c/Photo.png", tree / "c/A/x.png", tree / "c/a/x.png")
+    wanted = {
+        "c/photo.png": "o/photo.fic",
+        "c/Photo.png": "o/Photo.fic",
+        "c/A/x.png": "o/A/x.fic",
+        "c/a/x.png": "o/a/x.fic",
+    }
+    if os.path.exists(tree / "C"):
+        pytest.skip("this file system does not tell them apart")
+    assert plan([Path("c")], Path("o"), recursive=True) == (wanted, {})
+    assert not list(tree.glob("fastcodec*"))
+    monkeypatch.setattr(batch, "_tells_alike_apart", lambda _: False)  # such a file system is not to be had here
+    tasks, failures = plan([Path("c")], Path("o"), recursive=True)
+    assert tasks == {"c/Photo.png": "o/Photo.fic", "c/A/x.png": "o/A/x.fic"}
+    assert failures == {
+        "c/photo.png": "its output o/photo.fic is that of c/Photo.png too: give them different folders",
+        "c/a/x.png": "its output o/a/x.fic is that of c/A/x.png too: give them different folders",
+    }
+
+
+def test_an_output_that_would_be_one_with_a_neighbour_elsewhere_fails(folder, tmp_path, capsys):
+    """What lies in the folder counts too, unless it is of a source that is as hard to tell from this one."""
+    for name in ("photo.png", "Photo.PNG", "PHOTO.webp"):
+        Image.open(folder / "chelsea.png").crop((0, 0, 16, 16 + len(files(tmp_path)))).save(tmp_path / name)
+    if len(files(tmp_path)) < 3:
+        pytest.skip("this file system does not tell them apart")
+    out = tmp_path / "out"
+    assert run("compress", tmp_path / "photo.png", "-o", out) == 0
+    assert run("compress", tmp_path / "PHOTO.webp", "-o", out) == 1
+    error = capsys.readouterr().err
+    assert f"PHOTO.webp: its output {out}/PHOTO.fic would be one file with photo.fic where capitals do not" in error
+    assert run("compress", tmp_path / "Photo.PNG", "-o", out) == 0
+    assert files(out) == {"photo.fic", "Photo.fic"}
+    assert run("compress", tmp_path / "PHOTO.webp", "-o", out, "--overwrite") == 0
+
+
+def test_names_at_the_limit_work_to_the_end(folder, tmp_path):
+    """255 bytes, some of them in characters of three."""
+    for stem in ("x" * 251, "\N{EURO SIGN}" * 83 + "xx"):
+        source = tmp_path / "in" / f"{stem}.png"
+        source.parent.mkdir(exist_ok=True)
+        os.link(folder / "chelsea.png", source)
+        assert run("compress", source, "-o", tmp_path / "out/") == 0
+        assert run("decompress", tmp_path / "out" / f"{stem}.fic", "-o", tmp_path / "back/") == 0
+        assert f"{stem}.png" in files(tmp_path / "back")
+
+
+def test_outputs_whose_names_would_be_too_long_fail_at_once(folder, tmp_path, capsys, monkeypatch):
+    long = tmp_path / f"{'x' * 252}.im"
+    os.link(folder / "chelsea.png", long)
+    monkeypatch.setattr("fastcodec.cli.batches.read_picture", no_coding)
+    for source, out in (
+        (long, tmp_path / "new" / "out/"),
+        (folder / "chelsea.png", tmp_path / f"{'y' * 252}.fic"),
+        (folder / "chelsea.png", f"{tmp_path}/new/{'y' * 256}/"),
+    ):
+        assert run("compress", source, "-o", out) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"fastcodec: {source}: its output's name is too long for the file system: ") or (
+            error == f"fastcodec: {out}: file name too long\n"  # as the command line itself has it
+        )
+    assert files(tmp_path) == {long.name}
+    assert plan([long], tmp_path, suffix=".f")[1] == {}
+
+
 def test_a_file_given_twice_is_done_once(tree):
     assert len(plan([Path("p"), Path("p/a.png"), Path("p/../p/a.png")], Path("o"))[0]) == 2
 
@@ -414,26 +570,262 @@ def test_where_one_file_goes(folder, tmp_path):
 # ---- what is there already
 
 
-def test_done_files_are_skipped(folder, tmp_path, capsys):
-    folder, out = shutil.copytree(folder, tmp_path / "photos"), tmp_path / "out"
-    assert run("compress", folder, "-o", out) == 0
+@pytest.fixture
+def photos(folder, tmp_path) -> Path:
+    """`folder`, to be changed."""
+    return shutil.copytree(folder, tmp_path / "photos")
+
+
+def no_coding(*_, **__):
+    raise AssertionError("coded")
+
+
+def skipped(captured) -> list[bool]:
+    """Of the records of `--json`, in the order of their files."""
+    return [r["status"] == "skipped" for r in sorted(json_lines(captured.out), key=lambda record: record["file"])]
+
+
+def test_done_files_are_skipped(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("compress", photos, "-o", out) == 0
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     capsys.readouterr()
-    assert run("compress", folder, "-o", out) == 0
+    assert run("compress", photos, "-o", out) == 0
     captured = capsys.readouterr()
     assert "0 compressed, 2 skipped" in captured.err
     assert captured.out.count("skipped, exists already\n") == 2
-    os.utime(folder / "chelsea.png", (2e9, 2e9))  # changed, of the same size
-    assert run("compress", folder, "-o", out) == 0
-    captured = capsys.readouterr()
-    assert captured.out.count("skipped, exists already, but its source is newer; see --overwrite\n") == 1
-    assert run("compress", folder, "-o", out, "-q", 30, "--json") == 0
-    records = json_lines(capsys.readouterr().out)
-    assert [record["status"] for record in records] == ["skipped"] * 2
-    assert "at quality 60" in records[0]["why"]
     assert before == {path: path.stat().st_mtime_ns for path in out.iterdir()}
-    assert run("compress", folder, "-o", out, "-q", 30, "--overwrite") == 0
+    assert files(out) == {"astronaut.fic", "chelsea.fic"}
+
+
+def test_a_source_that_moved_or_was_touched_is_still_done(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert run("compress", photos, "-o", out) == 0
+    os.utime(photos / "chelsea.png", (2e9, 2e9))
+    capsys.readouterr()
+    for place in (photos, tmp_path / "elsewhere"):
+        if place != photos:
+            photos.rename(place)
+        assert run("compress", place, "-o", out, "--json") == 0
+        assert skipped(capsys.readouterr()) == [True, True]
+
+
+def test_going_on_reads_no_picture(photos, tmp_path, capsys, monkeypatch):
+    """What is done is known by names, sizes and times, also after a source was touched once."""
+    out, back = tmp_path / "out", tmp_path / "back"
+    assert run("compress", photos, "-o", out) == 0
+    assert run("decompress", out, "-o", back) == 0
+    os.utime(photos / "chelsea.png", (2e9, 2e9))
+    assert run("compress", photos, "-o", out) == 0
+    monkeypatch.setattr("fastcodec.cli.history.hashlib.file_digest", no_coding)
+    monkeypatch.setattr("fastcodec.images.Image.open", no_coding)
+    monkeypatch.setattr("fastcodec.Codec.decode_picture", no_coding)
+    assert run("compress", photos, "-o", out) == 0
+    assert run("decompress", out, "-o", back) == 0
+
+
+@pytest.mark.parametrize("command", ["compress", "decompress"])
+def test_another_source_of_the_same_stem_never_passes_for_done(command, photographs, tmp_path, capsys):
+    """Nor if its size, its time and even its name are the same."""
+    for place, name in (("s1", "chelsea"), ("s2", "astronaut")):
+        (tmp_path / place).mkdir()
+        Image.fromarray(photographs[name][:64, :64]).save(tmp_path / place / "a.ppm")
+        os.utime(tmp_path / place / "a.ppm", (1e9, 1e9))
+    if command == "decompress":
+        for place in ("s1", "s2"):
+            assert run("compress", tmp_path / place / "a.ppm", "-o", tmp_path / place) == 0
+            os.truncate(tmp_path / place / "a.ppm", 0)
+    end, made = (".ppm", ".fic") if command == "compress" else (".fic", ".png")
+    one, other = (tmp_path / place / f"a{end}" for place in ("s1", "s2"))
+    out = tmp_path / "out"
+    assert run(command, one, "-o", out) == 0
+    before = (out / f"a{made}").read_bytes()
+    capsys.readouterr()
+    for _ in range(2):
+        assert run(command, other, "-o", out) == 1
+        captured = capsys.readouterr()
+        assert f"a{made} exists already, made from {out}/../s1/a{end}" in captured.err
+        assert "--overwrite" in captured.err
+        assert (out / f"a{made}").read_bytes() == before
+    assert run(command, one, "-o", out, "--json") == 0
+    assert skipped(capsys.readouterr()) == [True]
+    (out / history.NAME).unlink()  # nothing is known any more
+    assert run(command, other, "-o", out) == 1
+    assert "exists already" in capsys.readouterr().err
+    assert (out / f"a{made}").read_bytes() == before
+    assert run(command, other, "-o", out, "--overwrite") == 0
+    assert (out / f"a{made}").read_bytes() != before
+    assert run(command, one, "-o", out) == 1
+
+
+def test_what_changed_is_made_anew_and_said(photos, tmp_path, capsys):
+    out, back = tmp_path / "out", tmp_path / "back"
+    assert run("compress", photos, "-o", out) == 0
+    assert run("decompress", out, "-o", back) == 0
+    capsys.readouterr()
+    assert run("compress", photos, "-o", out, "-q", 30) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("made anew: it was made with quality 60\n") == 2
+    assert "2 compressed (2 anew, whose sources or settings had changed)" in captured.err
     assert fastcodec.info(out / "chelsea.fic").quality == 30
+    assert run("decompress", out, "-o", back, "--json") == 0
+    assert {record["anew"] for record in json_lines(capsys.readouterr().out)} == {"its source has changed"}
+    shutil.copy(photos / "chelsea.png", photos / "astronaut.png")
+    assert run("compress", photos, "-o", out, "-q", 30, "--json") == 0
+    records = {Path(record["file"]).stem: record for record in json_lines(capsys.readouterr().out)}
+    assert records["astronaut"]["anew"] == "its source has changed"
+    assert records["chelsea"]["status"] == "skipped"
+    assert (out / "astronaut.fic").read_bytes() == (out / "chelsea.fic").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options, others",
+    [
+        (("-q", 50), ("-q", 51)),
+        (("-q", 50), ("-q", 50, "--preset", "latency")),
+        (("--target-bytes", 400), ("--target-bytes", 401)),
+        (("--target-bytes", 400), ("--target-bpp", 3)),
+        (("--lossless",), ()),
+    ],
+)
+def test_every_setting_is_noticed(options, others, folder, tmp_path, capsys):
+    source = tmp_path / "small.png"
+    Image.open(folder / "chelsea.png").crop((0, 0, 32, 32)).save(source)
+    for settings, expected in ((options, False), (options, True), (others, False), (others, True)):
+        assert run("compress", source, "-o", tmp_path, *settings, "--json") == 0
+        assert skipped(capsys.readouterr()) == [expected]
+
+
+def test_every_setting_of_decoding_is_noticed(coded, tmp_path, capsys):
+    source = coded / "chelsea.fic"
+    for settings in (
+        (),
+        ("--precision", "fast"),
+        ("--region", "0,0,20,20"),
+        ("--region", "0,0,20,21"),
+        ("--background", "red"),
+    ):
+        for expected in (False, True):
+            assert run("decompress", source, "-o", tmp_path, *settings, "--json") == 0
+            assert skipped(capsys.readouterr()) == [expected]
+    assert run("decompress", source, "-o", tmp_path, "--format", "webp", "--json") == 0
+    assert skipped(capsys.readouterr()) == [False]
+    assert files(tmp_path) == {"chelsea.png", "chelsea.webp"}
+
+
+def test_another_model_is_noticed(folder, tmp_path, capsys, monkeypatch):
+    source = folder / "chelsea.png"
+    assert run("compress", source, "-o", tmp_path) == 0
+    record = tmp_path / history.NAME
+    identity = fastcodec.info(tmp_path / "chelsea.fic").model
+    record.write_text(record.read_text().replace(identity, "ab" * 6))
+    capsys.readouterr()
+    assert run("compress", source, "-o", tmp_path) == 0
+    assert f"made anew: it was made with model {'ab' * 6}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["compress", "decompress"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: None,
+        lambda data: b"",
+        lambda data: data[: len(data) // 2],  # the last line is cut off
+        lambda data: b"\xff\0{}[]\n" + data[7:],
+        lambda data: b'{"output": "chelsea.fic", "bytes": 3}\n[1]\n"x"\n' + b"[" * 100_000,
+    ],
+)
+def test_a_damaged_record_costs_time_and_nothing_else(command, damage, folder, tmp_path, capsys):
+    source, out = folder / "chelsea.png", tmp_path / "out"
+    if command == "decompress":
+        assert run("compress", source, "-o", tmp_path) == 0
+        source = tmp_path / "chelsea.fic"
+    assert run(command, source, "-o", out) == 0
+    (target,) = files(out)
+    before, data = (out / target).read_bytes(), damage((out / history.NAME).read_bytes())
+    (out / history.NAME).unlink()
+    if data is not None:
+        (out / history.NAME).write_bytes(data)
+    capsys.readouterr()
+    for expected in (False, True):  # made again and found to be the same, which is known from then on
+        assert run(command, source, "-o", out, "--json") == 0
+        assert skipped(capsys.readouterr()) == [expected]
+    assert (out / target).read_bytes() == before
+    assert files(out) == {target}
+
+
+def test_a_record_that_cannot_be_written_is_no_failure(folder, tmp_path, capsys):
+    (tmp_path / history.NAME).mkdir()
+    for _ in range(2):
+        assert run("compress", folder / "chelsea.png", "-o", tmp_path) == 0
+        captured = capsys.readouterr()
+        assert f"note: {tmp_path / history.NAME}: is a directory: the same command will have to" in captured.err
+    target = tmp_path / "elsewhere"
+    (tmp_path / history.NAME).rmdir()
+    (tmp_path / history.NAME).symlink_to(target)
+    assert run("compress", folder / "chelsea.png", "-o", tmp_path) == 0
+    assert not target.exists()
+
+
+def test_a_pipe_in_a_sources_place_is_not_waited_for(photos, tmp_path, capsys):
+    source = photos / "chelsea.png"
+    assert run("compress", source, "-o", tmp_path / "out") == 0
+    source.unlink()
+    os.mkfifo(source)
+    assert run("compress", source, "-o", tmp_path / "out") == 1
+    assert "chelsea.png: is not a regular file" in capsys.readouterr().err
+
+
+def test_records_do_not_grow_for_ever(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(history, "_STALE", 0)
+    for _ in range(6):
+        assert run("compress", folder / "chelsea.png", "-o", tmp_path, "--overwrite") == 0
+    assert len((tmp_path / history.NAME).read_text().splitlines()) <= 3
+    capsys.readouterr()
+    assert run("compress", folder / "chelsea.png", "-o", tmp_path, "--json") == 0
+    assert skipped(capsys.readouterr()) == [True]
+
+
+def test_two_runs_into_one_folder(photographs, tmp_path):
+    """Of one source both succeed; of two sources of one name, one does, and the other says so."""
+    for place, name in (("s1", "chelsea"), ("s2", "astronaut")):
+        (tmp_path / place).mkdir()
+        for i in range(6):
+            Image.fromarray(photographs[name][16 * i :][:64, :64]).save(tmp_path / place / f"{i}.png")
+    for one, other, codes in (("s1", "s1", {(0, 0)}), ("s1", "s2", {(0, 1), (1, 0), (1, 1)})):
+        out = tmp_path / f"{one}-{other}"
+        processes = [start("compress", tmp_path / place, "-o", out, "--json") for place in (one, other)]
+        ends = [finish(process) for process in processes]
+        assert tuple(code for code, *_ in ends) in codes
+        records = [record for _, text, _ in ends for record in json_lines(text)]
+        for i in range(6):
+            made = [r for r in records if r["output"] == str(out / f"{i}.fic") and r["status"] == "done"]
+            failed = [r for r in records if r["output"] == str(out / f"{i}.fic") and r["status"] == "failed"]
+            if one != other:
+                assert (len(made), len(failed)) == (1, 1)
+                assert "exists already" in failed[0]["message"]
+            else:
+                assert made
+                assert not failed
+        assert run("compress", tmp_path / one, "-o", out, "--overwrite") == 0
+        lines = (out / history.NAME).read_bytes().splitlines()
+        assert all(json.loads(line)["output"] for line in lines)
+
+
+def test_a_named_file_keeps_no_record(folder, tmp_path, capsys):
+    """It is made again and compared: the same passes, another does not, and no file lies beside it."""
+    target = tmp_path / "a.fic"
+    for _ in range(2):
+        assert run("compress", folder / "chelsea.png", "-o", target) == 0
+        assert run("decompress", target, "-o", tmp_path / "a.png") == 0
+    before = target.read_bytes(), (tmp_path / "a.png").read_bytes()
+    assert run("compress", folder / "astronaut.png", "-o", target) == 1
+    assert "a.fic exists already, and is not what would be written" in capsys.readouterr().err
+    assert run("compress", folder / "chelsea.png", "-o", target, "-q", 61) == 1
+    assert "a.fic exists already, at quality 60" in capsys.readouterr().err
+    assert run("decompress", target, "-o", tmp_path / "a.png", "--region", "0,0,9,9") == 1
+    assert before == (target.read_bytes(), (tmp_path / "a.png").read_bytes())
+    assert {path.name for path in tmp_path.iterdir()} == {"a.fic", "a.png"}
 
 
 def test_half_files_are_replaced_and_foreign_ones_kept(folder, coded, tmp_path, capsys):
@@ -448,20 +840,18 @@ def test_half_files_are_replaced_and_foreign_ones_kept(folder, coded, tmp_path, 
     assert "chelsea.fic exists and is not ours to replace" in capsys.readouterr().err
     assert target.read_bytes() == b"somebody's thesis"
     assert run("compress", source, "-o", tmp_path, "--overwrite") == 0
+    (tmp_path / history.NAME).unlink()
     Image.new("RGB", (30, 40)).save(tmp_path / "chelsea.png")
     assert run("compress", tmp_path / "chelsea.png", "-o", tmp_path) == 1
     assert "holds another image, of 128 x 96" in capsys.readouterr().err
 
 
-def test_decompress_skips_what_exists(coded, tmp_path, capsys):
+def test_an_image_touched_up_by_hand_stays(coded, tmp_path, capsys):
     assert run("decompress", coded / "chelsea.fic", "-o", tmp_path) == 0
     (tmp_path / "chelsea.png").write_bytes(b"touched up by hand")
-    assert run("decompress", coded / "chelsea.fic", "-o", tmp_path) == 0
+    assert run("decompress", coded / "chelsea.fic", "-o", tmp_path) == 1
+    assert "chelsea.png exists already, and is not what would be written" in capsys.readouterr().err
     assert (tmp_path / "chelsea.png").read_bytes() == b"touched up by hand"
-    os.utime(tmp_path / "chelsea.png", (1e9, 1e9))
-    capsys.readouterr()
-    assert run("decompress", coded / "chelsea.fic", "-o", tmp_path) == 0
-    assert "skipped, exists already, but its source is newer; see --overwrite" in capsys.readouterr().out
     assert run("decompress", coded / "chelsea.fic", "-o", tmp_path, "--overwrite") == 0
     assert Image.open(tmp_path / "chelsea.png").size == (128, 96)
 
@@ -586,7 +976,15 @@ def test_debugging_shows_the_traceback(tmp_path, capsys, monkeypatch):
         (["compress", "", "-o", "x"], "the name is empty"),
         (["compress", "a.png", "-o", ""], "the name is empty"),
         (["info", ""], "the name is empty"),
-        (["decompress", "a.fic", "-o", "-"], "no standard input or output"),
+        (["integerize", "-", "-o", "x", "--images", "p"], "no standard input or output"),
+        (["compress", "-", "a.png", "-o", "x"], "several inputs are given"),
+        (["verify", "a.fic", "-"], "several inputs are given"),
+        (["compress", "a.png", "b.png", "-o", "-"], "standard output holds one file"),
+        (["compress", "tests", "-o", "-"], "standard output holds one file"),
+        (["compress", "-", "-o", "folder/"], "standard input has no name"),
+        (["decompress", "-", "-o", "x.docx"], ".docx"),
+        (["decompress", "a.fic", "-o", "x", "--background", "octarine"], "not a colour"),
+        (["decompress", "a.fic", "-o", "x", "--background", "#ff000080"], "not opaque"),
         (["decompress", "a.fic", "-o", "x", "--format", "pdf"], "pdf"),
         (["frobnicate"], "frobnicate"),
     ],
@@ -643,6 +1041,119 @@ def test_help_and_info_need_no_pytorch(coded, tmp_path):
         )
     code, out, _ = finish(start("--version", cwd=tmp_path))
     assert (code, out) == (0, f"fastcodec {fastcodec.__version__}\n")
+
+
+# ---- standard input and output
+
+
+def pipe(*arguments, data: bytes = b"", **options) -> tuple[int, bytes, str]:
+    process = start(*arguments, stdin=subprocess.PIPE, text=False, **options)
+    out, err = process.communicate(data, timeout=120)
+    return process.returncode, out, err.decode()
+
+
+def test_standard_input_and_output(folder, coded, tmp_path):
+    """The bytes of a command with files; every line goes to stderr, where it says what `-` stood for."""
+    image, file = (folder / "chelsea.png").read_bytes(), (coded / "chelsea.fic").read_bytes()
+    assert run("decompress", coded / "chelsea.fic", "-o", tmp_path / "a.png") == 0
+    pixels = (tmp_path / "a.png").read_bytes()
+    code, out, err = pipe("compress", "-", "-o", "-", data=image)
+    assert (code, out) == (0, file)
+    assert err.startswith("<stdin> -> <stdout>: 128x96")
+    code, out, err = pipe("decompress", "-", "-o", "-", "--json", data=file)
+    assert (code, out) == (0, pixels)
+    (record,) = json_lines(err)
+    assert (record["file"], record["output"], record["output_bytes"]) == ("<stdin>", "<stdout>", len(pixels))
+    code, out, _ = pipe("decompress", "-", "-o", "-", "--format", "webp", data=file)
+    assert code == 0
+    assert (np.asarray(Image.open(io.BytesIO(out))) == np.asarray(Image.open(tmp_path / "a.png"))).all()
+    code, out, _ = pipe("verify", "-", data=file)
+    assert code == 0
+    assert out.startswith(b"<stdin>: sound")
+    code, out, _ = pipe("info", "-", "--json", data=file)
+    assert code == 0
+    assert json.loads(out)["file"] == "<stdin>"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_one_end_of_a_pipe_may_be_a_file(folder, coded, tmp_path, monkeypatch, capfdbinary):
+    file = (coded / "chelsea.fic").read_bytes()
+    with open(folder / "chelsea.png", "rb") as stream:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream))
+        assert run("compress", "-", "-o", tmp_path / "a.fic") == 0
+    assert (tmp_path / "a.fic").read_bytes() == file
+    assert run("compress", folder / "chelsea.png", "-o", "-") == 0
+    assert file in capfdbinary.readouterr().out
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(coded / "chelsea.fic", "-")
+    assert run("verify", "./-") == 0
+    assert b"-: sound" in capfdbinary.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        (("compress", "-", "-o", "-"), "not an image of a known format"),
+        (("decompress", "-", "-o", "-"), "not a .fic file"),
+        (("verify", "-"), "not a .fic file"),
+        (("info", "-"), "not a .fic file"),
+    ],
+)
+def test_errors_name_standard_input(command, words, monkeypatch, capsys):
+    for data, expected in ((b"no image, no file", words), (b"", "empty")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert run(*command) == 1
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("fastcodec: <stdin>: ")
+        assert expected in captured.err
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert run(*command, "--json") == 1
+        captured = capsys.readouterr()
+        (record,) = json_lines(captured.out or captured.err.splitlines()[0])
+        assert record["file"] == "<stdin>"
+        assert expected in record["message"]
+
+
+def test_damaged_standard_input_writes_nothing(coded, tmp_path):
+    file = (coded / "chelsea.fic").read_bytes()
+    code, out, err = pipe("decompress", "-", "-o", "-", data=file[:-30] + bytes([file[-30] ^ 4]) + file[-29:])
+    assert (code, out) == (1, b"")
+    assert err.startswith("fastcodec: <stdin>: tile 0 is damaged")
+
+
+def test_a_terminal_is_neither_input_nor_output(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    assert run("info", "-") == 1
+    assert "<stdin>: standard input is a terminal" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", None)
+    assert run("verify", "-") == 1
+    assert "<stdin>: standard input is closed" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with pytest.raises(SystemExit) as caught:
+        run("compress", folder / "chelsea.png", "-o", "-")
+    assert caught.value.code == 2
+    assert "standard output is a terminal" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_ends_quietly(folder):
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = start("compress", folder / "chelsea.png", "-o", "-", stdout=writer)
+    os.close(writer)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGPIPE
+    assert [line for line in err.splitlines() if "chelsea.png -> <stdout>" not in line] == []
+
+
+def test_a_full_standard_output_is_an_error(folder):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "wb") as full:
+        process = start("compress", folder / "chelsea.png", "-o", "-", stdout=full)
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.splitlines()[-1] == "fastcodec: <stdout>: no space left on device"
 
 
 # ---- ends before the end
@@ -716,7 +1227,7 @@ def test_a_reader_who_goes_away(many, tmp_path):
     assert "Traceback" not in process.stderr.read()
     process.stderr.close()
     assert len(files(tmp_path / "out")) < 20
-    assert not list((tmp_path / "out").glob(".*"))
+    assert not list((tmp_path / "out").glob("*.part"))
 
 
 def test_closed_outputs(coded):
@@ -758,6 +1269,7 @@ def test_a_full_disk_while_decompressing(coded, tmp_path, capsys, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("fastcodec.images.os.replace", full)
+    monkeypatch.setattr("fastcodec.images.os.link", full)
     assert run("decompress", coded, "-o", tmp_path, "--recursive", "--jobs", 1) == 1
     err = capsys.readouterr().err
     assert f"fastcodec: stopped: {tmp_path}" in err

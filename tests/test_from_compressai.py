@@ -538,8 +538,10 @@ def test_there_and_back(mean, model_file, photograph, tmp_path, capsys):
     options = ("--model", model_file, "--device", "cpu")
     assert run("compress", tmp_path / "photo.png", "-o", tmp_path / "photo.fic", *options) == 0
     assert (tmp_path / "photo.fic").read_bytes() == mean.encode(image)
-    assert run("compress", tmp_path / "photo.png", "-o", tmp_path / "photo.fic", *options) == 0
+    for _ in range(2):
+        assert run("compress", tmp_path / "photo.png", "-o", tmp_path / "folder/", *options) == 0
     assert "skipped, exists already\n" in capsys.readouterr().out
+    assert (tmp_path / "folder" / "photo.fic").read_bytes() == mean.encode(image)
     assert run("verify", tmp_path / "photo.fic", *options) == 0
     assert "photo.fic: sound" in capsys.readouterr().out
     assert run("decompress", tmp_path / "photo.fic", "-o", tmp_path / "back.png", *options) == 0

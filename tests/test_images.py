@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from fastcodec import images
+from fastcodec import alpha, images
 from fastcodec.errors import ImageError, LimitError
 from fastcodec.images import Picture, from_picture, read_picture, read_size, replacing, to_picture, write_picture
 from fastcodec.png import read_ahead
@@ -436,6 +436,20 @@ def test_where_it_cannot_be_written(tmp_path):
     assert (tmp_path / "a.png").read_bytes() == b"precious"
 
 
+def test_a_background_is_rounded_to_nearest_and_keeps_what_still_describes_it(monkeypatch):
+    monkeypatch.setattr(alpha, "STRIP_PIXELS", 256)  # several strips
+    values, opacity = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    profile = b"\0" * 16 + b"GRAY" + b"\0" * 108
+    picture = Picture(np.ascontiguousarray(values), np.ascontiguousarray(opacity), profile, b"II*\0")
+    for colour in ((0, 0, 0), (200, 200, 200), (1, 2, 255)):
+        flat = alpha.flatten(picture, colour)
+        exact = (opacity.astype(int) * values)[..., None] + (255 - opacity.astype(int))[..., None] * np.array(colour)
+        gray = colour != (1, 2, 255)
+        assert (flat.pixels == np.rint(exact[..., 0] / 255 if gray else exact / 255)).all()
+        assert (flat.alpha, flat.icc, flat.exif) == (None, profile if gray else None, b"II*\0")
+    assert alpha.flatten(flat, (9, 9, 9)) is flat
+
+
 def write_half(path: Path, error: BaseException) -> None:
     with replacing(path) as stream:
         stream.write(b"half of the ne")
@@ -455,6 +469,49 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     with replacing(path) as stream:
         stream.write(b"new")
     assert path.read_bytes() == b"new"
+
+
+def write_new(path: Path, data: bytes) -> None:
+    with replacing(path, overwrite=False) as stream:
+        stream.write(data)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_nothing_is_replaced_unasked(links, tmp_path, monkeypatch):
+    """Whether it was there before or came in the meantime, on file systems with and without links."""
+    if not links:
+        refusal = OSError(errno.EPERM, "Operation not permitted")
+        monkeypatch.setattr(images.os, "link", lambda *_: (_ for _ in ()).throw(refusal))
+    path = tmp_path / "a.fic"
+    write_new(path, b"first")
+    write_new(path, b"first")  # the same: nothing is lost
+    with pytest.raises(FileExistsError) as caught:
+        write_new(path, b"other")
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"first"
+    path.unlink()
+    writing = replacing(path, overwrite=False)
+    writing.__enter__().write(b"other")
+    path.write_bytes(b"meanwhile")
+    with pytest.raises(FileExistsError):
+        writing.__exit__(None, None, None)
+    assert path.read_bytes() == b"meanwhile"
+    path.unlink()
+    path.symlink_to(tmp_path / "nowhere")
+    write_new(path, b"new")
+    assert not path.is_symlink()
+    assert [p.name for p in tmp_path.iterdir()] == ["a.fic"]
+    assert path.stat().st_nlink == 1
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "\N{GREEK SMALL LETTER OMEGA}" * 127 + "x", "y"])
+def test_names_at_the_limit_of_the_file_system(name, tmp_path):
+    """Also where that is lower than usual: the temporary name does not grow with the final one."""
+    with replacing(tmp_path / name) as stream:
+        stream.write(b"new")
+        (temporary,) = tmp_path.iterdir()
+        assert len(os.fsencode(temporary.name)) < 20
+    assert [p.name for p in tmp_path.iterdir()] == [name]
 
 
 def test_what_is_unfinished_can_be_discarded(tmp_path):

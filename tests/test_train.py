@@ -20,6 +20,7 @@ from fastcodec import crops, graphics, metrics
 from fastcodec.codec import Codec
 from fastcodec.crops import VALIDATION_EVERY, VALIDATION_GRAPHICS, VALIDATION_LIST, CropSource, ResidentCrops
 from fastcodec.errors import ImageError, ModelMismatchError
+from fastcodec.kernels.processor import bfloat16_is_native
 from fastcodec.models import publish as publishing
 from fastcodec.models import released, tasks, zoo
 from fastcodec.train import Trainer, TrainingConfig, add_arguments
@@ -570,6 +571,23 @@ def test_a_system_that_is_not_there(config):
     config.model, config.quality = "mbt2018", 9
     with pytest.raises(ValueError, match="qualities 1 to 8"):
         Trainer(config)
+
+
+# ---- the type that images are computed in
+
+
+@pytest.mark.parametrize("limit, native", [("", True), ("AVX2", False), ("AVX512_CORE", False)])
+def test_bfloat16_is_for_processors_that_have_it(limit, native, config, signals, monkeypatch):
+    """On others it would take many times as long; the log's first line says which type it is."""
+    native = native and bfloat16_is_native()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    trainer = Trainer(dataclasses.replace(config, steps=1, graphics=0.0))
+    types = set()
+    trainer.model.g_s.up.register_forward_hook(lambda _, __, out: types.add(out.dtype))
+    trainer.run()
+    assert types == {torch.bfloat16 if native else torch.float32}
+    start = log_of(config)[0]
+    assert (start["event"], start["dtype"]) == ("start", "bfloat16" if native else "float32")
 
 
 # ---- groups of channels, and the limit of an image's pull

@@ -22,6 +22,7 @@ from .. import __version__
 from .._threads import wait_briefly
 from ..container import DEFAULT_LIMITS, MAX_QUALITY, MIN_QUALITY
 from ..errors import FastcodecError
+from .files import STDIN
 from .report import Terminated, explain, say, say_error
 
 
@@ -107,12 +108,19 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         "--precision",
         choices=("exact", "fast"),
         default="exact",
-        help="exact: within one level everywhere; fast: bfloat16, a little less faithful (%(default)s)",
+        help="exact: within one level everywhere; fast: bfloat16 where the processor has it, a little less faithful "
+        "(%(default)s)",
+    )
+    sub.add_argument(
+        "--background",
+        type=_colour,
+        metavar="COLOR",
+        help="put pictures with alpha on this colour (a name, #rrggbb, rgb(r,g,b) ...), as jpg, bmp and ppm need it",
     )
     sub.add_argument("--region", type=_region, metavar="X,Y,W,H", help="only this rectangle of pixels")
 
     sub = command("info", "tell what .fic files hold", _call("info"), "Reads the header only.")
-    sub.add_argument("files", nargs="+", type=_path, metavar="FILE", help=".fic files")
+    sub.add_argument("files", nargs="+", type=_input, metavar="FILE", help=".fic files, or - for standard input")
     sub.add_argument("--json", action="store_true", help="one JSON object a file")
     _add_limit(sub)
 
@@ -150,12 +158,14 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 _COMPRESS_DETAILS = (
     "An image photo.jpg becomes OUT/photo.fic; where two would meet in one name (photo.jpg, photo.png), they become "
-    "OUT/photo.jpg.fic and OUT/photo.png.fic. Folders are mirrored under OUT. What is there already is skipped, so an "
-    "interrupted batch goes on when its command is repeated."
+    "OUT/photo.jpg.fic and OUT/photo.png.fic. Folders are mirrored under OUT. A file .fastcodec.jsonl in each of them "
+    "tells what its files were made from, so that an interrupted batch goes on when its command is repeated: what was "
+    "made from this source with these settings is skipped, what was made from it before it or the settings changed is "
+    "made anew, and any other file stays and is an error."
 )
 _DECOMPRESS_DETAILS = (
-    "A file photo.fic becomes OUT/photo.png. Folders are mirrored under OUT. Images that are there already are "
-    "skipped, so an interrupted batch goes on when its command is repeated."
+    "A file photo.fic becomes OUT/photo.png. Folders are mirrored under OUT. What is there already is dealt with as "
+    "compress does."
 )
 
 
@@ -166,17 +176,18 @@ _INTEGERIZE_DETAILS = (
 
 
 def _add_batch_arguments(parser: argparse.ArgumentParser, what: str, output: bool = True) -> None:
-    parser.add_argument("inputs", nargs="+", type=_path, metavar="INPUT", help=what)
+    parser.add_argument("inputs", nargs="+", type=_input, metavar="INPUT", help=f"{what}; - is standard input")
     if output:
         parser.add_argument(
             "-o",
             "--out",
-            type=_name,
+            type=_not_empty,
             required=True,
             metavar="OUT",
-            help="a folder; for one input file, a file if the name has a suffix and no / at its end",
+            help="a folder; for one input file, a file if the name has a suffix and no / at its end, or - for standard "
+            "output, with all lines on standard error",
         )
-        parser.add_argument("--overwrite", action="store_true", help="replace outputs instead of skipping them")
+        parser.add_argument("--overwrite", action="store_true", help="replace outputs, whatever they were made from")
     parser.add_argument("--recursive", action="store_true", help="look into nested folders too")
     parser.add_argument(
         "--jobs", type=_integer(1), metavar="N", help="files at a time (default: one a core; 32 on a GPU)"
@@ -235,16 +246,20 @@ def _call(module: str) -> Callable[[argparse.Namespace], int]:
 # ---- types of arguments
 
 
-def _name(text: str) -> str:
+def _not_empty(text: str) -> str:
     if not text:  # as an unset variable of the shell gives it; Path takes it for the current folder
         raise argparse.ArgumentTypeError("the name is empty")
-    if text == "-":
-        raise argparse.ArgumentTypeError("'-': files only, no standard input or output (./- is a file of that name)")
     return text
 
 
 def _path(text: str) -> Path:
-    return Path(_name(text))
+    if text == "-":
+        raise argparse.ArgumentTypeError("'-': files only, no standard input or output (./- is a file of that name)")
+    return Path(_not_empty(text))
+
+
+def _input(text: str) -> Path:
+    return STDIN if text == "-" else Path(_not_empty(text))
 
 
 def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -274,6 +289,20 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
     return value
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    from PIL import ImageColor
+
+    try:
+        red, green, blue, alpha = ImageColor.getcolor(text, "RGBA")
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a colour: give a name (white), #rrggbb or rgb(r,g,b)"
+        ) from None
+    if alpha != 255:
+        raise argparse.ArgumentTypeError(f"{text!r} is not opaque, and a background is")
+    return red, green, blue
 
 
 def _region(text: str) -> tuple[int, int, int, int]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
+import io
 import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from .. import batch, container
-from ..batch import StoppedError, Task
+from ..alpha import flatten
+from ..batch import Outcome, StoppedError, Task
 from ..constants import MAX_QUALITY
-from ..container import DEFAULT_LIMITS, FileInfo, Limits, info
+from ..container import DEFAULT_LIMITS, MAGIC, FileInfo, Limits, info
 from ..errors import (
     CorruptStreamError,
     FastcodecError,
@@ -25,16 +29,19 @@ from ..errors import (
     NotPortableWarning,
 )
 from ..images import (
+    ALPHA_SUFFIXES,
     IMAGE_SUFFIXES,
     Picture,
     discard_unfinished,
+    keeps_alpha,
     output_format,
     read_picture,
     read_size,
     replacing,
     write_picture,
 )
-from .files import read_fic
+from .files import STDIN, STDOUT, read_fic, read_stdin, write_stdout
+from .history import History, Made
 from .report import Report, Terminated, explain, per_pixel, say
 
 if TYPE_CHECKING:
@@ -73,14 +80,18 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace, steps: type[_Steps], suffix: str, wanted: frozenset[str], verb: str) -> int:
     out, out_is_file = _output(arguments)
-    tasks, failures = batch.plan(
-        arguments.inputs, out, suffix, recursive=arguments.recursive, wanted=wanted, out_is_file=out_is_file
-    )
+    if any(path is STDIN for path in arguments.inputs) or out is STDOUT:
+        tasks, failures = _stream_task(arguments, out)
+    else:
+        tasks, failures = batch.plan(
+            arguments.inputs, out, suffix, recursive=arguments.recursive, wanted=wanted, out_is_file=out_is_file
+        )
     codec = _load_codec(arguments) if tasks else None
     if codec is not None and arguments.command == "compress":
         _settle_quality(arguments, codec)
     total_bytes = sum(task.source_bytes for task in tasks)
-    report = Report(verb, len(tasks) + len(failures), total_bytes, arguments.json)
+    lines = sys.stderr if out is STDOUT else sys.stdout
+    report = Report(verb, len(tasks) + len(failures), total_bytes, arguments.json, lines)
     stopped: StoppedError | None = None
     with report, warnings.catch_warnings():
         # Pillow warns of oddities in files that it reads all the same, in lines that do not name the file.
@@ -94,14 +105,29 @@ def _run(arguments: argparse.Namespace, steps: type[_Steps], suffix: str, wanted
             on_gpu, together = (2 * TOGETHER, TOGETHER) if arguments.model is None else (FLOAT_MODEL_JOBS, 1)
             jobs = arguments.jobs or (batch.available_cores() if on_cpu else on_gpu)
             together = 1 if on_cpu else together
+            work = steps(arguments, codec, in_folders=out is not None and not out_is_file)
             try:
-                batch.run(tasks, steps(arguments, codec), jobs=min(jobs, len(tasks)), report=report, together=together)
+                batch.run(tasks, work, jobs=min(jobs, len(tasks)), report=report, together=together)
+                if work.for_stdout is not None:
+                    write_stdout(work.for_stdout)
             except StoppedError as error:
                 stopped = error
     report.summary()
     if stopped is not None:
         return _stop(stopped)
     return int(report.count["failed"] > 0)
+
+
+def _stream_task(arguments: argparse.Namespace, out: Path | None) -> tuple[list[Task], list[Outcome]]:
+    """`batch.plan` where standard input or output is meant: the one task, or its failure. Reads the input."""
+    source = arguments.inputs[0]
+    if source is not STDIN:
+        return [Task(source, out, source.stat().st_size if source.is_file() else 0)], []
+    try:
+        data = read_stdin(b"" if arguments.command == "compress" else MAGIC)
+    except (FastcodecError, OSError) as error:
+        return [], [Outcome(Task(source, out), "failed", error=error)]
+    return [Task(source, out, len(data), data)], []
 
 
 def _stop(stopped: StoppedError) -> int:
@@ -161,11 +187,22 @@ def _limits(arguments: argparse.Namespace) -> Limits:
 def _output(arguments: argparse.Namespace) -> tuple[Path | None, bool]:
     """Where the output goes, and whether that is a file."""
     text = getattr(arguments, "out", None)
+    from_stdin = any(path is STDIN for path in arguments.inputs)
+    if from_stdin and len(arguments.inputs) > 1:
+        raise _usage("-: standard input is one file, and several inputs are given")
     if text is None:
         return None, False
+    one_file = len(arguments.inputs) == 1 and (from_stdin or not arguments.inputs[0].is_dir())
+    if text == "-":
+        if not one_file:
+            raise _usage("-o -: standard output holds one file, and several are given")
+        if sys.stdout.isatty():
+            raise _usage("-o -: standard output is a terminal: redirect it")
+        return STDOUT, True
     out = Path(text)
-    one_file = len(arguments.inputs) == 1 and not arguments.inputs[0].is_dir()
     is_file = one_file and bool(out.suffix) and not out.is_dir() and not text.endswith(os.sep)
+    if from_stdin and not is_file:
+        raise _usage(f"-o {text}: it is a folder, in which standard input has no name: give a file's, with a suffix")
     if not is_file and out.exists() and not out.is_dir():
         why = "a name without a suffix" if one_file else "several files"
         raise _usage(f"-o {text}: it is a file, and a folder is needed for {why}")
@@ -187,21 +224,135 @@ def _usage(message: str) -> SystemExit:
 
 
 class _Steps:
-    """What the three batches share."""
+    """What the three batches share.
 
-    def __init__(self, arguments: argparse.Namespace, codec: Codec | zoo.Codec):
+    in_folders: outputs lie in folders that keep a history of what they were made from. for_stdout: what goes there.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, codec: Codec | zoo.Codec, in_folders: bool):
         self.arguments, self.codec, self.limits = arguments, codec, _limits(arguments)
         self.room = 1 if arguments.model is None else FLOAT_MODEL_PIXELS
+        self.for_stdout: bytes | None = None
+        self._histories: dict[Path, History] | None = {} if in_folders else None
+        self._lock = threading.Lock()
+        # By target: what it is being made of; why one that is there is made anew.
+        self._made: dict[Path, Made] = {}
+        self._anew: dict[Path, str] = {}
+
+    # --- what is there already, and what it was made of
+
+    def settings(self) -> dict[str, Any]:
+        """All but the source that decides what is written, in JSON's types."""
+        return {}
+
+    def unknown(self, task: Task) -> None:
+        """Looks at an output of unknown making, before the task is done again to be compared with it. May set `_anew`;
+        raises ImageError where it is surely not what would be written."""
+
+    def done(self, task: Task) -> dict[str, Any] | None:
+        """The record of an output that is what it should be; None if it turns out to be damaged."""
+        return {}
 
     def existing(self, task: Task) -> dict[str, Any] | None:
-        return None
+        if task.target is None or task.target is STDOUT or self.arguments.overwrite:
+            return None
+        history = self._history(task)
+        if not task.target.exists():
+            if history is not None and (other := history.alike(task.target, task.source)) is not None:
+                raise ImageError(
+                    f"its output {task.target} would be one file with {other} where capitals do not count: "
+                    "give it another folder or name; --overwrite writes it all the same"
+                )
+            return None
+        if task.target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a directory", str(task.target))
+        made = history.find(task.target) if history is not None else None
+        if made is None:
+            self.unknown(task)
+            return None
+        folder = task.target.parent
+        now = made
+        if not made.looks_like(task.source, folder):
+            now = Made.of(task.source, folder, made.settings)
+            if now.sha256 != made.sha256:
+                if not made.is_named(task.source, folder):
+                    raise ImageError(
+                        f"{task.target} exists already, made from {os.path.join(folder, made.source)}: "
+                        "give another folder or name; --overwrite replaces it"
+                    )
+                self._anew[task.target] = "its source has changed"
+                return None
+        if made.settings != (wanted := self.settings()):
+            self._anew[task.target] = _difference(made.settings, wanted)
+            return None
+        if (record := self.done(task)) is None:
+            return None
+        if now is not made:  # so that the next run need not read the source
+            self._note(task, now)
+        return {**record, "why": "exists already"}
+
+    def _history(self, task: Task) -> History | None:
+        if self._histories is None:
+            return None
+        folder = task.target.parent
+        with self._lock:
+            if folder not in self._histories:
+                self._histories[folder] = History(folder)
+            return self._histories[folder]
+
+    def _begin(self, task: Task) -> None:
+        """Look at the source before it is read: what changes it from now on will be noticed by the next run."""
+        if task.target is not None and self._histories is not None:
+            self._made[task.target] = Made.of(task.source, task.target.parent, self.settings())
+
+    def _note(self, task: Task, made: Made | None = None) -> list[str]:
+        """Remember of what an output was made; returns what the user should know."""
+        made = made or self._made.pop(task.target, None)
+        if made is None:
+            return []
+        try:
+            self._history(task).add(task.target, made)
+        except OSError as error:
+            return [f"{explain(error)}: the same command will have to make it again, to compare"]
+        return []
+
+    @contextlib.contextmanager
+    def output(self, task: Task) -> Iterator[IO[bytes]]:
+        """What the result is written to. An output that is there stays unless it may be replaced: ImageError."""
+        if task.target is STDOUT:
+            buffer = io.BytesIO()
+            yield buffer
+            self.for_stdout = buffer.getvalue()
+            return
+        _make_folder(task.target.parent)
+        try:
+            with replacing(task.target, overwrite=self.arguments.overwrite or task.target in self._anew) as stream:
+                yield stream
+        except FileExistsError as error:
+            raise ImageError(
+                f"{task.target} exists already, and is not what would be written: "
+                "give another folder or name; --overwrite replaces it"
+            ) from error
+
+    def written(self, task: Task, notices: Iterable[str]) -> dict[str, Any]:
+        """The end of a written file's record. Takes note of what it was made of."""
+        record: dict[str, Any] = {"notices": [*notices, *self._note(task)]}
+        if (why := self._anew.get(task.target)) is not None:
+            record["anew"] = why
+        return record
+
+    # --- .fic files
 
     def pixels(self, task: Task) -> int:
-        facts = info(read_fic(task.source), self.limits)
+        facts = info(self._bytes(task), self.limits)
         return facts.width * facts.height * self.room
 
     def read(self, task: Task) -> bytes:
-        return read_fic(task.source)
+        self._begin(task)
+        return self._bytes(task)
+
+    def _bytes(self, task: Task) -> bytes:
+        return read_fic(task.source) if task.data is None else task.data
 
     def kind(self, item: Any) -> Hashable | None:
         return None
@@ -218,26 +369,32 @@ class _Steps:
         return [f"written on {facts.written_on}; not every such file decodes here, on {self.codec.machine}"]
 
 
-def _why_skipped(task: Task, other: str = "") -> str:
-    """other: in what the output differs from what was asked for."""
-    if task.source.stat().st_mtime > task.target.stat().st_mtime:
-        other += ", but its source is newer"
-    return f"exists already{other}; see --overwrite" if other else "exists already"
-
-
 class _Compress(_Steps):
-    def existing(self, task: Task) -> dict[str, Any] | None:
-        if self.arguments.overwrite or not task.target.exists():
-            return None
+    def settings(self) -> dict[str, Any]:
+        arguments = self.arguments
+        wanted: dict[str, Any] = {"model": self._model, "format": container.VERSION}
+        if arguments.lossless:
+            return wanted | {"lossless": True}
+        wanted["preset"] = arguments.preset
+        for name in ("target_bytes", "target_bpp"):
+            if getattr(arguments, name) is not None:
+                return wanted | {name: getattr(arguments, name)}
+        return wanted | {"quality": arguments.quality}
+
+    @property
+    def _model(self) -> str:
+        return (self.codec.model.identity if self.arguments.model is None else self.codec.identity).hex()
+
+    def unknown(self, task: Task) -> None:
         try:
             facts = info(read_fic(task.target), self.limits)
         except FastcodecError as error:
-            if isinstance(error, CorruptStreamError) and not isinstance(error, NotAFicFileError):
-                return None  # half a file of an earlier disaster
-            if task.target.is_file() and task.target.stat().st_size == 0:
-                return None
+            empty = task.target.is_file() and task.target.stat().st_size == 0
+            if empty or (isinstance(error, CorruptStreamError) and not isinstance(error, NotAFicFileError)):
+                self._anew[task.target] = "it was damaged"  # half a file of an earlier disaster
+                return
             raise ImageError(f"{task.target} exists and is not ours to replace ({error}); see --overwrite") from error
-        size = read_size(task.source, max_pixels=self.arguments.max_pixels)
+        size = read_size(task.source, max_pixels=self.arguments.max_pixels, stream=_stream(task))
         if sorted(size) != sorted((facts.width, facts.height)):  # sorted: the image may have been turned
             raise ImageError(
                 f"{task.target} exists and holds another image, of {facts.width} x {facts.height}; see --overwrite"
@@ -246,16 +403,25 @@ class _Compress(_Steps):
         if self.arguments.lossless:
             differs = facts.lossless_tiles < facts.tiles
         else:
-            differs = sized or facts.quality != self.arguments.quality
-        other = f" at quality {facts.quality}" if differs else ""
-        return {**_facts(facts), "why": _why_skipped(task, other)}
+            differs = not sized and facts.quality != self.arguments.quality
+        if differs or facts.model != self._model:
+            what = f"at quality {facts.quality}" if differs else f"of model {facts.model}"
+            raise ImageError(f"{task.target} exists already, {what}; see --overwrite")
+
+    def done(self, task: Task) -> dict[str, Any] | None:
+        try:
+            return _facts(info(read_fic(task.target), self.limits))
+        except CorruptStreamError:
+            self._anew[task.target] = "it was damaged"
+            return None
 
     def pixels(self, task: Task) -> int:
-        width, height = read_size(task.source, max_pixels=self.arguments.max_pixels)
+        width, height = read_size(task.source, max_pixels=self.arguments.max_pixels, stream=_stream(task))
         return width * height * self.room
 
     def read(self, task: Task) -> Picture:
-        return read_picture(task.source, max_pixels=self.arguments.max_pixels)
+        self._begin(task)
+        return read_picture(task.source, max_pixels=self.arguments.max_pixels, stream=_stream(task))
 
     def code(self, item: Picture) -> Encoded:
         arguments, target = self.arguments, self.arguments.target_bytes
@@ -275,8 +441,7 @@ class _Compress(_Steps):
         return self.codec.encode_pictures(items, self.arguments.quality, self.arguments.preset)
 
     def write(self, task: Task, item: Picture, result: Encoded, seconds: float) -> dict[str, Any]:
-        _make_folder(task.target.parent)
-        with replacing(task.target) as stream:
+        with self.output(task) as stream:
             stream.write(result.data)
         record = {"width": item.width, "height": item.height, "mode": item.mode, "bytes": len(result.data)}
         return record | {
@@ -287,36 +452,57 @@ class _Compress(_Steps):
             "seconds": round(seconds, 4),
             "input_bytes": task.source_bytes,
             "output_bytes": len(result.data),
-            "notices": list(item.notices),
+            **self.written(task, item.notices),
         }
 
 
 class _Decompress(_Steps):
-    def existing(self, task: Task) -> dict[str, Any] | None:
-        if self.arguments.overwrite or not task.target.exists():
-            return None
-        if task.target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "is a directory", str(task.target))
-        return {"why": _why_skipped(task)}
+    def settings(self) -> dict[str, Any]:
+        wanted: dict[str, Any] = {"precision": self.arguments.precision}
+        if self.arguments.region is not None:
+            wanted["region"] = list(self.arguments.region)
+        if self.arguments.background is not None:
+            wanted["background"] = "#" + bytes(self.arguments.background).hex()
+        return wanted
+
+    def read(self, task: Task) -> bytes:
+        data = super().read(task)
+        form = self._format(task)
+        if self.arguments.background is None and info(data, self.limits).mode.endswith("A") and not keeps_alpha(form):
+            keep = ", ".join(suffix.removeprefix(".") for suffix in ALPHA_SUFFIXES)
+            raise ImageError(
+                f"it has alpha, which {output_format(form)} cannot hold: --background COLOR puts it on a colour; "
+                f"{keep} keep it (--format)"
+            )
+        return data
 
     def code(self, item: bytes) -> Picture:
         self.check_model(item)
         region, precision = self.arguments.region, self.arguments.precision
-        return self.codec.decode_picture(item, region=region, precision=precision)
+        return self._flat(self.codec.decode_picture(item, region=region, precision=precision))
 
     def kind(self, item: bytes) -> Hashable | None:
         facts = info(item, self.limits)
         return None if self.arguments.region else (facts.width, facts.height, facts.model)
 
     def code_many(self, items: Sequence[bytes]) -> list[Picture]:
-        return self.codec.decode_pictures(items, precision=self.arguments.precision)
+        return list(map(self._flat, self.codec.decode_pictures(items, precision=self.arguments.precision)))
+
+    def _flat(self, picture: Picture) -> Picture:
+        background = self.arguments.background
+        return picture if background is None else flatten(picture, background)
 
     def write(self, task: Task, item: bytes, result: Picture, seconds: float) -> dict[str, Any]:
-        _make_folder(task.target.parent)
-        lost = write_picture(task.target, result)
+        with self.output(task) as stream:
+            lost = write_picture(self._format(task), result, stream=stream)
+            size = stream.seek(0, io.SEEK_END)
         facts = info(item, self.limits)
         record = _facts(facts) | {"width": result.width, "height": result.height, "seconds": round(seconds, 4)}
-        return record | {"output_bytes": task.target.stat().st_size, "notices": [*self.notices(facts), *lost]}
+        return record | {"output_bytes": size, **self.written(task, [*self.notices(facts), *lost])}
+
+    def _format(self, task: Task) -> Path:
+        """A name that tells the format, the target's own if it has one."""
+        return task.target.with_suffix(f".{self.arguments.format or 'png'}") if task.target is STDOUT else task.target
 
 
 class _Verify(_Steps):
@@ -327,6 +513,19 @@ class _Verify(_Steps):
     def write(self, task: Task, item: bytes, result: None, seconds: float) -> dict[str, Any]:
         facts = info(item, self.limits)
         return _facts(facts) | {"seconds": round(seconds, 4), "notices": self.notices(facts)}
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """In what the settings before were others, in words."""
+    changed = [name for name in before if before[name] != now.get(name)]
+    if not changed:
+        return f"it was made without {', '.join(name for name in now if name not in before)}"
+    return "it was made with " + ", ".join(n if before[n] is True else f"{n} {before[n]}" for n in changed)
+
+
+def _stream(task: Task) -> io.BytesIO | None:
+    """What to read an image from; None if that is its file."""
+    return None if task.data is None else io.BytesIO(task.data)
 
 
 def _make_folder(folder: Path) -> None:

@@ -7,19 +7,22 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from ..container import DEFAULT_LIMITS, Limits, info
+from ..container import DEFAULT_LIMITS, MAGIC, Limits, info
 from ..errors import FastcodecError
-from .files import read_fic
-from .report import explain, per_pixel, printable, say_error
+from .files import STDIN, read_fic, read_stdin
+from .report import explain, per_pixel, printable, say, say_error
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run `fastcodec info`."""
     limits = Limits(arguments.max_pixels, DEFAULT_LIMITS.max_metadata)
     records, failed = [], False
+    if len(arguments.files) > 1 and any(path is STDIN for path in arguments.files):
+        say("-: standard input is one file, and several are given")
+        return 2
     for path in arguments.files:
         try:
-            facts = asdict(info(read_fic(path), limits))
+            facts = asdict(info(read_stdin(MAGIC) if path is STDIN else read_fic(path), limits))
         except (FastcodecError, OSError, MemoryError) as error:
             failed = True
             if arguments.json:

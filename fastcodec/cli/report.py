@@ -10,7 +10,7 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..batch import Outcome
 
@@ -66,15 +66,18 @@ def per_pixel(count: int, record: dict[str, Any]) -> float:
 class Report:
     """The running report of a batch; a context manager around it.
 
-    verb: what happens to a file, in the past tense. total, total_bytes: of the inputs.
+    verb: what happens to a file, in the past tense. total, total_bytes: of the inputs. output: for its lines, standard
+    output if None.
     """
 
-    def __init__(self, verb: str, total: int, total_bytes: int, as_json: bool):
+    def __init__(self, verb: str, total: int, total_bytes: int, as_json: bool, output: TextIO | None = None):
         self.verb, self.total, self.as_json = verb, total, as_json
+        self.output = sys.stdout if output is None else output
         self.count: Counter[str] = Counter()
+        self.anew = 0
         self.bytes_in = self.bytes_out = self.pixels = self.fic_bytes = 0
         self.start = time.perf_counter()
-        self.lines = not as_json and (total == 1 or not sys.stdout.isatty() or not sys.stderr.isatty())
+        self.lines = not as_json and (total == 1 or not self.output.isatty() or not sys.stderr.isatty())
         self.progress = None
         if not as_json and total > 1 and sys.stderr.isatty():  # a lone file's line would land in the bar's
             self.progress = _progress()
@@ -95,6 +98,7 @@ class Report:
         task, record = outcome.task, outcome.record
         self.count[outcome.status] += 1
         if outcome.status == "done":
+            self.anew += "anew" in record
             self.bytes_in += task.source_bytes
             self.bytes_out += record.get("output_bytes", 0)
             self.fic_bytes += record["bytes"]
@@ -111,7 +115,7 @@ class Report:
             for notice in record.get("notices", ()):
                 say(f"{task.source}: note: {notice}")
             if self.lines:
-                print(printable(self._line(outcome)), flush=True)
+                print(printable(self._line(outcome)), file=self.output, flush=True)
 
     def _print_json(self, outcome: Outcome) -> None:
         task = outcome.task
@@ -120,7 +124,7 @@ class Report:
         if outcome.error is not None:
             message = explain(outcome.error, task.source).removeprefix(f"{task.source}: ")
             record |= {"error": type(outcome.error).__name__, "message": message}
-        print(json.dumps(record), flush=True)
+        print(json.dumps(record), file=self.output, flush=True)
 
     def _line(self, outcome: Outcome) -> str:
         task, record = outcome.task, outcome.record
@@ -129,7 +133,8 @@ class Report:
             return f"{task.source}{arrow}: skipped, {record.get('why', 'exists already')}"
         if task.target is None:
             return f"{task.source}: {self.verb}, {_facts(record)}"
-        return f"{task.source}{arrow}: {_facts(record)}, {record['seconds']:.3g} s"
+        anew = f", made anew: {record['anew']}" if "anew" in record else ""
+        return f"{task.source}{arrow}: {_facts(record)}, {record['seconds']:.3g} s{anew}"
 
     def rate(self) -> str:
         """Throughput since the start."""
@@ -140,7 +145,8 @@ class Report:
         """Say how it ended, where more than one file was meant; `--json` has said it all."""
         if self.as_json or self.total < 2:
             return
-        parts = [f"{self.count['done']} {self.verb}"]
+        anew = f" ({self.anew} anew, whose sources or settings had changed)" if self.anew else ""
+        parts = [f"{self.count['done']} {self.verb}{anew}"]
         parts += [f"{self.count[name]} {name}" for name in ("skipped", "failed") if self.count[name]]
         if missing := self.total - self.count.total():
             parts.append(f"{missing} not begun")

@@ -30,7 +30,7 @@ class Task(Protocol):
     quick: tuple[str, ...]
     #: Values of t at which the validation split is measured.
     points: tuple[float, ...]
-    #: Whether images are computed in bfloat16 where PyTorch thinks fit. The entropy side never is.
+    #: Whether images may be computed in bfloat16 where PyTorch thinks fit. The entropy side never is.
     autocast: bool
 
     def create(self, crops: Callable[[int], Tensor], start: Path | None) -> nn.Module:

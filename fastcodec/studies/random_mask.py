@@ -42,6 +42,7 @@ from fastcodec.errors import FastcodecError
 from fastcodec.evaluate import find_images
 from fastcodec.images import read_picture, replacing
 from fastcodec.kernels import checkerboard
+from fastcodec.kernels.processor import bfloat16_is_native
 from fastcodec.models import released
 from fastcodec.models.swift import quality_position
 from fastcodec.models.zoo.context import KERNEL, NEIGHBOURS, RADIUS, RASTER_TAPS, mask_of
@@ -243,10 +244,10 @@ class Study:
         if self.config.masks != "equal odds":
             model.eval()  # in training it would draw the mask itself, with equal odds; nothing else depends on this
             model.set_mask(_mask_of_even_counts() if self.config.masks == "even counts" else mask_of([]))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_native()):
             z = model.hyper_analysis(y)
         z_hat, z_bits = model.entropy_bottleneck(z.float())
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_native()):
             parameters = model.parameters_while_training(model.h_s(z_hat), y)
         return model.gaussian_conditional.bits(y, parameters.float()).sum() + z_bits.sum()
 

@@ -79,6 +79,9 @@ class StoppedError(Exception):
         super().__init__(str(cause or "stopped"))
         self.cause, self.running = cause, running
 
+    def __reduce__(self) -> tuple:
+        return StoppedError, (self.cause, self.running)
+
 
 def available_cores() -> int:
     """Cores that this process may run on."""

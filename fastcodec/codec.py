@@ -9,27 +9,29 @@ from __future__ import annotations
 import operator
 import re
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from . import container, cpu
+from . import _calls, container, cpu
 from . import lossless as lossless_tiles
 from .alpha import check_alpha, encode_alpha, read_alpha
 from .constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, TILE_LATENTS
 from .container import DEFAULT_LIMITS, Container, Header, Limits, TileData
 from .entropy.rounding import worth_of_distortion
-from .errors import ModelMismatchError, TargetError, UnavailableError
+from .errors import FastcodecError, ModelMismatchError, TargetError, UnavailableError, name_in, within
+from .files import FileLike, naming, several
 from .geometry import SYNTHESIS_HALO, Grid, Rect
 from .images import ImageLike, Picture, from_picture, to_picture
-from .kernels import rans
+from .kernels import forks, rans
 from .models import released
 from .quality import checked_quality
 
@@ -40,6 +42,9 @@ Precision = Literal["exact", "fast"]
 Preset = Literal["size", "latency"]
 Output = Literal["pil", "numpy", "tensor"]
 
+DeviceLike: TypeAlias = "str | int | torch.device | None"
+
+_engines_lock = threading.Lock()  # a fork waits for the calls that take it (_calls.py)
 # Of the network's bytes: what keeping the promise in every block may cost where it is kept on average.
 _MOST_TIMES = 4
 _NO_LIMITS = Limits(1 << 62, 1 << 62)  # for files of our own
@@ -66,36 +71,61 @@ class DecodedTensor:
     pixels: Tensor
     _wait: Callable[[], object]
 
+    @_calls.counted
     def check(self) -> None:
-        """Waits until the pixels are there. Raises CorruptStreamError, naming the tile, for a damaged payload."""
+        """Waits until the pixels are there. Raises CorruptStreamError, naming item and tile, for a damaged payload."""
         self._wait()
+
+    def __reduce__(self) -> tuple:
+        """Pickled and copied are pixels that are there: raises what `check` raises."""
+        self.check()
+        return DecodedTensor, (self.pixels, _no_wait)
+
+
+def _no_wait() -> None:
+    """Of pixels that are there."""
 
 
 class Codec:
     """Encodes and decodes images. One instance may be shared by any number of threads.
 
-    Build one with `Codec.load`; `limits` bounds what a file may make it allocate.
+    Build one with `Codec.load`; `limits` bounds what a file may make it allocate. A pickle has the model's name and
+    identity (or its file's path, or, of a model that is in no file, its weights), the limits, and the device that was
+    asked for, and is loaded again where it arrives; codecs that arrive in one process share weights. In a forked
+    process a codec goes on, on one thread of the CPU; a GPU is UnavailableError there.
     """
 
-    def __init__(self, model: released.Model, limits: Limits = DEFAULT_LIMITS, device: str = "cpu"):
+    def __init__(self, model: released.Model, limits: Limits = DEFAULT_LIMITS, device: DeviceLike = "cpu"):
         self.model = model
         self.limits = limits
+        self._asked = device
         self.device, self._make_engine = _engines(device)
         self._engines: dict[bytes, cpu.Engine | gpu.Engine] = {}  # by the models' identities
-        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: part for name, part in self.__dict__.items() if name not in ("device", "_make_engine", "_engines")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        kept = _kept_engines if self.model.source is not None else _new_engines
+        self.device, self._make_engine, self._engines = kept(self.model, self._asked)
 
     @classmethod
-    def load(cls, name: str = "swift", device: str = "auto", limits: Limits = DEFAULT_LIMITS) -> Codec:
+    def load(cls, name: str = "swift", device: DeviceLike = "auto", limits: Limits = DEFAULT_LIMITS) -> Codec:
         """Load a shipped model.
 
-        device: "cpu"; "cuda" or "cuda:N"; "auto", a GPU where there is one that the codec can use, else the CPU; "sim",
-        the GPU's program on the CPU, which only tests have a use for. All read and write the same files.
+        device: "cpu"; "cuda" or "cuda:N"; a torch.device of these, or N; "auto" or None, a GPU where there is one that
+        the codec can use, else the CPU; "sim", the GPU's program on the CPU, which only tests have a use for. All read
+        and write the same files.
 
         Raises ModelMismatchError for a name that this installation does not carry, UnavailableError, saying what is
-        missing, for a device that cannot be used, ValueError for another name of a device.
+        missing, for a device that cannot be used, ValueError or TypeError for what names none of these devices.
         """
         return cls(released.load(name), limits, device)
 
+    @_calls.counted
     def encode(self, image: ImageLike, quality: int = 60, preset: Preset = "size", *, lossless: bool = False) -> bytes:
         """Encode a PIL image, an HWC or HW uint8 array, or a CHW uint8 tensor; returns a .fic file's bytes.
 
@@ -107,31 +137,43 @@ class Codec:
         """
         return self.encode_picture(to_picture(image), quality, preset, lossless=lossless).data
 
+    @_calls.counted
     def encode_batch(
         self, images: Sequence[ImageLike], quality: int = 60, preset: Preset = "size", *, lossless: bool = False
     ) -> list[bytes]:
-        """Encode several images; those of equal size run through the network together."""
-        pictures = [to_picture(image) for image in images]
+        """Encode several images; those of equal size run through the network together.
+
+        Raises what `encode` raises, the message beginning with the number of the image, as in "item 3: ...", from 0.
+        """
+        pictures = each(to_picture, images)
         return [encoded.data for encoded in self.encode_pictures(pictures, quality, preset, lossless=lossless)]
 
+    @_calls.counted
     def encode_pictures(
         self, pictures: Sequence[Picture], quality: int = 60, preset: Preset = "size", *, lossless: bool = False
     ) -> list[Encoded]:
         """`encode_batch` for `Picture`s, with the estimates beside the bytes."""
         if lossless:
-            return [_encode_losslessly(picture, self.model.identity) for picture in pictures]
+            return each(lambda picture: _encode_losslessly(picture, self.model.identity), pictures)
+        quality = checked_quality(quality)
         engine = self._engine(self.model)
         groups = _groups([(*p.pixels.shape[:2], p.pixels.ndim) for p in pictures], engine.batch_positions)
         out: list[Encoded | None] = [None] * len(pictures)
+
+        def alone(i: int) -> None:
+            self._encode_group([pictures[i]], quality, preset)
+
         sent = [engine.send([pictures[i].pixels for i in group]) for group in groups[:1]]
         for number, group in enumerate(groups):
             # The next group's pixels are on their way to the device while this one is encoded.
             sent += [engine.send([pictures[i].pixels for i in following]) for following in groups[number + 1 :][:1]]
-            encoded = self._encode_group([pictures[i] for i in group], quality, preset, sent=sent.pop(0))
+            with _of_items(group, alone):
+                encoded = self._encode_group([pictures[i] for i in group], quality, preset, sent=sent.pop(0))
             for i, item in zip(group, encoded, strict=True):
                 out[i] = item
         return out
 
+    @_calls.counted
     def encode_picture(
         self,
         picture: Picture,
@@ -146,6 +188,7 @@ class Codec:
             return _encode_losslessly(picture, self.model.identity)
         return self._encode_group([picture], quality, preset, _tile_latents)[0]
 
+    @_calls.counted
     def encode_to_size(self, picture: Picture, target_bytes: int, preset: Preset = "size") -> Encoded:
         """Encode at the highest quality whose file has at most `target_bytes` bytes; TargetError if none has."""
         low, high, best = MIN_QUALITY, MAX_QUALITY, None
@@ -160,9 +203,10 @@ class Codec:
             raise TargetError(f"{target_bytes} bytes are too few: quality {MIN_QUALITY} takes {len(smallest.data)}")
         return best
 
+    @_calls.counted
     def decode(
         self,
-        data: bytes | bytearray | memoryview,
+        data: FileLike,
         *,
         out: Output = "pil",
         region: tuple[int, int, int, int] | None = None,
@@ -171,24 +215,32 @@ class Codec:
         """Decode a file to uint8 pixels: a PIL image, an HWC (HW if grayscale) array or a CHW tensor, on the CPU
         (`decode_tensor` gives one on the codec's device).
 
-        region: (x, y, width, height) in pixels; only the tiles that it needs are read. precision: "exact" is within one
-        level of the same pixels everywhere; "fast" runs residual blocks in bfloat16 on CPUs that multiply it, and is
-        "exact" on others, where that would be slower, and on a GPU.
-        Raises CorruptStreamError, UnsupportedVersionError, ModelMismatchError or LimitError.
+        data: the file's bytes (bytes, bytearray, memoryview ...; with strides they are copied), its path (str or
+        os.PathLike), or a binary file object. Errors name a file that has a name. Wherever a file is asked for, the
+        same holds. region: (x, y, width, height) in pixels; only the tiles that it needs are read. precision: "exact"
+        is within one level of the same pixels everywhere; "fast" runs residual blocks in bfloat16 on CPUs that multiply
+        it, and is "exact" on others, where that would be slower, and on a GPU.
+        Raises CorruptStreamError, UnsupportedVersionError, ModelMismatchError or LimitError, OSError for a path that
+        cannot be read, TypeError for what is no file.
         """
         return from_picture(self.decode_picture(data, region=region, precision=precision), out)
 
+    @_calls.counted
     def decode_batch(
-        self, files: Sequence[bytes | bytearray | memoryview], *, out: Output = "pil", precision: Precision = "exact"
+        self, files: Sequence[FileLike], *, out: Output = "pil", precision: Precision = "exact"
     ) -> list[Image.Image | np.ndarray | Tensor]:
-        """Decode several files; those of equal size and quality run through the network together."""
+        """Decode several files; those of equal size and quality run through the network together.
+
+        Raises what `decode` raises, the message beginning with the number of the file, as in "item 3: ...", from 0.
+        """
         return [from_picture(picture, out) for picture in self.decode_pictures(files, precision=precision)]
 
-    def decode_pictures(
-        self, files: Sequence[bytes | bytearray | memoryview], *, precision: Precision = "exact"
-    ) -> list[Picture]:
+    @_calls.counted
+    def decode_pictures(self, files: Sequence[FileLike], *, precision: Precision = "exact") -> list[Picture]:
         """`decode_batch` to `Picture`s."""
-        parsed = [container.read(data, self.limits) for data in files]
+        files = several(files)
+        _check_precision(precision)
+        parsed = each(self._read, files)
         engine = self._engine(self.model)
         keys = [
             (h.height, h.width, h.identity, h.float_entropy, None if engine.mixes_qualities else h.quality, c.lossless)
@@ -196,17 +248,29 @@ class Codec:
         ]
         pictures: list[Picture | None] = [None] * len(parsed)
         waiting: list[tuple[list[int], Callable[[], list[Picture]]]] = []
+
+        def alone(i: int) -> None:
+            with naming(files[i]):
+                self._decode_group([parsed[i]], None, precision)()
+
+        def settle(group: list[int], decoded: Callable[[], list[Picture]]) -> None:
+            with _of_items(group, alone):
+                for i, picture in zip(group, decoded(), strict=True):
+                    pictures[i] = picture
+
         for group in _groups(keys, engine.batch_positions):
-            waiting.append((group, self._decode_group([parsed[i] for i in group], None, precision)))
+            with _of_items(group, alone):
+                waiting.append((group, self._decode_group([parsed[i] for i in group], None, precision)))
             if len(waiting) > 1:  # a GPU decodes one group while the pixels of another come home
-                _settle(*waiting.pop(0), pictures)
+                settle(*waiting.pop(0))
         for group, decoded in waiting:
-            _settle(group, decoded, pictures)
+            settle(group, decoded)
         return pictures
 
+    @_calls.counted
     def decode_tensor(
         self,
-        files: Sequence[bytes | bytearray | memoryview],
+        files: Sequence[FileLike],
         *,
         out: Tensor | None = None,
         region: tuple[int, int, int, int] | None = None,
@@ -216,13 +280,13 @@ class Codec:
         Always three channels: without alpha, and for a grayscale file as the network gave them. out: uint8
         [files, 3, height, width] on that device, of any strides; made if None. On a GPU this returns before the work is
         done: the pixels are ready for what is enqueued next on the current stream, but what may be wrong with a file
-        shows only in `check()`. Raises what `decode` raises for what headers and checksums tell, and ValueError for
-        files of different sizes or an `out` that does not fit.
+        shows only in `check()`. Raises what `decode_batch` raises for what headers and checksums tell, and ValueError
+        for files of different sizes or an `out` that does not fit.
         """
-        parsed = [container.read(data, self.limits) for data in files]
-        kinds = {(c.header.height, c.header.width, c.header.identity, c.header.float_entropy) for c in parsed}
-        if len(kinds) != 1:
-            raise ValueError(f"files of one size and model are needed, not of {len(kinds)}")
+        files = several(files)
+        parsed = each(self._read, files)
+        kinds = [(c.header.height, c.header.width, c.header.identity, c.header.float_entropy) for c in parsed]
+        check_alike(kinds)
         area = _region(region, parsed[0].header.grid)
         shape = (len(parsed), 3, area.height, area.width)
         if out is None:
@@ -233,11 +297,22 @@ class Codec:
                 f"out must be uint8 {list(shape)} on {self.device}, not {out.dtype} {list(out.shape)} on {out.device}"
             )
         pixels = out.permute(0, 2, 3, 1)
-        waits = [
-            self._decode_into([parsed[i] for i in group], area, pixels[group[0] : group[-1] + 1])
-            for group in _neighbours([file.lossless for file in parsed])
-        ]
-        return DecodedTensor(out, lambda: [wait() for wait in waits])
+        waits: list[tuple[list[int], Callable[[], object]]] = []
+
+        def alone(i: int) -> None:
+            with naming(files[i]):
+                self._decode_group([parsed[i]], region, "exact")()
+
+        def wait_for_all() -> None:
+            for group, wait in waits:
+                with _of_items(group, alone):
+                    wait()
+
+        for group in _neighbours([file.lossless for file in parsed]):
+            with _of_items(group, alone):
+                part = pixels[group[0] : group[-1] + 1]
+                waits.append((group, self._decode_into([parsed[i] for i in group], area, part)))
+        return DecodedTensor(out, wait_for_all)
 
     def _decode_into(self, files: list[Container], area: Rect, out: Tensor) -> Callable[[], object]:
         """Decode files of equal size whose lossless tiles are the same, uint8 [files, height, width, 3]. What is
@@ -252,36 +327,46 @@ class Codec:
                 pixels[kept.within(area).slices].copy_(torch.from_numpy(np.require(part, requirements=["C", "W"])))
         return wait
 
+    @_calls.counted
     def decode_picture(
         self,
-        data: bytes | bytearray | memoryview,
+        data: FileLike,
         *,
         region: tuple[int, int, int, int] | None = None,
         precision: Precision = "exact",
     ) -> Picture:
         """`decode` to a `Picture`: pixels, alpha and metadata."""
-        return self._decode_group([container.read(data, self.limits)], region, precision)()[0]
+        with naming(data):
+            return self._decode_group([container.read(data, self.limits)], region, precision)()[0]
 
-    def verify(self, data: bytes | bytearray | memoryview) -> None:
+    @_calls.counted
+    def verify(self, data: FileLike) -> None:
         """Decode every tile's latents and alpha, check every state, cursor and CRC; run no synthesis.
 
         Raises what `decode` raises; returns only if the whole file is sound.
         """
-        parsed = container.read(data, self.limits)
-        whole = _region(None, parsed.header.grid)
-        if _needs_network(parsed, whole):
-            self._engine(self._model_for(parsed.header)).verify(parsed)
-        for number, covered in lossless_tiles.images_within(parsed, whole):
-            lossless_tiles.read_image(parsed, number, covered)
-        check_alpha(parsed)
+        with naming(data):
+            parsed = container.read(data, self.limits)
+            whole = _region(None, parsed.header.grid)
+            if _needs_network(parsed, whole):
+                self._engine(self._model_for(parsed.header)).verify(parsed)
+            for number, covered in lossless_tiles.images_within(parsed, whole):
+                lossless_tiles.read_image(parsed, number, covered)
+            check_alpha(parsed)
 
-    def latents(self, data: bytes | bytearray | memoryview) -> Tensor:
+    @_calls.counted
+    def latents(self, data: FileLike) -> Tensor:
         """The decoded latents of a file in 1/16, int32 [h, w, M], on the CPU: equal bit for bit on every device.
 
         Lossless tiles have none; beside network tiles they hold what the synthesis sees there, else zeros.
         """
-        parsed = container.read(data, self.limits)
-        return self._engine(self._model_for(parsed.header)).latents(parsed)
+        with naming(data):
+            parsed = container.read(data, self.limits)
+            return self._engine(self._model_for(parsed.header)).latents(parsed)
+
+    def _read(self, file: FileLike) -> Container:
+        with naming(file):
+            return container.read(file, self.limits)
 
     @contextmanager
     def timer(self) -> Iterator[dict[str, float]]:
@@ -291,7 +376,9 @@ class Codec:
             yield times
 
     def _engine(self, model: released.Model) -> cpu.Engine | gpu.Engine:
-        with self._lock:
+        if self.device.type == "cuda":
+            forks.check_gpu()
+        with _engines_lock:
             if model.identity not in self._engines:
                 self._engines[model.identity] = self._make_engine(model)
             return self._engines[model.identity]
@@ -377,8 +464,7 @@ class Codec:
     ) -> Callable[[], list[Picture]]:
         """Decode files of equal size and model (and quality, if the engine takes one at a time), or the same region of
         each. What is returned waits for the result."""
-        if precision not in ("exact", "fast"):
-            raise ValueError(f"precision {precision!r}: use 'exact' or 'fast'")
+        _check_precision(precision)
         area = _region(region, files[0].header.grid)
         wait = None
         if _needs_network(files[0], area):
@@ -401,25 +487,104 @@ class Codec:
         return finish
 
 
-def _engines(device: str) -> tuple[torch.device, Callable[[released.Model], cpu.Engine | gpu.Engine]]:
+def device_of(device: DeviceLike) -> torch.device:
+    """The device of a name, as `Codec.load` has them. Raises what it raises."""
+    return _engines(device)[0]
+
+
+def _engines(device: DeviceLike) -> tuple[torch.device, Callable[[released.Model], cpu.Engine | gpu.Engine]]:
     """The device of a name, and what makes engines for it."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() and not rans.cuda_status() else "cpu"
-    if device == "cpu":
+    name = _device_name(device)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() and not rans.cuda_status() else "cpu"
+    if name == "cpu":
         return torch.device("cpu"), cpu.Engine
-    if not re.fullmatch(r"sim|cuda(:\d+)?", device):
-        raise ValueError(f"device {device!r}: use 'auto', 'cpu', 'cuda' or 'cuda:N'")
     try:
         from . import gpu
     except ModuleNotFoundError as error:
         raise UnavailableError(f"a GPU needs Triton, which is not installed: {error}") from error
-    return gpu.engines(device)
+    return gpu.engines(name)
 
 
-def _settle(group: list[int], decoded: Callable[[], list[Picture]], pictures: list[Picture | None]) -> None:
-    """Put a group's pictures where they belong, once they are there."""
-    for i, picture in zip(group, decoded(), strict=True):
-        pictures[i] = picture
+def _device_name(device: DeviceLike) -> str:
+    """One of the names "auto", "cpu", "cuda", "cuda:N" and "sim"."""
+    allowed = "use 'auto' (or None), 'cpu', 'cuda', 'cuda:N', a torch.device of these, or a GPU's number N"
+    if device is None:
+        return "auto"
+    if isinstance(device, torch.device | str):
+        name = "cpu" if str(device) == "cpu:0" else str(device)
+        if not re.fullmatch(r"auto|cpu|sim|cuda(:\d+)?", name):
+            raise ValueError(f"device {device!r}: {allowed}")
+        return name
+    try:
+        if isinstance(device, bool):
+            raise TypeError
+        number = operator.index(device)
+    except TypeError:
+        raise TypeError(f"a device is no {type(device).__name__}: {allowed}") from None
+    if number < 0:
+        raise ValueError(f"device {device!r}: {allowed}")
+    return f"cuda:{number}"
+
+
+_Engines: TypeAlias = "dict[bytes, cpu.Engine | gpu.Engine]"
+_MakeEngine: TypeAlias = "Callable[[released.Model], cpu.Engine | gpu.Engine]"
+
+
+def _new_engines(model: released.Model, device: DeviceLike) -> tuple[torch.device, _MakeEngine, _Engines]:
+    """Of a codec that was pickled or copied: its device, what makes engines, and room for these."""
+    return *_engines(device), {}
+
+
+# A pool of processes sends a codec with every piece of work, and a GPU's engine takes long to make.
+_kept_engines = lru_cache(maxsize=4)(_new_engines)
+
+
+_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+
+
+def each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
+    """The function's results of the items of a batch; what it raises names the item."""
+    out = []
+    for number, item in enumerate(items):
+        with within(_item(number)):
+            out.append(function(item))
+    return out
+
+
+def check_alike(kinds: Sequence[object]) -> None:
+    """ValueError, naming the first item that differs, unless there are items and all are of one kind."""
+    if not kinds:
+        raise ValueError("no files: at least one is needed")
+    for number, kind in enumerate(kinds):
+        if kind != kinds[0]:
+            raise ValueError(f"files of one size and model are needed, and item {number} differs from item 0 in these")
+
+
+def _item(number: int) -> str:
+    return f"item {number}"
+
+
+@contextmanager
+def _of_items(group: Sequence[int], alone: Callable[[int], object]) -> Iterator[None]:
+    """A context: what is raised within it names the item of a batch that it is about.
+
+    An engine that codes a group at once does not tell which of it was at fault, so `alone` codes one after the other.
+    """
+    try:
+        yield
+    except (FastcodecError, MemoryError) as error:
+        if isinstance(error, FastcodecError) and not isinstance(error, UnavailableError):
+            for number in group:
+                with within(_item(number)):
+                    alone(number)
+        name_in(error, " and ".join(map(_item, group)) if len(group) < 3 else f"items {', '.join(map(str, group))}")
+        raise
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in ("exact", "fast"):
+        raise ValueError(f"precision {precision!r}: use 'exact' or 'fast'")
 
 
 def _groups(keys: Sequence, most: int) -> list[list[int]]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from .constants import IDENTITY_BYTES, MAX_QUALITY, MIN_QUALITY
 from .errors import CorruptStreamError, LimitError, NotAFicFileError, UnsupportedVersionError
+from .files import FileLike, contents, naming
 from .geometry import Grid
 from .metadata import exif_resolution
 
@@ -129,13 +129,13 @@ class Container:
         return [number for number, lossless in enumerate(self.lossless) if lossless]
 
     def tile(self, number: int) -> TileData:
-        """The bytes of one tile, its CRC checked."""
+        """The bytes of one tile, its CRC checked: CorruptStreamError, naming the tile, where it does not match."""
         start = self.offsets[number]
         payload, alpha = self.lengths[number]
         body = self.data[start : start + payload + alpha]
         (stored,) = _CRC.unpack_from(self.data, start + payload + alpha)
         if stored != _tile_crc(body, number, self.header_crc):
-            raise CorruptStreamError(f"tile {number} is damaged: its CRC does not match")
+            raise CorruptStreamError(f"tile {number} is damaged: its CRC does not match", number)
         return TileData(body[:payload], body[payload:], self.lossless[number])
 
 
@@ -180,13 +180,14 @@ def write(header: Header, tiles: list[TileData]) -> bytes:
     return b"".join(parts)
 
 
-def read(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) -> Container:
+def read(file: FileLike, limits: Limits = DEFAULT_LIMITS) -> Container:
     """Parse and check everything but the tiles' contents.
 
-    Raises NotAFicFileError, UnsupportedVersionError, LimitError or CorruptStreamError.
+    Raises NotAFicFileError, UnsupportedVersionError, LimitError or CorruptStreamError; TypeError or OSError for what
+    gives no bytes (`files.contents`).
     """
     try:
-        head = _read_head(data, limits)
+        head = _read_head(contents(file), limits)
         reader, offsets = _Reader(head.view, head.end), []
         for payload, extra in head.lengths:
             offsets.append(reader.at)
@@ -210,7 +211,7 @@ def length(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS
     For a file that others follow, in an archive or a stream. Raises what `read` raises for a header.
     """
     try:
-        head = _read_head(data, limits)
+        head = _read_head(contents(data), limits)
     except _CutShortError:
         return None
     return head.end + sum(payload + extra + _CRC.size for payload, extra in head.lengths)
@@ -230,8 +231,7 @@ class _Head:
     end: int  # where the first tile begins
 
 
-def _read_head(data: bytes | bytearray | memoryview, limits: Limits) -> _Head:
-    view = memoryview(data).cast("B")
+def _read_head(view: memoryview, limits: Limits) -> _Head:
     if len(view) < 5 or bytes(view[:4]) != MAGIC:
         raise NotAFicFileError("not a .fic file" if len(view) else "empty file")
     if view[4] > VERSION:
@@ -298,13 +298,15 @@ class _CutShortError(CorruptStreamError):
     """The data ends too early: `length` asks for more, `read` says that it is damaged."""
 
 
-def info(source: bytes | bytearray | memoryview | str | Path, limits: Limits = DEFAULT_LIMITS) -> FileInfo:
-    """Facts of a file's header: `source` is its bytes or its path. Runs no network and decodes no pixel.
+def info(source: FileLike, limits: Limits = DEFAULT_LIMITS) -> FileInfo:
+    """Facts of a file's header. Runs no network and decodes no pixel.
+
+    source: the file's bytes, its path, or a binary file object (`files.contents`).
 
     Raises what `read` raises; the tiles' contents are not checked (`Codec.verify` does that).
     """
-    data = Path(source).read_bytes() if isinstance(source, str | Path) else source
-    container = read(data, limits)
+    with naming(source):
+        container = read(source, limits)
     header = container.header
     return FileInfo(
         width=header.width,
@@ -315,7 +317,7 @@ def info(source: bytes | bytearray | memoryview | str | Path, limits: Limits = D
         model=header.identity.hex(),
         tiles=header.grid.tile_count,
         lossless_tiles=sum(container.lossless),
-        bytes=len(data),
+        bytes=len(container.data),
         icc_bytes=len(header.icc or b""),
         exif_bytes=len(header.exif or b""),
         xmp_bytes=len(header.xmp or b""),

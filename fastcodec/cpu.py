@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import _calls
 from .constants import HYPER_STRIDE, LATENT_STRIDE, MIN_QUALITY, TILE_LATENTS
 from .container import Container
 from .entropy import rounding
@@ -242,10 +243,11 @@ class Engine:
             height, width = tiles[group[0]].height, tiles[group[0]].width
             hyper_height, hyper_width = hyper_size(height), hyper_size(width)
             jobs = [(file, number) for number in group for file in files]
+            payloads = [file.tile(number).payload for file, number in jobs]
             try:
                 with exact_float32():
                     with _stage("rans"):
-                        decoder = rans.Decoder([file.tile(number).payload for file, number in jobs])
+                        decoder = rans.Decoder(payloads)
                         channels = _hyper_indexes(len(jobs), hyper_height * hyper_width, model.config.hyper_latents)
                         z = _decode_pass(decoder, channels, model.hyper_tables)
                     with _stage("hyper"):
@@ -339,6 +341,7 @@ def timer() -> Iterator[dict[str, float]]:
 
 @contextmanager
 def _stage(name: str) -> Iterator[None]:
+    _calls.pause()
     times = _active.times
     if times is None:
         yield

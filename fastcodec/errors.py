@@ -17,6 +17,11 @@ FastcodecError
 Warning: NotPortableWarning, a floating-point file that was written on another kind of machine.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from .kernels.errors import CorruptStreamError, FastcodecError, SymbolRangeError, UnavailableError
 
 __all__ = [
@@ -34,6 +39,7 @@ __all__ = [
     "UnknownModelError",
     "UnsupportedError",
     "UnsupportedVersionError",
+    "within",
 ]
 
 
@@ -75,3 +81,25 @@ class TargetError(FastcodecError, ValueError):
 
 class NotPortableWarning(UserWarning):
     """A floating-point file was written on another kind of machine, and may not decode on this one."""
+
+
+@contextmanager
+def within(what: str) -> Iterator[None]:
+    """A context: what is raised within it has `what` in front of its message, "item 3: " say. Type, attributes and
+    traceback stay. An OSError with a file name says it already, and is left as it is where `what` is that name."""
+    try:
+        yield
+    except Exception as error:
+        name_in(error, what)
+        raise
+
+
+def name_in(error: Exception, what: str) -> None:
+    """Put "what: " in front of an error's message."""
+    if isinstance(error, OSError) and error.strerror is not None:  # whose text is made of its parts
+        if what != error.filename:
+            error.strerror = f"{what}: {error.strerror}"
+    elif len(error.args) <= 1:
+        error.args = (f"{what}: {error}",)
+    else:
+        error.add_note(what)

@@ -496,8 +496,9 @@ class _Jobs:
         self.rects = [tiles[number] for _, number in self._items]
         self.qualities = [files[file].header.quality - MIN_QUALITY for file, _ in self._items]
         self.layout = Layout(tuple((rect.height, rect.width) for rect in self.rects))
+        payloads = [files[file].tile(number).payload for file, number in self._items]
         with self._named():
-            self.plan = DecodePlan([files[file].tile(number).payload for file, number in self._items], padded=True)
+            self.plan = DecodePlan(payloads, padded=True)
 
     def views(self, latents: Tensor, box: Rect) -> list[Tensor]:
         """Where each tile lies in latents [files, h, w, M] that cover `box`."""

@@ -236,8 +236,9 @@ def join(tiles: list[TileData], pixels: np.ndarray, grid: Grid) -> list[TileData
 
 def read_image(file: Container, number: int, pixels: Rect) -> np.ndarray:
     """What `images_within` has found, uint8 [height, width, 3]. Raises CorruptStreamError naming the tile."""
+    payload = file.tile(number).payload
     try:
-        return decode(file.tile(number).payload, pixels.height, pixels.width)
+        return decode(payload, pixels.height, pixels.width)
     except CorruptStreamError as error:
         raise CorruptStreamError(f"tile {number} is damaged: {error}", number) from error
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcodec.kernels import rans64
+from fastcodec.kernels import forks, rans64
 from fastcodec.kernels.rans64.lists import to_tensor
 
 _Cdfs = Sequence[Sequence[int]]
@@ -138,6 +138,7 @@ _KEPT = 4
 _KEPT_INTEGERS = 1 << 20
 _kept: list[tuple[list[list[int]], list[int], list[int], rans64.Tables]] = []
 _kept_lock = threading.Lock()
+forks.hold(_kept_lock)
 
 
 def _tables(cdfs: _Cdfs, sizes: Sequence[int], offsets: Sequence[int]) -> rans64.Tables:

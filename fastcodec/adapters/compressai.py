@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from fastcodec import rans
 from fastcodec.errors import UnavailableError
-from fastcodec.kernels import rans64
+from fastcodec.kernels import forks, rans64
 from fastcodec.kernels.rans.tables import MAX_TABLES
 from fastcodec.kernels.rans64.latents import quantise, quantise_rows
 
@@ -40,6 +40,7 @@ Mode = Literal["compatible", "native"]
 _MODES = ("compatible", "native")
 
 _lock = threading.RLock()
+forks.hold(_lock)
 _installations: list[Installation] = []
 _patches: list[_Patch] = []
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -167,9 +168,13 @@ def _fit_points(t: Tensor, config: SwiftConfig, rows: Tensor) -> Tensor:
         return torch.linalg.lstsq(table(t), rows).solution
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
-    """A released model, ready to run. Immutable, so threads may share it."""
+    """A released model, ready to run. Immutable, so threads and copies share it.
+
+    Its pickle says where it is to be found again; a changed one (`dataclasses.replace`) is in no file, and its pickle
+    has all of it.
+    """
 
     name: str
     identity: bytes
@@ -185,6 +190,22 @@ class Model:
     hyper_code_lengths: Tensor  # float64 [Z, 255]: bits of -127..127 under the prior, for estimates
     tables: TableSet  # of the latents, by scale index
     code_lengths: Tensor  # float64 [64, K]: bits of a latent's symbol by scale index and magnitude
+    #: Its file, absolute, and the back end that was asked for; None of a changed model.
+    source: tuple[Path, Backend | None] | None = field(default=None, init=False)
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        if self.source is None:
+            return super().__reduce_ex__(protocol)
+        path, backend = self.source
+        if path.parent == weights_folder().absolute():  # it may lie elsewhere where the pickle goes
+            return load, (self.name, self.identity, backend)
+        return _read_again, (path, self.identity, backend)
+
+    def __copy__(self) -> Model:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Model:
+        return self
 
 
 def read_model(path: Path, backend: Backend | None = None) -> Model:
@@ -205,7 +226,7 @@ def read_model(path: Path, backend: Backend | None = None) -> Model:
             tables = TableSet.from_bytes(tensors[_LATENT_TABLES].numpy().tobytes())
             _check_latent_tables(tables)
             lengths = code_lengths_of(tables)
-        return Model(
+        model = Model(
             name=metadata["name"],
             identity=bytes.fromhex(digest),
             config=config,
@@ -221,6 +242,8 @@ def read_model(path: Path, backend: Backend | None = None) -> Model:
             tables=tables,
             code_lengths=lengths,
         )
+        object.__setattr__(model, "source", (Path(path).absolute(), backend))
+        return model
     except FastcodecError:
         raise
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -272,8 +295,25 @@ def load(name: str = "swift", wanted: bytes | None = None, backend: Backend | No
         raise ModelMismatchError(
             f"written with model {digest}, which this fastcodec does not carry (it has {name}: {', '.join(identities)})"
         )
-    path = weights_folder() / f"{name}-{digest}.safetensors"
+    return _read_once(weights_folder() / f"{name}-{digest}.safetensors", bytes.fromhex(digest), backend)
+
+
+@lru_cache(maxsize=8)
+def _read_once(path: Path, wanted: bytes, backend: Backend | None) -> Model:
+    """A shipped model, however `load` was called for it."""
     model = read_model(path, backend)
-    if model.identity.hex() != digest:
+    if model.identity != wanted:
         raise ModelMismatchError(f"{path}: its weights are those of {model.identity.hex()}; install fastcodec again")
+    return model
+
+
+@lru_cache(maxsize=4)
+def _read_again(path: Path, wanted: bytes, backend: Backend | None) -> Model:
+    """The model of a pickle, once in a process."""
+    model = read_model(path, backend)
+    if model.identity != wanted:
+        raise ModelMismatchError(
+            f"{path}: its weights are those of {model.identity.hex()}, and were those of {wanted.hex()} when the model "
+            "was pickled"
+        )
     return model

@@ -10,6 +10,7 @@ Tensors say where the work is done: on the CPU, or on the GPU that they lie on. 
 
 import itertools
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -146,6 +147,9 @@ class Decoder:
             self._impl = _cuda.Decoder(payloads, target)
             self._device = target.device
         self._number = _operators.register(self._impl)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Decoder can be neither pickled nor copied: make another one of the payloads")
 
     def shape(self, tile: int) -> tuple[int, int]:
         """The lanes N and streams S of a tile.

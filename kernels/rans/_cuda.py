@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import nvrtc
+from .. import forks, nvrtc
 from ..errors import FastcodecError, UnavailableError
 from . import _cpu
 from ._status import Status, check_error, check_status
@@ -342,6 +342,7 @@ def simulator() -> SimulatedTarget | None:
 
 
 _lock = threading.Lock()
+forks.hold(_lock)
 _targets: dict[torch.device, Target] = {}
 
 
@@ -353,6 +354,7 @@ def target(device: torch.device) -> Target:
     """
     if device.type != "cuda":
         raise UnavailableError(f"the coder does not run on {device.type!r} tensors: move them to the CPU or to a GPU")
+    forks.check_gpu()
     if not torch.cuda.is_available():
         raise UnavailableError("PyTorch finds no CUDA device")
     device = torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)

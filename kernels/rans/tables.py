@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from .. import forks
+
 # The format's constants that tables obey; rans.h is their home, and a test compares.
 PROBABILITY_BITS = 14
 PROBABILITY_TOTAL = 1 << PROBABILITY_BITS
@@ -62,6 +64,8 @@ def quantise_pmf(pmf: np.ndarray) -> np.ndarray:
 
 _handle_lock = threading.Lock()
 _known_lock = threading.Lock()
+forks.hold(_handle_lock)
+forks.hold(_known_lock)
 _known: weakref.WeakValueDictionary[str, "TableSet"] = weakref.WeakValueDictionary()  # by identity
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from ctypes import byref, c_uint64, c_void_p
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -96,6 +97,9 @@ class Tables:
                 self._handle, len(cdf), cdf.data_ptr(), cdf.shape[1], lengths.data_ptr(), offsets.data_ptr()
             )
         )
+
+    def __reduce__(self) -> NoReturn:  # a copy would free the library's tables a second time
+        raise TypeError("Tables can be neither pickled nor copied: make others of the CDFs")
 
     def __del__(self) -> None:
         if self._handle:

@@ -6,10 +6,13 @@ order, and the decoder would need the encoder's batch.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,21 +20,34 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from fastcodec import _calls, container
 from fastcodec import codec as swift
-from fastcodec import container
 from fastcodec.alpha import encode_alpha, read_alpha
-from fastcodec.codec import DecodedTensor, Encoded, Output, Precision, Preset
+from fastcodec.codec import (
+    DecodedTensor,
+    DeviceLike,
+    Encoded,
+    Output,
+    Precision,
+    Preset,
+    check_alike,
+    device_of,
+    each,
+)
 from fastcodec.constants import IDENTITY_BYTES, MIN_QUALITY
 from fastcodec.container import DEFAULT_LIMITS, Container, Header, Limits, TileData
 from fastcodec.errors import CorruptStreamError, ModelMismatchError, NotPortableWarning, UnsupportedError
+from fastcodec.files import FileLike, naming, several
 from fastcodec.geometry import Rect, ceil_div
 from fastcodec.images import ImageLike, Picture, from_picture, to_picture
+from fastcodec.kernels import forks
 from fastcodec.quality import checked_quality
 
 from . import integer
 from .base import CompressionModel
 from .machine import kind_of
 
+_PACKAGE = __name__.partition(".")[0]
 _VARIABLE_QUALITY = 60  # as `fastcodec.Codec`
 
 
@@ -51,7 +67,8 @@ class Codec:
 
     A file decodes with the same weights, on a machine of the same kind; on another, NotPortableWarning is given, and
     what does not decode there ends in CorruptStreamError. The model must not change while a codec has it. One instance
-    may be shared by any number of threads.
+    may be shared by any number of threads. A pickle has the weights, and the device that they go to again; of a forked
+    process the same holds as of `fastcodec.Codec`.
 
     report: what its conversion to integers cost, if `fastcodec.integerize` made it.
 
@@ -72,11 +89,22 @@ class Codec:
         usual = _VARIABLE_QUALITY if model.variable_rate else MIN_QUALITY
         self.quality = usual if quality is None else checked_quality(quality)
 
+    def __getstate__(self) -> dict[str, Any]:
+        model = self.model if self.device.type == "cpu" else copy.deepcopy(self.model).cpu()
+        return {**self.__dict__, "model": model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.model = self.model.to(device_of(self.device))
+        if self.model.portable:
+            integer.require_exact(self.device)
+
     @property
     def machine(self) -> str:
         """The kind of machine for which files are written; empty if they decode everywhere."""
         return "" if self.model.portable else kind_of(self.device)
 
+    @_calls.counted
     def encode(self, image: ImageLike, quality: int | None = None, preset: Preset = "size") -> bytes:
         """A PIL image, an HWC or HW uint8 array, or a CHW uint8 tensor, of any size, to a .fic file's bytes.
 
@@ -85,18 +113,21 @@ class Codec:
         """
         return self.encode_picture(to_picture(image), quality, preset).data
 
+    @_calls.counted
     def encode_batch(
         self, images: Sequence[ImageLike], quality: int | None = None, preset: Preset = "size"
     ) -> list[bytes]:
-        """`encode` for several images."""
-        return [self.encode(image, quality, preset) for image in images]
+        """`encode` for several images. What it raises begins with the image's number, as in "item 3: ...", from 0."""
+        return each(lambda image: self.encode(image, quality, preset), images)
 
+    @_calls.counted
     def encode_pictures(
         self, pictures: Sequence[Picture], quality: int | None = None, preset: Preset = "size"
     ) -> list[Encoded]:
-        """`encode_picture` for several."""
-        return [self.encode_picture(picture, quality, preset) for picture in pictures]
+        """`encode_picture` for several. Errors as of `encode_batch`."""
+        return each(lambda picture: self.encode_picture(picture, quality, preset), pictures)
 
+    @_calls.counted
     def encode_picture(self, picture: Picture, quality: int | None = None, preset: Preset = "size") -> Encoded:
         """`encode` for a `Picture`, with the model's float64 code length beside the bytes."""
         quality = self._chosen(quality)
@@ -119,6 +150,7 @@ class Codec:
         data = container.write(header, [TileData(compressed.payload, alpha)])
         return Encoded(data, compressed.estimated_bits, quality)
 
+    @_calls.counted
     def encode_to_size(self, picture: Picture, target_bytes: int, preset: Preset = "size") -> Encoded:
         """Encode at the highest quality whose file has at most `target_bytes` bytes; TargetError if none has.
 
@@ -128,9 +160,10 @@ class Codec:
             raise UnsupportedError("this model has one rate: no quality meets a size")
         return swift.Codec.encode_to_size(self, picture, target_bytes, preset)  # a search by `encode_picture`
 
+    @_calls.counted
     def decode(
         self,
-        data: bytes | bytearray | memoryview,
+        data: FileLike,
         *,
         out: Output = "pil",
         region: tuple[int, int, int, int] | None = None,
@@ -138,39 +171,44 @@ class Codec:
     ) -> Image.Image | np.ndarray | Tensor:
         """A file to uint8 pixels: a PIL image, an HWC (HW if grayscale) array or a CHW tensor, on the CPU.
 
-        Raises CorruptStreamError, UnsupportedVersionError, LimitError, ModelMismatchError for a file of another model
-        or of other weights, UnsupportedError for a region or another precision than "exact".
+        data: the file's bytes, its path, or a binary file object, as `fastcodec.Codec.decode` takes it.
+
+        Raises what that raises (ModelMismatchError for a file of other weights too), and UnsupportedError for a region
+        or another precision than "exact".
         """
         return from_picture(self.decode_picture(data, region=region, precision=precision), out)
 
+    @_calls.counted
     def decode_batch(
-        self, files: Sequence[bytes | bytearray | memoryview], *, out: Output = "pil", precision: Precision = "exact"
+        self, files: Sequence[FileLike], *, out: Output = "pil", precision: Precision = "exact"
     ) -> list[Image.Image | np.ndarray | Tensor]:
-        """`decode` for several files."""
-        return [self.decode(data, out=out, precision=precision) for data in files]
+        """`decode` for several files. What it raises begins with the file's number, as in "item 3: ...", from 0."""
+        return each(lambda file: self.decode(file, out=out, precision=precision), several(files))
 
-    def decode_pictures(
-        self, files: Sequence[bytes | bytearray | memoryview], *, precision: Precision = "exact"
-    ) -> list[Picture]:
-        """`decode_picture` for several."""
-        return [self.decode_picture(data, precision=precision) for data in files]
+    @_calls.counted
+    def decode_pictures(self, files: Sequence[FileLike], *, precision: Precision = "exact") -> list[Picture]:
+        """`decode_picture` for several. Errors as of `decode_batch`."""
+        return each(lambda file: self.decode_picture(file, precision=precision), several(files))
 
+    @_calls.counted
     def decode_picture(
         self,
-        data: bytes | bytearray | memoryview,
+        data: FileLike,
         *,
         region: tuple[int, int, int, int] | None = None,
         precision: Precision = "exact",
     ) -> Picture:
         """`decode` to a `Picture`: pixels, alpha and metadata."""
         _whole(region, precision)
-        parsed = self._read(data)
-        levels = self._levels(parsed).cpu().numpy()
-        return swift._picture(parsed.header, levels, self._alpha(parsed))
+        with naming(data):
+            parsed = self._read(data)
+            levels = self._levels(parsed).cpu().numpy()
+            return swift._picture(parsed.header, levels, self._alpha(parsed))
 
+    @_calls.counted
     def decode_tensor(
         self,
-        files: Sequence[bytes | bytearray | memoryview],
+        files: Sequence[FileLike],
         *,
         out: Tensor | None = None,
         region: tuple[int, int, int, int] | None = None,
@@ -181,33 +219,41 @@ class Codec:
         different sizes or an `out` that does not fit.
         """
         _whole(region)
-        parsed = [self._read(data) for data in files]
-        sizes = {(item.header.height, item.header.width) for item in parsed}
-        if len(sizes) != 1:
-            raise ValueError(f"files of one size are needed, not of {len(sizes)}")
-        shape = (len(parsed), 3, *sizes.pop())
+        files = several(files)
+        parsed = each(self._read_named, files)
+        sizes = [(item.header.height, item.header.width) for item in parsed]
+        check_alike(sizes)
+        shape = (len(parsed), 3, *sizes[0])
         if out is None:
             out = torch.empty(shape, dtype=torch.uint8, device=self.device)
         elif out.shape != shape or out.dtype != torch.uint8 or out.device != self.device:
             raise ValueError(
                 f"out must be uint8 {list(shape)} on {self.device}, not {out.dtype} {list(out.shape)} on {out.device}"
             )
-        for item, pixels in zip(parsed, out, strict=True):
-            pixels.copy_(self._levels(item).permute(2, 0, 1))
+
+        def fill(number: int) -> None:
+            with naming(files[number]):
+                out[number].copy_(self._levels(parsed[number]).permute(2, 0, 1))
+
+        each(fill, range(len(files)))
         return DecodedTensor(out, lambda: None)
 
-    def verify(self, data: bytes | bytearray | memoryview) -> None:
+    @_calls.counted
+    def verify(self, data: FileLike) -> None:
         """Decode the latents and alpha, check every state, cursor and CRC; run no synthesis.
 
         Raises what `decode` raises; returns only if the whole file is sound and decodes on this machine.
         """
-        parsed = self._read(data)
-        self._latents(parsed)
-        self._alpha(parsed)
+        with naming(data):
+            parsed = self._read(data)
+            self._latents(parsed)
+            self._alpha(parsed)
 
-    def latents(self, data: bytes | bytearray | memoryview) -> Tensor:
+    @_calls.counted
+    def latents(self, data: FileLike) -> Tensor:
         """The decoded latents y^ of a file, float [h, w, M], on the codec's device."""
-        return self._latents(self._read(data))[0].permute(1, 2, 0)
+        with naming(data):
+            return self._latents(self._read(data))[0].permute(1, 2, 0)
 
     def save(self, path: str | Path) -> None:
         """Write the model to a file that `Codec.load` and the command line's --model take."""
@@ -217,17 +263,17 @@ class Codec:
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "auto", limits: Limits = DEFAULT_LIMITS, name: str | None = None
+        cls, path: str | Path, device: DeviceLike = "auto", limits: Limits = DEFAULT_LIMITS, name: str | None = None
     ) -> Codec:
         """The codec of a model file: what `save` wrote, or a checkpoint of CompressAI's (.pth, .pth.tar).
 
-        device: "cpu", "cuda", "cuda:N", or "auto", a GPU where there is one that the coder can use. name: as for
-        `from_compressai`. Raises UnknownModelError for another file, UnsupportedError for more scales than the coder
-        has tables, UnavailableError for a device that is not there.
+        device: as `fastcodec.Codec.load` takes it. name: as for `from_compressai`. Raises UnknownModelError for another
+        file, UnsupportedError for more scales than the coder has tables, UnavailableError for a device that is not
+        there.
         """
         from . import convert
 
-        return cls(convert.read(path, name).to(convert.device_of(device)), limits=limits)
+        return cls(convert.read(path, name).to(device_of(device)), limits=limits)
 
     def _chosen(self, quality: int | None) -> int:
         if quality is None:
@@ -247,8 +293,14 @@ class Codec:
         """Whether another kind of machine wrote a file for itself."""
         return not header.portable and header.written_on != self.machine
 
-    def _read(self, data: bytes | bytearray | memoryview) -> Container:
+    def _read_named(self, file: FileLike) -> Container:
+        with naming(file):
+            return self._read(file)
+
+    def _read(self, data: FileLike) -> Container:
         """The container of a file of this model. Warns of another machine."""
+        if self.device.type == "cuda":
+            forks.check_gpu()
         parsed = container.read(data, self.limits)
         header = parsed.header
         if not header.float_entropy or header.identity != self.identity:
@@ -257,7 +309,7 @@ class Codec:
             warnings.warn(
                 f"written on {header.written_on}, and this is {self.machine}: it may not decode",
                 NotPortableWarning,
-                stacklevel=4,  # who called `decode`
+                stacklevel=_callers_level(),
             )
         return parsed
 
@@ -283,6 +335,14 @@ class Codec:
 
     def _alpha(self, parsed: Container) -> np.ndarray | None:
         return read_alpha(parsed, Rect(0, 0, parsed.header.height, parsed.header.width))
+
+
+def _callers_level() -> int:
+    """The level of a warning of `_read`'s that is about who called this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] == _PACKAGE:
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _whole(region: tuple[int, int, int, int] | None, precision: Precision = "exact") -> None:

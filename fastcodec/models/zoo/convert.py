@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastcodec.codec import _engines
+from fastcodec.codec import DeviceLike, device_of
 from fastcodec.container import DEFAULT_LIMITS, Limits
 from fastcodec.errors import UnknownModelError, UnsupportedError
 from fastcodec.images import ImageLike, read_picture, replacing, to_picture
@@ -63,7 +63,7 @@ def from_compressai(
     model: nn.Module | Mapping[str, Tensor],
     name: str | None = None,
     *,
-    device: str | None = None,
+    device: DeviceLike = None,
     quality: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Codec:
@@ -71,11 +71,11 @@ def from_compressai(
 
     model: an instance of one of its classes, or a state dict, also such as its trainer saves, with "state_dict" in it.
     name: the system, in our words or CompressAI's, where a state dict does not tell (a random-mask supernet's). device:
-    "cpu", "cuda", "cuda:N" or "auto"; where the weights are if None. quality: as for `Codec`.
+    as `Codec.load` takes it, but None for where the weights are. quality: as for `Codec`.
 
     Raises UnknownModelError for another class, or a state dict of no system or of another one than `name`,
     UnsupportedError for a variable-rate model with switches set that no published one has and for more scales than the
-    coder has tables, UnavailableError for a device that is not there.
+    coder has tables, UnavailableError for a device that is not there, ValueError or TypeError for what names none.
     """
     if isinstance(model, nn.Module):
         model = _unwrapped(model)
@@ -218,11 +218,6 @@ def read(path: str | Path, name: str | None = None) -> CompressionModel:
         return system_of(state, name)
     except UnknownModelError as error:
         raise UnknownModelError(f"{path}: {error}") from None
-
-
-def device_of(name: str) -> torch.device:
-    """The device of a name, as `fastcodec.Codec.load` has them."""
-    return _engines(name)[0]
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -480,6 +480,7 @@ def test_a_step_on_a_device_waits_for_nothing(monkeypatch, tmp_path):
     trainer = Trainer.__new__(Trainer)
     trainer.config = TrainingConfig(tmp_path, tmp_path, quantise_from=0.0, layout="nhwc")
     trainer.device, trainer.task, trainer.on_gpu, trainer.step, trainer.cycle_step = device, tasks.task(), True, 0, 0
+    trainer.bfloat16 = True
     trainer.model, trainer.average = (trainer.task.blank({}).to(device) for _ in range(2))
     trainer.average.requires_grad_(False)
     trainer.optimiser = torch.optim.SGD(trainer.parameter_groups(), lr=0.1)

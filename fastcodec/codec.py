@@ -555,7 +555,7 @@ def each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_
 def check_alike(kinds: Sequence[object]) -> None:
     """ValueError, naming the first item that differs, unless there are items and all are of one kind."""
     if not kinds:
-        raise ValueError("no files: at least one is needed")
+        raise ValueError("files of one size and model are needed, and there are none")
     for number, kind in enumerate(kinds):
         if kind != kinds[0]:
             raise ValueError(f"files of one size and model are needed, and item {number} differs from item 0 in these")

@@ -115,8 +115,8 @@ class Engine:
     def _analyse_band(self, pictures: Sequence[np.ndarray], grid: Grid, band: Rect, quality: int) -> Tensor:
         """g_a over a row of tiles: scaled latents [B, M, h, w]. Windows carry a halo, so they leave no seam."""
         model = self.model
-        t = torch.tensor([quality_position(quality)]).float()
-        y = torch.empty(len(pictures), model.config.latents, band.height, band.width, dtype=torch.float32)
+        t = _position(quality)
+        y = torch.empty(len(pictures), model.config.latents, band.height, band.width, dtype=torch.float32, device="cpu")
         with _stage("analysis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
             for window in windows(band, WINDOW_POSITIONS):
                 seen = window.grown(ANALYSIS_HALO, grid.latent_height, grid.latent_width)
@@ -128,7 +128,7 @@ class Engine:
 
     def _hyper_latents(self, y: Tensor, quality: int) -> Tensor:
         """h_a of a tile alone, rounded: int16 [B, hh, hw, Z]."""
-        t = torch.tensor([quality_position(quality)]).float()
+        t = _position(quality)
         height, width = y.shape[2:]
         with _stage("hyper"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
             padded = F.pad(y, (0, -width % HYPER_STRIDE, 0, -height % HYPER_STRIDE), mode="replicate")
@@ -202,7 +202,8 @@ class Engine:
             missing = [i for i in needed if i not in pending]
             for number, latents in self._decode_tiles(files, missing, tiles):
                 pending[number] = latents
-            y = torch.zeros(len(files), seen.height, seen.width, self.model.config.latents, dtype=torch.float32)
+            shape = len(files), seen.height, seen.width, self.model.config.latents
+            y = torch.zeros(shape, dtype=torch.float32, device="cpu")
             for number in needed:
                 tile = tiles[number]
                 part = tile.common(seen)
@@ -227,7 +228,8 @@ class Engine:
         """The decoded latents in 1/16, int32 [h, w, M]."""
         grid = file.header.grid
         tiles = list(grid.tiles())
-        out = torch.zeros(grid.latent_height, grid.latent_width, self.model.config.latents, dtype=torch.int32)
+        shape = grid.latent_height, grid.latent_width, self.model.config.latents
+        out = torch.zeros(shape, dtype=torch.int32, device="cpu")
         for number, latents in self._decode_tiles([file], file.network_tiles, tiles):
             out[tiles[number].slices] = latents[0]
         extend_latents(out[None], Rect(0, 0, grid.latent_height, grid.latent_width), grid, file.lossless_tiles)
@@ -291,7 +293,7 @@ class Engine:
     ) -> None:
         """g_s over a band of latents, y^ [B, h, w, M] in 1/16 covering `seen`, into the pixels of `area`."""
         model = self.model
-        t = torch.tensor([quality_position(quality)]).float()
+        t = _position(quality)
         fast = precision == "fast" and bfloat16_is_native()
         with _stage("synthesis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
             y = y * (model.inverse_gain[quality - MIN_QUALITY] / 16)
@@ -372,9 +374,14 @@ def _pixels_as_input(pixels: np.ndarray, wanted: Rect) -> Tensor:
     return F.pad(x[None], beyond, mode="replicate")[0] if any(beyond) else x
 
 
+def _position(quality: int) -> Tensor:
+    """The quality as the transforms take it: float32 [1]."""
+    return torch.tensor([quality_position(quality)], dtype=torch.float32, device="cpu")
+
+
 def _hyper_indexes(batch: int, positions: int, channels: int) -> Tensor:
     """Table indexes of the hyper latents: their channels, uint8 [B, positions, Z]."""
-    return torch.arange(channels, dtype=torch.uint8).expand(batch, positions, channels).contiguous()
+    return torch.arange(channels, dtype=torch.uint8, device="cpu").expand(batch, positions, channels).contiguous()
 
 
 def _decode_pass(decoder: rans.Decoder, indexes: Tensor, tables: rans.TableSet) -> Tensor:

@@ -121,9 +121,9 @@ class ResidentCrops:
 
     def __init__(self, source: CropSource, device: torch.device):
         images = [*source.images, *source.drawn]
-        shapes = torch.tensor([image.shape[:2] for image in images])
+        shapes = torch.tensor([image.shape[:2] for image in images], dtype=torch.int64, device="cpu")
         areas = shapes.prod(1)
-        self.starts = torch.cat([torch.zeros(1, dtype=torch.int64), areas.cumsum(0)])
+        self.starts = torch.cat([areas.new_zeros(1), areas.cumsum(0)])
         self.pixels = torch.empty(int(self.starts[-1]), 3, dtype=torch.uint8, device=device)
         for start, image in zip(self.starts.tolist(), images, strict=False):
             self._put(start, image)

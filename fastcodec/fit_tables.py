@@ -38,7 +38,7 @@ def count_symbols(model: released.Model, pictures: Sequence[np.ndarray], seed: i
     """
     engine, random = cpu.Engine(model), np.random.default_rng(seed)
     columns = code_lengths().shape[1]
-    counts = torch.zeros(COUNT * columns, dtype=torch.int64)
+    counts = torch.zeros(COUNT * columns, dtype=torch.int64, device="cpu")
     for picture in pictures:
         for quality in random.integers(1, 101, QUALITIES_AN_IMAGE):
             for _, *latents in engine.code_tiles([picture], Grid(*picture.shape[:2]), int(quality)):

@@ -274,7 +274,8 @@ class Engine:
         """The decoded latents in 1/16, int32 [h, w, M] on the CPU."""
         grid = file.header.grid
         tiles = list(grid.tiles())
-        out = torch.zeros(grid.latent_height, grid.latent_width, self.model.config.latents, dtype=torch.int32)
+        shape = grid.latent_height, grid.latent_width, self.model.config.latents
+        out = torch.zeros(shape, dtype=torch.int32, device="cpu")
         with torch.inference_mode(), self.where.use(), self.where.on(self._stream_of_thread()):
             for jobs, entropy in self._entropy_by_groups([file], file.network_tiles, tiles, None, None, values=True):
                 records, *halves = self.where.fetch(entropy.records, *entropy.values).wait()
@@ -373,7 +374,8 @@ class Engine:
         count = pixels.shape[0]
         row = torch.full((count,), quality - MIN_QUALITY, dtype=torch.int32, device=self.device)
         whole = Rect(0, 0, grid.latent_height, grid.latent_width)
-        y = torch.empty(count, whole.height, whole.width, self.model.config.latents, device=self.device)
+        shape = count, whole.height, whole.width, self.model.config.latents
+        y = torch.empty(shape, dtype=torch.float32, device=self.device)
         for window in windows(whole, max(1, GROUP_POSITIONS // count)):
             around = window.grown(ANALYSIS_HALO, whole.height, whole.width)
             seen = around.scaled(LATENT_STRIDE).clipped(grid.height, grid.width)
@@ -445,8 +447,9 @@ class Engine:
             column = column.clamp_(max=lengths.shape[1] - 1)
             bits = lengths.flatten()[part.indexes.int() * lengths.shape[1] + column].sum(1)
             sums = torch.cat([bits.new_zeros(1), bits.cumsum(0)])
-            ends = torch.tensor(part.positions).cumsum(0).to(self.device)
-            total = total + sums[ends] - sums[ends - torch.tensor(part.positions).to(self.device)]
+            counts = torch.tensor(part.positions, dtype=torch.int64, device="cpu")
+            ends = counts.cumsum(0)
+            total = total + sums[ends.to(self.device)] - sums[(ends - counts).to(self.device)]
         return total
 
     # --- what both need ---------------------------------------------------------------------------------------------

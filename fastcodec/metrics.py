@@ -67,7 +67,7 @@ def _check(first: np.ndarray, second: np.ndarray) -> None:
 
 @torch.inference_mode()
 def _ms_ssim_plane(first: np.ndarray, second: np.ndarray) -> float:
-    offsets = torch.arange(_WINDOW, dtype=torch.float32) - _WINDOW // 2
+    offsets = torch.arange(_WINDOW, dtype=torch.float32, device="cpu") - _WINDOW // 2
     window = torch.exp(-offsets.square() / (2 * _SIGMA**2))
     window /= window.sum()
     x, y = (torch.from_numpy(np.ascontiguousarray(p)).float() for p in (first, second))

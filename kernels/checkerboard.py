@@ -36,7 +36,7 @@ def non_anchor_positions(height: int, width: int, device: torch.device = _HOST) 
 
 @torch.inference_mode(False)  # cached: made during a decode, they must serve training too
 def _parity_positions(height: int, width: int, parity: int, device: torch.device) -> Tensor:
-    number = torch.arange((height * width + 1 - parity) // 2, device=device)
+    number = torch.arange((height * width + 1 - parity) // 2, dtype=torch.int64, device=device)
     if width % 2:  # then a position's parity is that of its number on the grid
         return 2 * number + parity
     return 2 * number + (number // (width // 2) + parity) % 2
@@ -52,7 +52,8 @@ def context_rows(height: int, width: int, device: torch.device = _HOST) -> Tenso
     positions = non_anchor_positions(height, width, device)
     padded_width = width + 2 * _RADIUS
     centre = (positions // width + _RADIUS) * padded_width + positions % width + _RADIUS
-    taps = torch.arange(CONTEXT_KERNEL**2 // 2, device=device) * 2 + 1  # every other one of the kernel, row-major
+    # Every other one of the kernel, row-major.
+    taps = torch.arange(CONTEXT_KERNEL**2 // 2, dtype=torch.int64, device=device) * 2 + 1
     offsets = (taps // CONTEXT_KERNEL - _RADIUS) * padded_width + taps % CONTEXT_KERNEL - _RADIUS
     return centre[:, None] + offsets[None, :]
 
@@ -70,8 +71,11 @@ def _merged_rows(height: int, width: int, device: torch.device) -> Tensor:
 def _context_anchors(height: int, width: int, device: torch.device) -> Tensor:
     """`context_rows` as rows of the anchors themselves, flat: int64 [12 * non-anchors]; one past the last, outside."""
     anchors = anchor_positions(height, width, device)
-    grid = torch.full((height + 2 * _RADIUS, width + 2 * _RADIUS), len(anchors), device=device)
-    grid[anchors // width + _RADIUS, anchors % width + _RADIUS] = torch.arange(len(anchors), device=device)
+    padded = height + 2 * _RADIUS, width + 2 * _RADIUS
+    grid = torch.full(padded, len(anchors), dtype=torch.int64, device=device)
+    grid[anchors // width + _RADIUS, anchors % width + _RADIUS] = torch.arange(
+        len(anchors), dtype=torch.int64, device=device
+    )
     return grid.flatten()[context_rows(height, width, device).flatten()]
 
 

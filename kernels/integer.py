@@ -132,11 +132,11 @@ def exact_float32() -> Iterator[None]:
 @torch.inference_mode()
 def float32_is_exact() -> bool:
     """Whether this PyTorch's float32 matrix product sums int8 products exactly, up to just below 2^24."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randint(-127, 128, (64, 1040), generator=generator)
-    w = torch.randint(-127, 128, (1040, 64), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    x = torch.randint(-127, 128, (64, 1040), generator=generator, dtype=torch.int64, device="cpu")
+    w = torch.randint(-127, 128, (1040, 64), generator=generator, dtype=torch.int64, device="cpu")
     x[0], w[:, 0] = 127, 127  # 1040 * 127^2 = 16,774,160, and 2^24 = 16,777,216
-    bias = torch.arange(64) * 47 + 1
+    bias = torch.arange(64, dtype=torch.int64, device="cpu") * 47 + 1
     with exact_float32():
         return torch.equal(torch.addmm(bias.float(), x.float(), w.float()).long(), x @ w + bias)
 
@@ -151,10 +151,10 @@ def int8_is_exact() -> bool:
     supported = getattr(torch.cpu, "_is_vnni_supported", None)
     if not hasattr(torch, "_int_mm") or supported is None or not supported():
         return False
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     for positions, inputs, outputs in ((1, 256, 256), (33, 576, 128), (300, 3072, 256)):
-        x = torch.randint(-127, 128, (positions, inputs), generator=generator, dtype=torch.int8)
-        w = torch.randint(-127, 128, (inputs, outputs), generator=generator, dtype=torch.int8)
+        x = torch.randint(-127, 128, (positions, inputs), generator=generator, dtype=torch.int8, device="cpu")
+        w = torch.randint(-127, 128, (inputs, outputs), generator=generator, dtype=torch.int8, device="cpu")
         x[0], w[:, 0], w[:, 1] = 127, 127, -127
         if not torch.equal(torch._int_mm(x, w).double(), x.double() @ w.double()):
             return False

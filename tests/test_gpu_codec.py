@@ -654,3 +654,22 @@ def test_a_capture_that_fails_is_ended_and_done_without(fails, engine, capturing
         found = engine.capture(launch)
     assert found is launch
     assert capturing.calls == (["begin"] if fails == "begin" else ["begin", "launch", "end"])
+
+
+def test_other_defaults_of_pytorch(cpu, codec, photographs):
+    """Files and pixels are the same under another default device and dtype (test_torch_defaults.py has the CPU's)."""
+    image = photo(photographs, 40, 30)
+    data, levels = codec.encode(image), codec.decode(cpu.encode(image), out="numpy")
+    for device, dtype in (("meta", torch.float32), ("cpu", torch.bfloat16), ("cpu", torch.float64)):
+        try:
+            torch.set_default_device(device)
+            torch.set_default_dtype(dtype)
+            other = Codec.load("swift", "cuda" if codec.device.type == "cuda" else "sim")
+            for used in (codec, other):
+                assert used.encode(image) == data
+                assert difference(used.decode(cpu.encode(image), out="numpy"), levels) == 0
+                used.verify(data)
+                assert difference(used.decode_tensor([data]).pixels[0].permute(1, 2, 0).cpu(), levels) == 0
+        finally:
+            torch.set_default_device(None)
+            torch.set_default_dtype(torch.float32)

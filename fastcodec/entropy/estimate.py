@@ -21,8 +21,8 @@ def code_lengths() -> Tensor:
     -log2 of max(Phi((s + 1/2) / sigma) - Phi((s - 1/2) / sigma), 1e-9), sigma the table's scale (He et al. 2021,
     equation 3), in float64: not of the integer tables, so that their loss is visible.
     """
-    scale = torch.as_tensor(SCALES, dtype=torch.float64)[:, None]
-    magnitude = torch.arange(int(7 * float(scale.max())), dtype=torch.float64)[None, :]
+    scale = torch.as_tensor(SCALES, dtype=torch.float64, device="cpu")[:, None]
+    magnitude = torch.arange(int(7 * float(scale.max())), dtype=torch.float64, device="cpu")[None, :]
     upper = torch.special.ndtr((0.5 - magnitude) / scale)
     lower = torch.special.ndtr((-0.5 - magnitude) / scale)
     return -torch.log2((upper - lower).clamp(min=_FLOOR))
@@ -30,7 +30,7 @@ def code_lengths() -> Tensor:
 
 def code_lengths_of(tables: TableSet) -> Tensor:
     """`code_lengths` of integer tables, symmetric about 0: what a symbol's frequency costs, or an escape beyond."""
-    found = torch.empty(tables.count, code_lengths().shape[1], dtype=torch.float64)
+    found = torch.empty(tables.count, code_lengths().shape[1], dtype=torch.float64, device="cpu")
     for index, row in enumerate(found):
         bits = -torch.log2(torch.from_numpy(tables.frequencies(index).astype("float64")) / PROBABILITY_TOTAL)
         row[:] = bits[-1] + ESCAPE_BITS

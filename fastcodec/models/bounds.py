@@ -41,7 +41,8 @@ def feature_bounds(model: Swift | Model, gain: Tensor, inverse_gain: Tensor) -> 
     found: dict[str, Tensor] = {}
     with torch.no_grad():
         gain, inverse_gain = (_magnitude(values.double()) for values in (gain, inverse_gain))
-        x = found["g_a.head"] = _outputs(g_a.head, torch.full((192,), 0.5).double()) * _factor(g_a.modulation)
+        pixels = gain.new_full((192,), 0.5)
+        x = found["g_a.head"] = _outputs(g_a.head, pixels) * _factor(g_a.modulation)
         for i, block in enumerate(g_a.blocks):
             x = _block(found, f"g_a.blocks.{i}", block, x, limit)
         found["g_a.down"] = _outputs(g_a.down, x)

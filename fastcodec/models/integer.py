@@ -136,7 +136,7 @@ def export_entropy_side(model: Swift) -> dict[str, Tensor]:
     for name, parameter in model.named_parameters():
         if name.startswith(("h_s.", "groups.")) and not torch.isfinite(parameter).all():
             raise ExactnessError(f"{name} is not finite")
-    t = quality_position(torch.arange(MIN_QUALITY, MAX_QUALITY + 1).double()).float()
+    t = quality_position(torch.arange(MIN_QUALITY, MAX_QUALITY + 1, dtype=torch.float64, device="cpu")).float()
     with torch.no_grad():
         quality_bias = {id(g.first): g.quality_bias(t.to(g.first.bias.device)) for g in model.groups}
     layers = {name: _quantise(layer, quality_bias.get(id(layer))) for name, layer in entropy_layers(model).items()}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
@@ -62,7 +63,7 @@ def export(
             tensors[f"{part}.{name}"] = tensor.to(torch.float16)
     for name, tensor in model.prior.state_dict().items():
         tensors[f"prior.{name}"] = tensor.float()
-    t = quality_position(torch.arange(MIN_QUALITY, MAX_QUALITY + 1).double()).float()
+    t = quality_position(torch.arange(MIN_QUALITY, MAX_QUALITY + 1, dtype=torch.float64, device="cpu")).float()
     with torch.no_grad():
         tensors["gain"] = torch.exp(model.log_gain(t))
         tensors["inverse_gain"] = torch.exp(model.log_inverse_gain(t))
@@ -108,15 +109,16 @@ def identity(tensors: dict[str, Tensor], config: str) -> str:
 def hyper_pmfs(prior: HyperPrior) -> np.ndarray:
     """The hyper latents' probabilities at -127..127, float64 [Z, 255]."""
     with torch.no_grad():
-        values = torch.arange(-ACTIVATION_MAX, ACTIVATION_MAX + 1, dtype=torch.float64)[:, None, None]
+        values = torch.arange(-ACTIVATION_MAX, ACTIVATION_MAX + 1, dtype=torch.float64, device=prior.logit.device)
+        values = values[:, None, None]
         weight = prior.logit.double().softmax(1)
         scale = torch.exp(-prior.log_scale.double())
         location = prior.location.double()
         # P(z) = sigmoid(b) - sigmoid(a), taken on the side where both are small, or the tails would cancel to zero.
         upper, lower = (values + 0.5 - location) * scale, (values - 0.5 - location) * scale
-        sign = torch.where(upper + lower > 0, -1.0, 1.0)
+        sign = torch.where(upper + lower > 0, -1.0, 1.0).to(upper.dtype)
         mass = (torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs()
-        return (weight * mass).sum(2).T.numpy()
+        return (weight * mass).sum(2).T.cpu().numpy()
 
 
 def hyper_tables(prior: HyperPrior) -> TableSet:
@@ -137,10 +139,11 @@ def restore(path: Path) -> Swift:
         config = replace(_config(file.metadata()["config"]), limit=SwiftConfig.limit)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     entropy = _part(tensors, "entropy.")
-    model = Swift(config, entropy["context_shift"])
+    with torch.device("cpu"):
+        model = Swift(config, entropy["context_shift"]).float()
     for part in ("g_a", "h_a", "g_s", "prior"):
         getattr(model, part).load_state_dict({k: v.float() for k, v in _part(tensors, f"{part}.").items()})
-    t = quality_position(torch.arange(MIN_QUALITY, MAX_QUALITY + 1).double())
+    t = quality_position(torch.arange(MIN_QUALITY, MAX_QUALITY + 1, dtype=torch.float64, device="cpu"))
     with torch.no_grad():
         model.log_gain.points.copy_(_fit_points(t, config, tensors["gain"].double().log()))
         model.log_inverse_gain.points.copy_(_fit_points(t, config, tensors["inverse_gain"].double().log()))
@@ -162,9 +165,10 @@ def restore(path: Path) -> Swift:
 
 def _fit_points(t: Tensor, config: SwiftConfig, rows: Tensor) -> Tensor:
     """The anchor vectors of a `QualityTable` whose interpolation gives `rows`, one a quality, by least squares."""
-    table = QualityTable(config.quality_points, config.quality_points).double()
+    with torch.device("cpu"):
+        table = QualityTable(config.quality_points, config.quality_points).double()
     with torch.no_grad():
-        table.points.copy_(torch.eye(config.quality_points, dtype=torch.float64))
+        table.points.copy_(torch.eye(config.quality_points, dtype=torch.float64, device="cpu"))
         return torch.linalg.lstsq(table(t), rows).solution
 
 
@@ -217,9 +221,8 @@ def read_model(path: Path, backend: Backend | None = None) -> Model:
         config = _config(metadata["config"])
         digest = identity(tensors, metadata["config"])
         entropy = EntropyModel(_part(tensors, "entropy."), backend)
-        transforms = [_module(kind(config), _part(tensors, prefix)) for kind, prefix in _TRANSFORMS]
-        prior = HyperPrior(config.hyper_latents)
-        prior.load_state_dict(_part(tensors, "prior."))
+        transforms = [_module(kind, config, _part(tensors, prefix)) for kind, prefix in _TRANSFORMS]
+        prior = _module(HyperPrior, config.hyper_latents, _part(tensors, "prior."))
         pmf = torch.from_numpy(hyper_pmfs(prior))
         tables, lengths = gaussian_tables(), code_lengths()
         if _LATENT_TABLES in tensors:
@@ -265,8 +268,11 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _module(module: torch.nn.Module, tensors: dict[str, Tensor]) -> torch.nn.Module:
-    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+def _module(kind: Callable[[Any], torch.nn.Module], argument: Any, tensors: dict[str, Tensor]) -> torch.nn.Module:
+    """A module with these tensors as its parameters, in float32, whatever PyTorch's default device and dtype are."""
+    with torch.device("meta"):
+        module = kind(argument)
+    module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return module.requires_grad_(False).eval()
 
 

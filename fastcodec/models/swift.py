@@ -224,7 +224,7 @@ class FixedPointLinear(nn.Module):
         fan_in = inputs * kernel * kernel
         self.weight = nn.Parameter(torch.randn(shape) * math.sqrt(1.0 / fan_in))
         self.bias = nn.Parameter(torch.zeros(outputs))
-        self.register_buffer("gain", torch.ones(outputs) if gain is None else gain)
+        self.register_buffer("gain", torch.ones_like(self.bias) if gain is None else gain)
         self.quantise = False
 
     def scaled(self, extra_bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -398,7 +398,9 @@ class Swift(nn.Module):
         self.prior = HyperPrior(config.hyper_latents)
         self.log_gain = QualityTable(config.quality_points, config.latents)
         self.log_inverse_gain = QualityTable(config.quality_points, config.latents)
-        steps = torch.linspace(math.log(config.step_coarse), math.log(config.step_fine), config.quality_points)
+        steps = torch.linspace(
+            math.log(config.step_coarse), math.log(config.step_fine), config.quality_points, dtype=torch.float32
+        )
         with torch.no_grad():
             self.log_gain.points.copy_((math.log(255.0) - steps)[:, None].expand(-1, config.latents))
             self.log_inverse_gain.points.copy_(-self.log_gain.points)

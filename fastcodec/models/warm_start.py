@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,13 +20,14 @@ from fastcodec.kernels import checkerboard
 
 from .swift import Block, Group, Swift, SwiftConfig
 
-_LUMA_CHROMA = torch.tensor([[1.0, 1, 1], [1, 0, -1], [1, -2, 1]]) / torch.tensor([3.0, 2, 6]).sqrt()[:, None]
-_HAAR = torch.tensor([[[1.0, 1], [1, 1]], [[1, -1], [1, -1]], [[1, 1], [-1, -1]], [[1, -1], [-1, 1]]]) / 2
+_tensor = partial(torch.tensor, dtype=torch.float32, device="cpu")  # whatever the defaults when this is imported
+_LUMA_CHROMA = _tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / _tensor([3, 2, 6]).sqrt()[:, None]
+_HAAR = _tensor([[[1, 1], [1, 1]], [[1, -1], [1, -1]], [[1, 1], [-1, -1]], [[1, -1], [-1, 1]]]) / 2
 
 
 def _dct_basis() -> Tensor:
     """All 192 basis functions, [192, 3, 8, 8], orthonormal."""
-    n = torch.arange(8.0)
+    n = torch.arange(8, dtype=torch.float32, device="cpu")
     dct = torch.cos(math.pi * (n[None, :] + 0.5) * n[:, None] / 8) / 2
     dct[0] /= math.sqrt(2.0)
     return torch.einsum("kc,uy,vx->kuvcyx", _LUMA_CHROMA, dct, dct).reshape(192, 3, 8, 8)

@@ -321,7 +321,7 @@ class Decoder:
         for i, value in enumerate(values):
             torch.add(symbols[i].to(torch.int32) << mean_bits, means[i], out=value)
             if latents:
-                places = (torch.arange(side, device=value.device) for side in latents[i].shape[:2])
+                places = (torch.arange(side, dtype=torch.int64, device=value.device) for side in latents[i].shape[:2])
                 rows, columns = torch.meshgrid(*places, indexing="ij")
                 here = (rows + columns) % 2 == (0 if anchors else 1)
                 latents[i][here] = (value.float() * gain).to(latents[i].dtype)

@@ -201,7 +201,7 @@ class Target:
 
     def staging(self, *shape: int) -> Tensor:
         """Bytes on the host that the device can copy from; not to be asked for during capture."""
-        return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        return torch.empty(shape, dtype=torch.uint8, device="cpu", pin_memory=True)
 
     def upload(self, size: int, write: Callable[[int], None], staging: Tensor | None = None) -> Tensor:
         """`size` bytes on the device, written at an address on the host (in `staging`); the copy is not waited for."""
@@ -212,7 +212,7 @@ class Target:
 
     def fetch(self, *data: Tensor) -> Fetch:
         """Enqueues the copies of tensors to the host."""
-        homes = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in data]
+        homes = [torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True) for tensor in data]
         for home, tensor in zip(homes, data, strict=True):
             home.copy_(tensor, non_blocking=True)
         event = torch.cuda.Event()
@@ -290,7 +290,7 @@ class SimulatedTarget(Target):
         return False
 
     def staging(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=torch.uint8)
+        return torch.empty(shape, dtype=torch.uint8, device="cpu")
 
     def upload(self, size: int, write: Callable[[int], None], staging: Tensor | None = None) -> Tensor:
         staging = self.staging(size) if staging is None else staging
@@ -788,7 +788,8 @@ def _encode(
 ) -> tuple[Tensor, Tensor]:
     lib, count = library(), len(tiles)
     if count == 0:
-        return torch.empty(0, dtype=torch.uint8, device=where.device), torch.empty(0, 2, dtype=torch.int64)
+        none = torch.empty(0, dtype=torch.uint8, device=where.device)
+        return none, torch.empty(0, 2, dtype=torch.int64, device="cpu")
     columns = _columns(tiles)
     costs = _examine(tiles, columns, where, exact=False)
     shapes = [(c_uint32(lanes), c_uint32(streams)) for _ in tiles]

@@ -82,7 +82,7 @@ def _encode_cpu(symbols, parameters, tables, begins, preset, lanes, streams, thr
     if (simulator := _cuda.simulator()) is not None:
         return _cuda.encode(tiles, preset, lanes, streams, simulator)
     payloads = _cpu.encode(tiles, preset, lanes, streams, threads or None, isa or None)
-    ends = torch.tensor([0, *itertools.accumulate(map(len, payloads))])
+    ends = torch.tensor([0, *itertools.accumulate(map(len, payloads))], dtype=torch.int64, device="cpu")
     data = np.frombuffer(b"".join(payloads), dtype=np.uint8)
     return torch.from_numpy(data.copy()), torch.stack([ends[:-1], ends[1:]], dim=1)
 
@@ -96,7 +96,9 @@ def _encode_cuda(symbols, parameters, tables, begins, preset, lanes, streams, th
 @torch.library.register_fake("fastcodec::rans_encode")
 def _encode_fake(symbols, parameters, tables, begins, preset, lanes, streams, threads, isa):
     size = torch.library.get_ctx().new_dynamic_size()
-    return symbols[0].new_empty(size, dtype=torch.uint8), torch.empty(len(begins) - 1, 2, dtype=torch.int64)
+    return symbols[0].new_empty(size, dtype=torch.uint8), torch.empty(
+        len(begins) - 1, 2, dtype=torch.int64, device="cpu"
+    )
 
 
 def _decode(state, decoder, indexes, tables, symbols):

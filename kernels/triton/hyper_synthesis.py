@@ -307,8 +307,8 @@ operator(
 
 def builds() -> list[Build]:
     """Swift's launches, for few positions and for many: 64 hyper latents, 128 inner channels, 256 features."""
-    relu = PackedLayer(*3 * (torch.empty(0),), 0, 127)
-    signed = PackedLayer(*3 * (torch.empty(0),), -127, 127)
+    nothing = torch.empty(0, dtype=torch.float32, device="cpu")
+    relu, signed = PackedLayer(*3 * (nothing,), 0, 127), PackedLayer(*3 * (nothing,), -127, 127)
     stages = (
         ("head and up1", _convolve_and_double, "*i16", 64, (relu, relu), {"SCALE": 1, "N": 128}),
         ("middle and up2", _convolve_and_double, "*i8", 128, (relu, relu), {"SCALE": 2, "N": 128}),

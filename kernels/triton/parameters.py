@@ -369,7 +369,7 @@ def _g_cm(network: ParameterNetwork, anchors: Tensor, before: Tensor | None, til
 
 def _g_ep(network: ParameterNetwork, psi: Tensor, phi: Tensor | None, quality: int) -> tuple[Tensor, Tensor]:
     if phi is None:
-        phi = torch.zeros(psi.shape[0], network.context.outputs, dtype=torch.int64)
+        phi = torch.zeros(psi.shape[0], network.context.outputs, dtype=torch.int64, device=psi.device)
     row = quality if network.first.bias_stride else 0
     hidden = linear_reference(torch.cat([psi.long(), phi], 1), network.first.unpacked(), row)
     hidden = linear_reference(hidden, network.second.unpacked(), 0)
@@ -832,7 +832,7 @@ def _builds_of_group(latents: int, before: int) -> list[Build]:
 
     def layer(outputs: int, inputs: int, rows: int, low: int, high: int) -> PackedLayer:
         shapes = ((outputs, inputs), (rows, outputs), (outputs,))
-        return PackedLayer(*(torch.empty(shape, device="meta") for shape in shapes), low, high)
+        return PackedLayer(*(torch.empty(shape, dtype=torch.float32, device="meta") for shape in shapes), low, high)
 
     behind = (
         layer(256, 2 * 256, 100, 0, 127),

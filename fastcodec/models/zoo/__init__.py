@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .balle2017 import Balle2017
@@ -102,19 +103,20 @@ def create(name: str, quality: int, **options) -> CompressionModel:
 
 def load(name: str, state: Mapping[str, Tensor], **options) -> CompressionModel:
     """A system with the weights of a state dict, this package's or CompressAI's, in evaluation mode, with its tables;
-    an integer one where the state dict is of one (`integer.py`).
+    an integer one where the state dict is of one (`integer.py`). On the CPU, in float32.
 
     options: as of `create`. Raises ValueError for a name that is not there, RuntimeError for another system's weights.
     """
     model_class = _system(name).model
-    try:
-        model = model_class.from_shapes(
-            {name.removeprefix("module."): tensor for name, tensor in state.items()}, **options
-        )
-    except KeyError as error:
-        raise RuntimeError(f"not a state dict of {name}: it has no {error}") from None
-    if any(name.endswith(".input_bits") for name in state):
-        model = skeleton(model)
+    with torch.device("cpu"):
+        try:
+            model = model_class.from_shapes(
+                {name.removeprefix("module."): tensor for name, tensor in state.items()}, **options
+            ).float()
+        except KeyError as error:
+            raise RuntimeError(f"not a state dict of {name}: it has no {error}") from None
+        if any(name.endswith(".input_bits") for name in state):
+            model = skeleton(model)
     model.load_state_dict(state)
     model.update()
     return model.requires_grad_(False).eval()

@@ -58,7 +58,7 @@ def identity(model: CompressionModel) -> bytes:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
     return digest.digest()[:IDENTITY_BYTES]
 
 
@@ -284,7 +284,7 @@ class Codec:
 
     def _input(self, pixels: np.ndarray) -> Tensor:
         """[1, 3, H, W] in 0..1, the edge replicated to multiples of the model's stride."""
-        x = torch.tensor(pixels, device=self.device).float().div_(255)
+        x = torch.tensor(pixels, dtype=torch.float32, device=self.device).div_(255)
         x = x.expand(3, -1, -1) if x.ndim == 2 else x.permute(2, 0, 1)
         height, width = x.shape[1:]
         return F.pad(x[None], (0, -width % self.model.stride, 0, -height % self.model.stride), mode="replicate")

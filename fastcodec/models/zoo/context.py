@@ -30,7 +30,7 @@ NEIGHBOURS = tuple(
 
 def mask_of(taps: Sequence[tuple[int, int]], device: str | None = None) -> Tensor:
     """The 5x5 mask that is 1 at (dy, dx) from its centre, float32."""
-    mask = torch.zeros(KERNEL, KERNEL, device=device)
+    mask = torch.zeros(KERNEL, KERNEL, dtype=torch.float32, device=device)
     for dy, dx in taps:
         mask[dy + RADIUS, dx + RADIUS] = 1
     return mask

@@ -84,7 +84,7 @@ class EntropyBottleneck(CodedEntropyModel):
                 self.factors.append(nn.Parameter(torch.zeros(channels, outputs, 1)))
         self.quantiles = nn.Parameter(torch.tensor([-_INITIAL_SCALE, 0.0, _INITIAL_SCALE]).repeat(channels, 1, 1))
         target = math.log(2 / _TAIL_MASS - 1)
-        self.register_buffer("target", torch.tensor([-target, 0.0, target]))
+        self.register_buffer("target", torch.tensor([-target, 0.0, target], dtype=torch.float32))
 
     @property
     def medians(self) -> Tensor:
@@ -103,7 +103,7 @@ class EntropyBottleneck(CodedEntropyModel):
         """p(z) of each element; z: [C, 1, n]."""
         lower, upper = self.logits(z - 0.5), self.logits(z + 0.5)
         # The difference of sigmoids, taken on the side where both are small: the other one cancels to 0 in the tails.
-        sign = torch.where(lower + upper > 0, -1.0, 1.0).detach()
+        sign = torch.where(lower + upper > 0, -1.0, 1.0).to(lower.dtype).detach()
         return (torch.sigmoid(sign * upper) - torch.sigmoid(sign * lower)).abs()
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,7 +139,7 @@ class EntropyBottleneck(CodedEntropyModel):
         below = (median - low).ceil().clamp(0, _MAX_REACH)
         above = (high - median).ceil().clamp(0, _MAX_REACH)
         reach = int(torch.maximum(below, above).max())
-        symbols = torch.arange(-reach, reach + 1, device=median.device)
+        symbols = torch.arange(-reach, reach + 1, dtype=torch.float64, device=median.device)
         pmf = self.likelihood((median + symbols)[:, None, :])[:, 0].cpu().numpy()
         cdfs = []
         for row, first, last in zip(pmf, (reach - below).int().tolist(), (reach + above).int().tolist(), strict=True):

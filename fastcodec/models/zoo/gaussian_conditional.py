@@ -26,7 +26,9 @@ _TAIL_SCALES = 6.109410204869  # P(|N(0, 1)| > this) = 1e-9
 
 def scale_table() -> Tensor:
     """The scales of the tables, log-spaced: float32 [64]."""
-    return torch.exp(torch.linspace(math.log(LEAST_SCALE), math.log(GREATEST_SCALE), LEVELS))
+    return torch.exp(
+        torch.linspace(math.log(LEAST_SCALE), math.log(GREATEST_SCALE), LEVELS, dtype=torch.float32, device="cpu")
+    )
 
 
 def gaussian_likelihood(residual: Tensor, scales: Tensor) -> Tensor:
@@ -48,8 +50,8 @@ class GaussianConditional(CodedEntropyModel):
         self.with_means = with_means
         self.parameters_per_latent = 2 if with_means else 1
         self.lower_bound_scale = LowerBound(LEAST_SCALE)
-        self.register_buffer("scale_table", torch.empty(0))
-        self.register_buffer("scale_bound", torch.tensor([LEAST_SCALE]))
+        self.register_buffer("scale_table", torch.empty(0, dtype=torch.float32))
+        self.register_buffer("scale_bound", torch.tensor([LEAST_SCALE], dtype=torch.float32))
 
     def update(self) -> None:
         """Make the CDFs: for each scale, the symbols within 6.1 scales."""
@@ -57,11 +59,11 @@ class GaussianConditional(CodedEntropyModel):
         cdfs, reaches = [], []
         for scale in self.scale_table.tolist():
             reach = math.ceil(scale * _TAIL_SCALES)
-            symbols = torch.arange(-reach, reach + 1, dtype=torch.float64)
-            pmf = gaussian_likelihood(symbols, torch.tensor(scale, dtype=torch.float64)).numpy()
+            symbols = torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu")
+            pmf = gaussian_likelihood(symbols, torch.tensor(scale, dtype=torch.float64, device="cpu")).numpy()
             cdfs.append(quantised_cdf(pmf, max(1 - float(np.sum(pmf)), _TAIL_MASS)))
             reaches.append(reach)
-        self._store(-torch.tensor(reaches), *stack_cdfs(cdfs))
+        self._store(-torch.tensor(reaches, dtype=torch.int32, device="cpu"), *stack_cdfs(cdfs))
 
     def split(self, parameters: Tensor) -> tuple[Tensor, Tensor | None]:
         """(scales, means) of a parameter network's output; means is None without them."""

@@ -71,9 +71,9 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 @torch.inference_mode()
 def float64_is_exact(device: torch.device) -> bool:
     """Whether this device's float64 matrix product is one: its sums of products of 15 bits, up to just below 2^53."""
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randint(-INPUT_MAX, INPUT_MAX + 1, (32, 4096), generator=generator)
-    b = torch.randint(-WEIGHT_MAX, WEIGHT_MAX + 1, (4096, 32), generator=generator)
+    generator = torch.Generator("cpu").manual_seed(0)
+    a = torch.randint(-INPUT_MAX, INPUT_MAX + 1, (32, 4096), generator=generator, dtype=torch.int64, device="cpu")
+    b = torch.randint(-WEIGHT_MAX, WEIGHT_MAX + 1, (4096, 32), generator=generator, dtype=torch.int64, device="cpu")
     a[0], b[:, 0] = INPUT_MAX, WEIGHT_MAX
     start = (1 << 53) - 4096 * INPUT_MAX * WEIGHT_MAX - 2  # what is left to the limit
     sums = product(a.double().to(device), b.double().to(device)) + start
@@ -117,7 +117,7 @@ class IntegerConvolution(nn.Module):
         Raises ExactnessError for sums that could pass 2^53.
         """
         weight = weight.detach().double().cpu()
-        bias = torch.zeros(weight.shape[0]) if bias is None else bias.detach().cpu()
+        bias = weight.new_zeros(weight.shape[0]) if bias is None else bias.detach().cpu()
         room = largest_in.double().cpu()
         room = HEADROOM * torch.maximum(room, LEAST_SHARE * room.max()).clamp(min=2.0**-10)
         input_bits = torch.floor(torch.log2(INPUT_MAX / room))
@@ -315,7 +315,7 @@ class IntegerEntropyBottleneck(StoredTables, EntropyBottleneck):
     @classmethod
     def of(cls, bottleneck: EntropyBottleneck) -> IntegerEntropyBottleneck:
         """The twin of one, with its tables if it has them."""
-        out = cls(bottleneck.channels)
+        out = cls(bottleneck.channels).to(bottleneck.quantiles.dtype)
         out.load_state_dict(bottleneck.state_dict() | {"coder_tables": out.coder_tables})
         if bottleneck.updated:
             out.keep_tables(bottleneck.table_sets())
@@ -338,7 +338,7 @@ class IntegerGaussianConditional(StoredTables, GaussianConditional):
         out, state = cls(conditional.with_means), conditional.state_dict()
         table = conditional.scale_table.double()
         state["thresholds"] = floor_half(torch.sqrt(table[:-1] * table[1:]) * 2**SCALE_BITS).long()
-        state["mean_bits"] = torch.tensor(mean_bits)
+        state["mean_bits"] = torch.tensor(mean_bits, dtype=torch.int32, device="cpu")
         out.load_state_dict(state | {"coder_tables": out.coder_tables})
         if conditional.updated:
             out.keep_tables(conditional.table_sets())
@@ -414,14 +414,15 @@ def skeleton(model: CompressionModel) -> CompressionModel:
 
     UnsupportedError, naming the part, for a system that has parts without an integer twin.
     """
-    out = copy.deepcopy(model)
+    out, device = copy.deepcopy(model), next(model.parameters()).device
     for name, layer in list(out.named_modules()):
         if name.startswith(TRANSFORMS) or not name:
             continue
-        twin = _twin(layer, name)
+        with device:  # whatever the default
+            twin = _twin(layer, name)
         if twin is not layer:
             parent, _, own = name.rpartition(".")
-            setattr(out.get_submodule(parent), own, twin.to(next(model.parameters()).device))
+            setattr(out.get_submodule(parent), own, twin)
     out.portable = True
     return out.eval()
 

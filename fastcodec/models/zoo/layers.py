@@ -74,7 +74,7 @@ class LowerBound(nn.Module):
 
     def __init__(self, bound: float):
         super().__init__()
-        self.register_buffer("bound", torch.tensor([float(bound)]))
+        self.register_buffer("bound", torch.tensor([float(bound)], dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         return _BoundedBelow.apply(x, self.bound)
@@ -89,7 +89,7 @@ class NonNegative(nn.Module):
     def __init__(self, minimum: float = 0.0):
         super().__init__()
         pedestal = 2.0**-36
-        self.register_buffer("pedestal", torch.tensor([pedestal]))
+        self.register_buffer("pedestal", torch.tensor([pedestal], dtype=torch.float32))
         self.lower_bound = LowerBound((minimum + pedestal) ** 0.5)
 
     def store(self, value: Tensor) -> Tensor:

@@ -48,16 +48,17 @@ class RoundedGaussianConditional(GaussianConditional):
             cdfs, offsets = [], []
             for scale, count in zip(scales, parts, strict=True):
                 reach = math.ceil(6.2 * scale + 0.5)
-                symbols = torch.arange(-reach, reach + 1, dtype=torch.float64)
+                symbols = torch.arange(-reach, reach + 1, dtype=torch.float64, device="cpu")
                 for part in range(count):
                     fraction = (part + 0.5) / (2 * count)
-                    pmf = gaussian_likelihood(symbols - fraction, torch.tensor(scale, dtype=torch.float64))
+                    sigma = torch.tensor(scale, dtype=torch.float64, device="cpu")
+                    pmf = gaussian_likelihood(symbols - fraction, sigma)
                     cdfs.append(quantised_cdf(pmf.numpy(), max(1 - float(pmf.sum()), LEAST_LIKELIHOOD)))
                     offsets.append(-reach)
             if len(cdfs) > MAX_TABLES:
                 raise ValueError(f"these scales need {len(cdfs)} tables, the coder takes {MAX_TABLES}")
-            (tables,) = table_sets(*stack_cdfs(cdfs), torch.tensor(offsets))
-            counts = torch.tensor(parts)
+            (tables,) = table_sets(*stack_cdfs(cdfs), torch.tensor(offsets, dtype=torch.int32, device="cpu"))
+            counts = torch.tensor(parts, dtype=torch.int64, device="cpu")
             self._fraction_tables = tables, counts, counts.cumsum(0) - counts
         return self._fraction_tables
 
@@ -84,5 +85,5 @@ class RoundedGaussianConditional(GaussianConditional):
         fraction = means - centre
         count = counts[level]
         part = torch.minimum((fraction.abs() * 2 * count).long(), count - 1)
-        sign = torch.where(fraction < 0, -1.0, 1.0)
+        sign = torch.where(fraction < 0, -1.0, 1.0).to(fraction.dtype)
         return tables, (first[level] + part).to(torch.uint8), centre, sign

@@ -35,8 +35,8 @@ def quantised_cdf(pmf: np.ndarray, tail_mass: float) -> np.ndarray:
 
 def stack_cdfs(cdfs: list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """CDFs of several lengths as one matrix, int32 [n, longest], zero past their ends, and their lengths, int32 [n]."""
-    lengths = torch.tensor([len(cdf) for cdf in cdfs], dtype=torch.int32)
-    matrix = torch.zeros(len(cdfs), int(lengths.max()), dtype=torch.int32)
+    lengths = torch.tensor([len(cdf) for cdf in cdfs], dtype=torch.int32, device="cpu")
+    matrix = torch.zeros(len(cdfs), int(lengths.max()), dtype=torch.int32, device="cpu")
     for row, cdf in zip(matrix, cdfs, strict=True):
         row[: len(cdf)] = torch.from_numpy(cdf)
     return matrix, lengths

@@ -28,12 +28,12 @@ from .constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, TILE_LATENTS
 from .container import DEFAULT_LIMITS, Container, Header, Limits, TileData
 from .entropy.rounding import worth_of_distortion
 from .errors import FastcodecError, ModelMismatchError, TargetError, UnavailableError, name_in, within
-from .files import FileLike, naming, several
 from .geometry import SYNTHESIS_HALO, Grid, Rect
 from .images import ImageLike, Picture, from_picture, to_picture
 from .kernels import forks, rans
 from .models import released
 from .quality import checked_quality
+from .sources import FileLike, naming, several
 
 if TYPE_CHECKING:
     from . import gpu

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from .constants import IDENTITY_BYTES, MAX_QUALITY, MIN_QUALITY
 from .errors import CorruptStreamError, LimitError, NotAFicFileError, UnsupportedVersionError
-from .files import FileLike, contents, naming
 from .geometry import Grid
 from .metadata import exif_resolution
+from .sources import FileLike, contents, naming
 
 MAGIC = b"\xf1FIC"
 VERSION = 3  # of files with further metadata; with lossless tiles alone it is 2, and all others are version 1
@@ -184,7 +184,7 @@ def read(file: FileLike, limits: Limits = DEFAULT_LIMITS) -> Container:
     """Parse and check everything but the tiles' contents.
 
     Raises NotAFicFileError, UnsupportedVersionError, LimitError or CorruptStreamError; TypeError or OSError for what
-    gives no bytes (`files.contents`).
+    gives no bytes (`sources.contents`).
     """
     try:
         head = _read_head(contents(file), limits)
@@ -301,7 +301,7 @@ class _CutShortError(CorruptStreamError):
 def info(source: FileLike, limits: Limits = DEFAULT_LIMITS) -> FileInfo:
     """Facts of a file's header. Runs no network and decodes no pixel.
 
-    source: the file's bytes, its path, or a binary file object (`files.contents`).
+    source: the file's bytes, its path, or a binary file object (`sources.contents`).
 
     Raises what `read` raises; the tiles' contents are not checked (`Codec.verify` does that).
     """

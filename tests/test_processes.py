@@ -220,7 +220,8 @@ def test_the_workers_of_a_data_loader_decode(method, codec, images):
 
 def run(script: str, threads: int, *arguments: str, timeout: float = 100) -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "GOMP_SPINCOUNT": "10000"}
-    command = [sys.executable, "-c", script, *arguments]
+    # Python 3.12 warns of forks beside threads, and of OpenMP's.
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, *arguments]
     folder = Path(__file__).resolve().parent
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, cwd=folder)
 
@@ -285,9 +286,13 @@ def test_a_forked_child_goes_on(busy, children):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_pool_goes_on(codec, images):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    codec.encode(np.tile(images[0], (5, 8, 1)))  # large enough for both
+    torch.set_num_threads(threads)
     blobs = [codec.encode(image) for image in images]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 warns of threads
+        warnings.simplefilter("ignore", DeprecationWarning)  # as above
         with multiprocessing.get_context("fork").Pool(2) as pool:
             assert pool.map_async(codec.encode, images).get(60) == blobs
             for image, blob in zip(pool.map_async(codec.decode, blobs).get(60), blobs, strict=True):

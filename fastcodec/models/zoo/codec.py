@@ -37,11 +37,11 @@ from fastcodec.codec import (
 from fastcodec.constants import IDENTITY_BYTES, MIN_QUALITY
 from fastcodec.container import DEFAULT_LIMITS, Container, Header, Limits, TileData
 from fastcodec.errors import CorruptStreamError, ModelMismatchError, NotPortableWarning, UnsupportedError
-from fastcodec.files import FileLike, naming, several
 from fastcodec.geometry import Rect, ceil_div
 from fastcodec.images import ImageLike, Picture, from_picture, to_picture
 from fastcodec.kernels import forks
 from fastcodec.quality import checked_quality
+from fastcodec.sources import FileLike, naming, several
 
 from . import integer
 from .base import CompressionModel

@@ -75,6 +75,7 @@ class TrainingConfig:
     model: str = "swift"
     quality: int | None = None  # of a system of the zoo
     groups: tuple[int, ...] | None = None  # of swift's latents: channels of each
+    entropy_side: bool = False  # of swift alone: what decides probabilities learns, and the transforms stay
     start: Path | None = None  # a released model's file, or a state dict of the zoo, to go on from
     evaluate: Path | None = None  # a folder measured at every checkpoint, for the log only
 
@@ -88,7 +89,7 @@ class Trainer:
     def __init__(self, config: TrainingConfig, task: tasks.Task | None = None):
         self.config = config
         self.step, self.cycle_start, self.cycle_step = 0, time.time(), 0
-        self.task = task or tasks.task(config.model, config.quality, config.groups)
+        self.task = task or tasks.task(config.model, config.quality, config.groups, config.entropy_side)
         self.device = torch.device(config.device)
         self.on_gpu = on_gpu = self.device.type == "cuda"
         config.run.mkdir(parents=True, exist_ok=True)
@@ -149,7 +150,8 @@ class Trainer:
         """The parameters as an optimiser takes them, by `factor`: how many times the rate they learn at."""
         groups: dict[str, list] = {"rest": [], "quick": []}
         for name, parameter in self.model.named_parameters():
-            groups["quick" if name.startswith(self.task.quick) else "rest"].append(parameter)
+            if parameter.requires_grad:
+                groups["quick" if name.startswith(self.task.quick) else "rest"].append(parameter)
         return [
             {"params": groups[name], "weight_decay": 0.0, "factor": factor}
             for name, factor in (("rest", 1.0), ("quick", 4.0))
@@ -277,7 +279,7 @@ class Trainer:
         # Beyond the limit an image pulls the less, the further it is: else a few drawn ones would decide alone, and
         # what costs most is coded losslessly anyway.
         pull = (LOSS_LIMIT / weighed.detach()).clamp(max=1).square()
-        parts = weighed, bpp, out["z_bits"] / pixels, -10 * torch.log10(mse)
+        parts = weighed, bpp, out["z_bits"] / pixels, -10 * torch.log10(mse.clamp(min=1e-10))
         return (weighed * pull).mean(), [part.detach().mean() for part in parts]
 
     def _take_means(self, steps: int) -> dict[str, float]:
@@ -498,6 +500,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_sizes,
         metavar="N,N,...",
         help="channels of each group of swift's latents (those of the release, or all in one)",
+    )
+    parser.add_argument(
+        "--entropy-side",
+        action="store_true",
+        help="train swift's prior, hyper-synthesis, contexts and parameter networks alone; the transforms stay",
     )
     parser.add_argument("--start", type=Path, help="a release (.safetensors), or a system's weights, to go on from")
     parser.add_argument("--evaluate", type=Path, metavar="DIR", help="images to code at every checkpoint, for the log")

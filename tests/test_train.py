@@ -616,6 +616,29 @@ def test_groups_of_a_release_train_export_and_code(config, photographs):
         assert metrics.psnr(image, np.asarray(codec.decode(data))) > 22 + quality / 10
 
 
+def test_the_entropy_side_learns_alone(config):
+    """The transforms of a release stay bit for bit; a run resumes so; validation measures the whole model."""
+    newest = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
+    config = dataclasses.replace(config, start=newest, graphics=0.0, quantise_from=0.0, entropy_side=True, ema=0.5)
+    trainer = Trainer(config)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    parts = trainer.train_step(0.5)
+    assert parts["psnr"] == pytest.approx(100)  # nothing ran the synthesis
+    assert parts["bpp"] > 0.05
+    trainer.save()
+    trainer = Trainer(config)
+    trainer.train_step(0.5)
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved
+    assert all(name.startswith(("groups.", "h_s.", "prior.")) for name in moved)
+    assert {name.partition(".")[0] for name in moved} == {"groups", "h_s", "prior"}
+    average = dict(trainer.average.named_parameters())
+    assert torch.equal(average["g_s.tail.weight"], before["g_s.tail.weight"])
+    assert 20 < trainer.validate()["psnr"][2] < 60
+    with pytest.raises(ValueError, match="only swift's entropy side"):
+        tasks.task("mbt2018", 3, entropy_side=True)
+
+
 @pytest.mark.parametrize("text, sizes", [("64,192", (64, 192)), ("256", (256,)), ("0,256", None), ("a", None)])
 def test_groups_on_the_command_line(text, sizes, capsys):
     parser = argparse.ArgumentParser()

@@ -422,13 +422,26 @@ class Swift(nn.Module):
         Rates come from noisy residuals (a differentiable stand-in for rounding); the context and the synthesis see
         rounded values with a straight-through gradient. Returns x^ and the bits of y and z for each image.
         """
+        y, z = self._analyse(x, t)
+        y_hat, rates = self._rates(y, z, t)
+        x_hat = self.g_s(y_hat * torch.exp(self.log_inverse_gain(t))[:, :, None, None], t).float()
+        return {"x_hat": x_hat, **rates}
+
+    def rates(self, x: Tensor, t: Tensor) -> dict[str, Tensor]:
+        """The rates of `forward`, with gradients for prior, hyper-synthesis, contexts and parameter networks alone."""
+        with torch.no_grad():
+            y, z = self._analyse(x, t)
+        return self._rates(y, z, t)[1]
+
+    def _analyse(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         y = self.g_a(x, t).float() * torch.exp(self.log_gain(t))[:, :, None, None]
-        z = self.h_a(y, t).float()
-        with torch.autocast(x.device.type, enabled=False):
+        return y, self.h_a(y, t).float()
+
+    def _rates(self, y: Tensor, z: Tensor, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(y.device.type, enabled=False):
             z_bits = self.prior.bits(z + torch.rand_like(z) - 0.5).flatten(1).sum(1)
             y_hat, y_bits = self._code(y, _round_ste(z).clamp(-127, 127), t)
-        x_hat = self.g_s(y_hat * torch.exp(self.log_inverse_gain(t))[:, :, None, None], t).float()
-        return {"x_hat": x_hat, "y_bits": y_bits, "z_bits": z_bits}
+        return y_hat, {"y_bits": y_bits, "z_bits": z_bits}
 
     def _code(self, y: Tensor, z_hat: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         height, width = y.shape[2:]

@@ -45,8 +45,9 @@ Output = Literal["pil", "numpy", "tensor"]
 DeviceLike: TypeAlias = "str | int | torch.device | None"
 
 _engines_lock = threading.Lock()  # a fork waits for the calls that take it (_calls.py)
-# Of the network's bytes: what keeping the promise in every block may cost where it is kept on average.
-_MOST_TIMES = 4
+# What keeping the promise in every block may cost where it is kept on average: so many times the network's bytes, or so
+# many bytes more.
+_MOST_TIMES, _MOST_BYTES = 4, 1 << 17
 _NO_LIMITS = Limits(1 << 62, 1 << 62)  # for files of our own
 
 
@@ -444,7 +445,9 @@ class Codec:
                     continue
                 payload = tried[number] = tried[number] or lossless_tiles.encode(part)
                 # A photograph must not grow tenfold for the sake of one block of its own.
-                kept |= distortion.mean <= promised.mean and len(payload) > _MOST_TIMES * len(tiles[number].payload)
+                size = len(tiles[number].payload)
+                dear = len(payload) > max(_MOST_TIMES * size, size + _MOST_BYTES)
+                kept |= dear and distortion.mean <= promised.mean
                 if lossless_tiles.is_better(payload, cost) or not kept:
                     tiles[number] = TileData(payload, tiles[number].alpha, lossless=True)
                     del tried[number]

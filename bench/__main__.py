@@ -8,7 +8,8 @@ import json
 import sys
 import time
 
-from fastcodec import __version__, _machine
+from fastcodec import __version__
+from fastcodec import machine as _machine
 
 from . import _common
 

@@ -30,18 +30,20 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fastcodec import container, gpu
+from fastcodec import container
 from fastcodec.codec import Codec, DecodedTensor
 from fastcodec.constants import MAX_QUALITY, MIN_QUALITY
+from fastcodec.engines import gpu
+from fastcodec.engines import gpu_transforms as transforms
 from fastcodec.geometry import Grid
 from fastcodec.images import Picture
-from fastcodec.kernels import checkerboard, integer
+from fastcodec.kernels import checkerboard
+from fastcodec.kernels import integer_layer as integer
 from fastcodec.kernels.rans.session import Session
 from fastcodec.kernels.triton import hyper_synthesis, parameters, pixels, pointwise, residual, upsample
 from fastcodec.kernels.triton.tiles import Layout
-from fastcodec.models import transforms
-from fastcodec.models.integer import Arithmetic, EntropyModel, reconstruct
-from fastcodec.models.swift import quality_position
+from fastcodec.models.swift.entropy_model import Arithmetic, EntropyModel, reconstruct
+from fastcodec.models.swift.network import quality_position
 from fastcodec.rans import Decoder
 
 from . import _common

@@ -118,10 +118,11 @@ def recorded() -> list[Launch]:
     import torch
 
     from fastcodec.constants import MIN_QUALITY
-    from fastcodec.entropy.estimate import code_lengths
+    from fastcodec.engines import gpu_transforms as transforms
+    from fastcodec.entropy.code_length import code_lengths
     from fastcodec.kernels.triton import hyper_synthesis, parameters, pixels, pointwise, residual, upsample
     from fastcodec.kernels.triton.tiles import Layout
-    from fastcodec.models import released, transforms
+    from fastcodec.models.swift import release as released
 
     model = released.load("swift")
     config, entropy = model.config, model.entropy
@@ -418,6 +419,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     # Parts must find this module under its own name in the processes that run them.
-    from bench import gpu_compile
+    from . import gpu_compile
 
     sys.exit(gpu_compile.main())

@@ -30,7 +30,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-from fastcodec import _machine
+from fastcodec import machine as _machine
 
 from . import _common
 

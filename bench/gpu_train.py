@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from fastcodec import _machine
+from fastcodec import machine as _machine
 from fastcodec.train import Trainer, TrainingConfig
 
 STEPS = 60  # of each way that is timed

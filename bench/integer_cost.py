@@ -14,7 +14,7 @@ import torch
 
 from fastcodec.crops import CropSource
 from fastcodec.metrics import bd_rate
-from fastcodec.models.swift import Swift, SwiftConfig
+from fastcodec.models.swift.network import Swift, SwiftConfig
 
 POINTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 CROP = 512

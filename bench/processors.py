@@ -84,7 +84,7 @@ def measure() -> None:
     from fastcodec.geometry import Rect
     from fastcodec.kernels import rans
     from fastcodec.kernels.processor import bfloat16_is_native
-    from fastcodec.models.swift import Swift, SwiftConfig
+    from fastcodec.models.swift.network import Swift, SwiftConfig
 
     torch.set_num_threads(1)
     codec = Codec.load("swift", "cpu")

@@ -1,6 +1,6 @@
 """How dear a squared error should be to the encoder's rounding: `python -m bench.rounding IMAGES`.
 
-Files of the images that training held out, with some weights of `entropy/rounding.py`, and their BD-rate against plain
+Files of the images that training held out, with some weights of `entropy/rdoq.py`, and their BD-rate against plain
 rounding to the nearest integer. The best weight changes with the weights of the model: measure again with a release.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from fastcodec import Codec
 from fastcodec.crops import CropSource
-from fastcodec.entropy import rounding
+from fastcodec.entropy import rdoq as rounding
 from fastcodec.images import Picture
 from fastcodec.metrics import bd_rate, psnr
 

@@ -25,15 +25,15 @@ from torch import Tensor
 
 from fastcodec import Codec, container
 from fastcodec.constants import HYPER_STRIDE, MIN_QUALITY
-from fastcodec.entropy import rounding
+from fastcodec.entropy import rdoq as rounding
 from fastcodec.geometry import TILE_LATENTS, Grid, Rect, hyper_size
 from fastcodec.images import Picture
 from fastcodec.kernels import checkerboard
-from fastcodec.kernels.integer import exact_float32
+from fastcodec.kernels.integer_layer import exact_float32
 from fastcodec.metrics import bd_rate, psnr
-from fastcodec.models import released
-from fastcodec.models.integer import Parameters, reconstruct
-from fastcodec.models.swift import quality_position
+from fastcodec.models.swift import release as released
+from fastcodec.models.swift.entropy_model import Parameters, reconstruct
+from fastcodec.models.swift.network import quality_position
 
 from ._common import console, large_photographs, table
 

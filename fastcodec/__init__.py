@@ -20,7 +20,7 @@ from .errors import FastcodecError
 
 if TYPE_CHECKING:
     from .codec import Codec, Encoded
-    from .models.zoo.convert import from_compressai, integerize
+    from .models.zoo.checkpoints import from_compressai, integerize
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,7 +42,7 @@ def __getattr__(name: str):
 
         return getattr(codec, name)
     if name in ("from_compressai", "integerize"):
-        from .models.zoo import convert
+        from .models.zoo import checkpoints as convert
 
         return getattr(convert, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

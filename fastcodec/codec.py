@@ -21,22 +21,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import _calls, container, cpu
+from . import _calls, container
 from . import lossless as lossless_tiles
 from .alpha import check_alpha, encode_alpha, read_alpha
 from .constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY, TILE_LATENTS
 from .container import DEFAULT_LIMITS, Container, Header, Limits, TileData
-from .entropy.rounding import worth_of_distortion
+from .engines import cpu
+from .entropy.rdoq import worth_of_distortion
 from .errors import FastcodecError, ModelMismatchError, TargetError, UnavailableError, name_in, within
 from .geometry import SYNTHESIS_HALO, Grid, Rect
 from .images import ImageLike, Picture, from_picture, to_picture
 from .kernels import forks, rans
-from .models import released
+from .models.swift import release as released
 from .quality import checked_quality
 from .sources import FileLike, naming, several
 
 if TYPE_CHECKING:
-    from . import gpu
+    from .engines import gpu
 
 Precision = Literal["exact", "fast"]
 Preset = Literal["size", "latency"]
@@ -503,7 +504,7 @@ def _engines(device: DeviceLike) -> tuple[torch.device, Callable[[released.Model
     if name == "cpu":
         return torch.device("cpu"), cpu.Engine
     try:
-        from . import gpu
+        from .engines import gpu
     except ModuleNotFoundError as error:
         raise UnavailableError(f"a GPU needs Triton, which is not installed: {error}") from error
     return gpu.engines(name)

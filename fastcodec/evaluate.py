@@ -488,7 +488,8 @@ def _run(
     import torch
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from . import __version__, _machine
+    from . import __version__
+    from . import machine as _machine
     from .codec import Codec
 
     codec = Codec.load(args.model, device=args.device)

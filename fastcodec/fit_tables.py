@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import cpu
 from .crops import CropSource
-from .entropy.estimate import code_lengths
+from .engines import cpu
+from .entropy.code_length import code_lengths
 from .entropy.gaussian import COUNT, SCALES, support
 from .errors import FastcodecError
 from .geometry import Grid
 from .kernels.rans import TableSet
-from .models import released
+from .models.swift import release as released
 
 PRIOR = 1000.0  # how many symbols the Gaussian is worth
 QUALITIES_AN_IMAGE = 3

@@ -39,7 +39,8 @@ from .crops import CropSource, ResidentCrops, drawing_pool, image_files
 from .errors import FastcodecError, ModelMismatchError
 from .images import read_picture
 from .kernels.processor import bfloat16_is_native
-from .models import released, tasks, zoo
+from .models import tasks, zoo
+from .models.swift import release as released
 
 LOSS_LIMIT = 1.0  # twice a photograph's usual loss
 EVALUATION_QUALITIES = (10, 40, 70, 100)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastcodec.models import released
-from fastcodec.models.warm_start import regroup
+from fastcodec.models.swift import release as released
+from fastcodec.models.swift.warm_start import regroup
 
 
 def write_grouped(sizes: tuple[int, ...], folder: Path, photograph: np.ndarray) -> Path:

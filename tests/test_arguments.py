@@ -28,7 +28,7 @@ from fastcodec.errors import (
     UnavailableError,
 )
 from fastcodec.models import zoo
-from fastcodec.models.zoo import convert
+from fastcodec.models.zoo import checkpoints as convert
 
 KINDS = ["swift", "zoo"]
 

@@ -15,8 +15,8 @@ from test_bench_gpu import bench, machine  # noqa: F401 (fixtures: the package, 
 from fastcodec.codec import Codec
 from fastcodec.kernels.triton import hyper_synthesis, parameters, pixels, pointwise
 from fastcodec.kernels.triton.common import INTERPRETED
-from fastcodec.models import released
-from fastcodec.models.swift import SwiftConfig
+from fastcodec.models.swift import release as released
+from fastcodec.models.swift.network import SwiftConfig
 
 pytestmark = pytest.mark.usefixtures("network_tiles")
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from fastcodec import cpu
 from fastcodec.codec import Codec
+from fastcodec.engines import cpu
 from fastcodec.geometry import Grid
 
 

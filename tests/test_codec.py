@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcodec import container, cpu
+from fastcodec import container
 from fastcodec.codec import Codec
 from fastcodec.container import Container, Limits, TileData
+from fastcodec.engines import cpu
 from fastcodec.errors import CorruptStreamError, FastcodecError, ImageError, LimitError, ModelMismatchError, TargetError
 from fastcodec.geometry import SYNTHESIS_HALO, Rect
 from fastcodec.images import Picture, read_picture, to_picture

@@ -10,7 +10,7 @@ from bench.studies import context_models
 from bench.studies.coding_orders import CLASSES, class_at
 from bench.studies.context_models import VARIANTS, Effort, EntropySide, Latents, Variant, train
 from fastcodec.kernels import checkerboard
-from fastcodec.models.swift import Swift, SwiftConfig, gaussian_bits
+from fastcodec.models.swift.network import Swift, SwiftConfig, gaussian_bits
 
 SMALL = SwiftConfig(
     features=8, latents=16, hyper_latents=4, hyper_features=16, context_features=16, hidden=16, blocks=1

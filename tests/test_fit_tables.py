@@ -10,13 +10,13 @@ from test_numpy_decoder import GAUSSIAN
 
 from fastcodec import fit_tables
 from fastcodec.codec import Codec
-from fastcodec.entropy.estimate import code_lengths, code_lengths_of
+from fastcodec.entropy.code_length import code_lengths, code_lengths_of
 from fastcodec.entropy.gaussian import COUNT, SCALES, gaussian_tables, support
 from fastcodec.errors import UnsupportedError
 from fastcodec.fit_tables import count_symbols, tables_of
 from fastcodec.images import Picture
 from fastcodec.kernels.rans import TableSet
-from fastcodec.models import released
+from fastcodec.models.swift import release as released
 
 pytestmark = pytest.mark.usefixtures("network_tiles")
 

@@ -18,6 +18,7 @@ from torch import nn
 import fastcodec
 from fastcodec import container
 from fastcodec.cli import main
+from fastcodec.engines import whole_image as zoo_codec
 from fastcodec.errors import (
     CorruptStreamError,
     ModelMismatchError,
@@ -29,8 +30,7 @@ from fastcodec.errors import (
 from fastcodec.images import Picture, to_picture
 from fastcodec.kernels import rans
 from fastcodec.models import zoo
-from fastcodec.models.zoo import codec as zoo_codec
-from fastcodec.models.zoo import convert
+from fastcodec.models.zoo import checkpoints as convert
 from fastcodec.models.zoo.context import RASTER_TAPS, mask_of
 from fastcodec.models.zoo.kamisli2024 import SteppedBottleneck
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 import fastcodec
 from fastcodec.codec import Codec
-from fastcodec.models import released
+from fastcodec.models.swift import release as released
 
 EXPECTED = json.loads((FOLDER / "expected.json").read_text())
 SETS = {folder: json.loads((folder / "expected.json").read_text()) for folder in (FOLDER, FOLDER / EARLIER)}

@@ -19,9 +19,10 @@ from grouped_model import write_grouped
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastcodec import container, gpu, lossless
+from fastcodec import container, lossless
 from fastcodec.codec import Codec
 from fastcodec.container import TileData
+from fastcodec.engines import gpu
 from fastcodec.errors import CorruptStreamError, ImageError, UnavailableError
 from fastcodec.fit_tables import tables_of
 from fastcodec.images import Picture
@@ -30,7 +31,7 @@ from fastcodec.kernels.rans import _cuda
 from fastcodec.kernels.rans.session import DecodePlan, shape_of
 from fastcodec.kernels.triton import hyper_synthesis, parameters, pixels, pointwise, residual, upsample
 from fastcodec.kernels.triton.common import INTERPRETED
-from fastcodec.models import released
+from fastcodec.models.swift import release as released
 
 pytestmark = pytest.mark.usefixtures("network_tiles")
 

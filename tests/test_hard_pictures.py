@@ -13,9 +13,9 @@ from PIL import Image
 from fastcodec import container, lossless
 from fastcodec.codec import Codec
 from fastcodec.constants import MIN_QUALITY
+from fastcodec.engines.gpu_transforms import Transforms
 from fastcodec.kernels.triton import pixels as pixels_module
 from fastcodec.kernels.triton import pointwise, residual, upsample
-from fastcodec.models.transforms import Transforms
 
 QUALITIES = (1, *range(10, 101, 10))
 LEAST_PSNR = {10: (18, 12), 60: (24, 18), 90: (32, 26)}  # from a quality on: of the picture, of its worst 16 x 16 block

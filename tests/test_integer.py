@@ -11,11 +11,12 @@ from fastcodec.codec import Codec
 from fastcodec.entropy.fixed_point import EXACT_LIMIT, MAX_SHIFT, accumulator_bound, weight_exponents
 from fastcodec.errors import ExactnessError
 from fastcodec.images import read_picture
-from fastcodec.kernels import checkerboard, integer
-from fastcodec.kernels.integer import IntegerLayer, exact_float32, linear, linear_reference
-from fastcodec.models import released
-from fastcodec.models.integer import EntropyModel, export_entropy_side, integer_layer, reconstruct
-from fastcodec.models.swift import Swift, SwiftConfig, quality_position
+from fastcodec.kernels import checkerboard
+from fastcodec.kernels import integer_layer as integer
+from fastcodec.kernels.integer_layer import IntegerLayer, exact_float32, linear, linear_reference
+from fastcodec.models.swift import release as released
+from fastcodec.models.swift.entropy_model import EntropyModel, export_entropy_side, integer_layer, reconstruct
+from fastcodec.models.swift.network import Swift, SwiftConfig, quality_position
 
 WIDE = 1 << 30  # a clamp that never acts
 

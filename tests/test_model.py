@@ -17,11 +17,11 @@ from fastcodec.codec import Codec
 from fastcodec.constants import LATENT_STRIDE
 from fastcodec.errors import FastcodecError, ModelMismatchError, UnavailableError, UnsupportedError
 from fastcodec.geometry import ANALYSIS_HALO, SYNTHESIS_HALO
-from fastcodec.kernels.integer import exact_float32
-from fastcodec.models import released
-from fastcodec.models.bounds import LARGEST_FEATURE, feature_bounds
-from fastcodec.models.swift import Block, QualityTable, Swift, SwiftConfig, gaussian_bits
-from fastcodec.models.warm_start import regroup
+from fastcodec.kernels.integer_layer import exact_float32
+from fastcodec.models.swift import release as released
+from fastcodec.models.swift.bounds import LARGEST_FEATURE, feature_bounds
+from fastcodec.models.swift.network import Block, QualityTable, Swift, SwiftConfig, gaussian_bits
+from fastcodec.models.swift.warm_start import regroup
 
 LARGEST_DECODE = 25_000  # multiply-accumulates a pixel
 

@@ -40,7 +40,7 @@ import fastcodec
 from fastcodec import container as fic
 from fastcodec import lossless
 from fastcodec.images import Picture
-from fastcodec.models import released
+from fastcodec.models.swift import release as released
 
 PACKAGE = Path(__file__).resolve().parents[1] / "fastcodec"
 WEIGHTS = PACKAGE / "models" / "weights"

@@ -25,7 +25,8 @@ from fastcodec.codec import Codec, DecodedTensor, Encoded
 from fastcodec.errors import CorruptStreamError, ModelMismatchError
 from fastcodec.images import to_picture
 from fastcodec.kernels import rans64
-from fastcodec.models import released, zoo
+from fastcodec.models import zoo
+from fastcodec.models.swift import release as released
 
 LIMITS = fastcodec.Limits(max_pixels=123_456)
 

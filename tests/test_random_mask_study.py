@@ -12,9 +12,9 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
+from bench.studies import random_mask
+from bench.studies.random_mask import PATTERNS, Study, TrainingConfig, markdown, measure, train
 from fastcodec.models.zoo.context import RADIUS, RASTER_TAPS, mask_of
-from fastcodec.studies import random_mask
-from fastcodec.studies.random_mask import PATTERNS, Study, TrainingConfig, markdown, measure, train
 
 COEFFICIENT = 0.9
 SPREAD = 6.0
@@ -204,7 +204,7 @@ def test_the_program_writes_everything_and_does_nothing_twice(folders, tmp_path,
             assert row["saving"] == pytest.approx(1 - row["bpp"] / result["bpp_without_context"])
     assert len(list(Path(folders[5]).glob("checkpoint-*.pt"))) == 3
     for part in ("_latents", "Study.train_step"):
-        monkeypatch.setattr(f"fastcodec.studies.random_mask.{part}", None)
+        monkeypatch.setattr(f"bench.studies.random_mask.{part}", None)
     assert random_mask.main(options) == 0
     assert json.loads(out.read_text()) == record
     with pytest.raises(TypeError):  # another seed: other crops

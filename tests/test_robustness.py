@@ -16,14 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from fastcodec import container, cpu, lossless
+from fastcodec import container, lossless
 from fastcodec.codec import Codec
 from fastcodec.container import Header, Limits, TileData
-from fastcodec.entropy import rounding
+from fastcodec.engines import cpu
+from fastcodec.entropy import rdoq as rounding
 from fastcodec.errors import CorruptStreamError, FastcodecError, LimitError, NotAFicFileError, UnsupportedVersionError
 from fastcodec.geometry import Grid
 from fastcodec.images import Picture, to_picture
-from fastcodec.models import released
+from fastcodec.models.swift import release as released
 
 CONTAINERS = 20_000
 FILES = 500

@@ -14,7 +14,8 @@ import torch
 import fastcodec
 from fastcodec import rans
 from fastcodec.codec import Codec
-from fastcodec.models import released, zoo
+from fastcodec.models import zoo
+from fastcodec.models.swift import release as released
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -158,7 +159,7 @@ def test_a_model_in_bfloat16_has_an_identity():
 MAKERS = {"zeros", "empty", "ones", "full", "tensor", "linspace", "logspace", "eye", "rand", "randn", "as_tensor"}
 INTEGERS = {"arange", "randint", "randperm"}  # int64 whatever the default dtype
 #: Written for training, which is the caller's to place.
-TRAINING = {"fastcodec/train.py", "fastcodec/models/warm_start.py", "fastcodec/studies/random_mask.py"}
+TRAINING = {"fastcodec/train.py", "fastcodec/models/swift/warm_start.py", "bench/studies/random_mask.py"}
 
 
 def makers(tree: ast.AST, inside: str = "") -> Iterator[tuple[int, str, set[str], str]]:

@@ -21,8 +21,9 @@ from fastcodec.codec import Codec
 from fastcodec.crops import VALIDATION_EVERY, VALIDATION_GRAPHICS, VALIDATION_LIST, CropSource, ResidentCrops
 from fastcodec.errors import ImageError, ModelMismatchError
 from fastcodec.kernels.processor import bfloat16_is_native
-from fastcodec.models import publish as publishing
-from fastcodec.models import released, tasks, zoo
+from fastcodec.models import tasks, zoo
+from fastcodec.models.swift import publish as publishing
+from fastcodec.models.swift import release as released
 from fastcodec.train import Trainer, TrainingConfig, add_arguments
 
 IMAGES = 48

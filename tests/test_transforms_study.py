@@ -8,7 +8,7 @@ from torch import nn
 
 from bench.studies import transforms
 from bench.studies.transforms import VARIANTS, MuonAndAdamW, Variant, block_macs, table, train
-from fastcodec.models.swift import Block, Swift, SwiftConfig
+from fastcodec.models.swift.network import Block, Swift, SwiftConfig
 from fastcodec.train import TrainingConfig
 
 SMALL = SwiftConfig(

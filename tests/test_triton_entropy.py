@@ -13,19 +13,19 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
-from fastcodec.entropy import rounding
-from fastcodec.entropy.estimate import code_lengths
+from fastcodec.entropy import rdoq as rounding
+from fastcodec.entropy.code_length import code_lengths
 from fastcodec.kernels import checkerboard
-from fastcodec.kernels.integer import IntegerLayer, linear_reference
+from fastcodec.kernels.integer_layer import IntegerLayer, linear_reference
 from fastcodec.kernels.triton import hyper_synthesis as hyper
 from fastcodec.kernels.triton import parameters
 from fastcodec.kernels.triton.common import on_gpu
 from fastcodec.kernels.triton.hyper_synthesis import HyperNetwork, hyper_synthesis, hyper_synthesis_reference
-from fastcodec.kernels.triton.layers import MOST_TILES, flatten, pack
+from fastcodec.kernels.triton.integer_matrix import MOST_TILES, flatten, pack
 from fastcodec.kernels.triton.parameters import ParameterNetwork
 from fastcodec.kernels.triton.tiles import COLUMNS, Layout
-from fastcodec.models import released
-from fastcodec.models.integer import EntropyModel, group_layers, reconstruct
+from fastcodec.models.swift import release as released
+from fastcodec.models.swift.entropy_model import EntropyModel, group_layers, reconstruct
 
 # A single position (no non-anchors), one row, one column, odd and even widths, two blocks of 16 anchors.
 SHAPES = ((1, 1), (1, 6), (5, 1), (2, 2), (5, 7), (6, 6))

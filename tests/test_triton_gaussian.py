@@ -15,7 +15,7 @@ from fastcodec.kernels.rans.tables import PROBABILITY_TOTAL, TableSet
 from fastcodec.kernels.triton import gaussian_cdf, gaussian_likelihood
 from fastcodec.kernels.triton.gaussian_cdf import gaussian_frequencies, gaussian_frequencies_reference, tie_margins
 from fastcodec.kernels.triton.gaussian_likelihood import gaussian_bits, gaussian_bits_reference
-from fastcodec.models import swift
+from fastcodec.models.swift import network as swift
 
 LOG_STEP = math.log(GREATEST_SCALE / LEAST_SCALE) / (COUNT - 1)
 OPERATORS = torch.ops.fastcodec

@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastcodec.constants import MIN_QUALITY
+from fastcodec.engines import gpu_transforms as transforms_module
+from fastcodec.engines.gpu_transforms import Transforms
 from fastcodec.kernels.triton.pixels import from_pixels, from_pixels_reference, to_pixels, to_pixels_reference
 from fastcodec.kernels.triton.pointwise import expand, expand_reference
 from fastcodec.kernels.triton.residual import BlockWeights, residual_block, residual_block_reference
 from fastcodec.kernels.triton.upsample import upsample_2, upsample_2_reference
-from fastcodec.models import released
-from fastcodec.models import transforms as transforms_module
-from fastcodec.models.swift import Block, quality_position
-from fastcodec.models.transforms import Transforms
+from fastcodec.models.swift import release as released
+from fastcodec.models.swift.network import Block, quality_position
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = [pytest.mark.gpu] if DEVICE == "cuda" else []  # so that `pytest -m gpu` runs them all

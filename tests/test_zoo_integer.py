@@ -20,7 +20,7 @@ from fastcodec.cli import main
 from fastcodec.errors import ExactnessError, UnsupportedError
 from fastcodec.kernels import rans
 from fastcodec.models import zoo
-from fastcodec.models.zoo import integer
+from fastcodec.models.zoo import integerize as integer
 from fastcodec.models.zoo.context import RASTER_TAPS, MaskedConvolution
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -235,7 +235,7 @@ def test_files_of_a_converted_codec(converted, photograph, tmp_path, monkeypatch
     codec.save(tmp_path / "model.pth")
     again = zoo.Codec.load(tmp_path / "model.pth", device="cpu")
     # Another kind of machine decodes it without a word.
-    monkeypatch.setattr("fastcodec.models.zoo.codec.kind_of", lambda device: "another kind")
+    monkeypatch.setattr("fastcodec.engines.whole_image.kind_of", lambda device: "another kind")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert np.array_equal(again.decode(data, out="numpy"), codec.decode(data, out="numpy"))

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from test_zoo import lively
 
+from bench.studies import zoo_rates
 from fastcodec.images import to_picture
 from fastcodec.models import zoo
-from fastcodec.studies import zoo_rates
 
 
 @pytest.fixture(scope="module")

@@ -29,14 +29,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcodec import _machine
+from fastcodec import machine as _machine
 from fastcodec.crops import CropSource
 from fastcodec.entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN_BITS
 from fastcodec.entropy.gaussian import COUNT, GREATEST_SCALE, LEAST_SCALE
 from fastcodec.images import replacing
 from fastcodec.kernels.checkerboard import LIVE_TAPS
-from fastcodec.models import released
-from fastcodec.models.swift import (
+from fastcodec.models.swift import release as released
+from fastcodec.models.swift.network import (
     FixedPointLinear,
     Group,
     HyperAnalysis,

@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcodec import _machine
+from fastcodec import machine as _machine
 from fastcodec.images import replacing
-from fastcodec.models import released
-from fastcodec.models.swift import Block, FixedPointLinear, Swift, SwiftConfig
+from fastcodec.models.swift import release as released
+from fastcodec.models.swift.network import Block, FixedPointLinear, Swift, SwiftConfig
 from fastcodec.models.tasks import SwiftTask
 from fastcodec.train import Trainer, TrainingConfig
 

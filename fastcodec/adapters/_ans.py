@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcodec.kernels import forks, rans64
-from fastcodec.kernels.rans64.lists import to_tensor
+from ..kernels import forks, rans64
+from ..kernels.rans64.lists import to_tensor
 
 _Cdfs = Sequence[Sequence[int]]
 

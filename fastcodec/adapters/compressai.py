@@ -26,12 +26,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastcodec import rans
-from fastcodec.errors import UnavailableError
-from fastcodec.kernels import forks, rans64
-from fastcodec.kernels.rans.tables import MAX_TABLES
-from fastcodec.kernels.rans64.latents import quantise, quantise_rows
-
+from .. import rans
+from ..errors import UnavailableError
+from ..kernels import forks, rans64
+from ..kernels.rans.tables import MAX_TABLES
+from ..kernels.rans64.latents import quantise, quantise_rows
 from . import _ans
 
 __all__ = ["Installation", "active", "install", "uninstall"]
@@ -523,7 +522,7 @@ class _ModelTables:
     @functools.cached_property
     def native(self) -> list[rans.TableSet]:
         """fastcodec's tables, as many to a set as it takes."""
-        from fastcodec.models.zoo.tables import CDF_BITS, table_sets
+        from ..models.zoo.cdf import CDF_BITS, table_sets
 
         cdf, lengths, offsets = self._on_cpu()
         ends = cdf.gather(1, (lengths.long() - 1)[:, None])

@@ -14,7 +14,7 @@ def main(arguments: argparse.Namespace) -> int:
     """Run `fastcodec integerize`."""
     from ..evaluate import find_images
     from ..models.zoo import Codec
-    from ..models.zoo.convert import integerize
+    from ..models.zoo.checkpoints import integerize
 
     if arguments.out.exists() and arguments.model.exists() and arguments.out.samefile(arguments.model):
         raise ModelMismatchError(f"{arguments.out}: this is the model to convert, and would be lost")

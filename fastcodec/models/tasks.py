@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from . import released, zoo
-from .swift import Swift, SwiftConfig
-from .warm_start import regroup, warm_start
+from . import zoo
+from .swift import release as released
+from .swift.network import Swift, SwiftConfig
+from .swift.warm_start import regroup, warm_start
 
 #: lambda of CompressAI's zoo by quality, for R + lambda * 255^2 * MSE.
 LAMBDAS = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483, 0.0932, 0.1800)

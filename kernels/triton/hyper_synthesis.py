@@ -19,10 +19,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import checkerboard
-from ..integer import IntegerLayer, linear_reference, pixel_shuffle_2, rows_3x3
+from ..integer_layer import IntegerLayer, linear_reference, pixel_shuffle_2, rows_3x3
 from . import tiles as layout
 from .common import Build, on_gpu, operator
-from .layers import (
+from .integer_matrix import (
     COLUMNS,
     HEIGHT,
     HYPER,

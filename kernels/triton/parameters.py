@@ -29,10 +29,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import checkerboard
-from ..integer import IntegerLayer, linear_reference, shift_right_reference
+from ..integer_layer import IntegerLayer, linear_reference, shift_right_reference
 from . import tiles as layout
 from .common import Build, on_gpu, operator
-from .layers import (
+from .integer_matrix import (
     ANCHORS,
     COLUMNS,
     HEIGHT,

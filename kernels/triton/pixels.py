@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import Build, on_gpu, operator
-from .layers import check, check_channels
+from .integer_matrix import check, check_channels
 from .pointwise import PIECE, runs_kernel, store_expanded
 
 _SIDE = 8  # of the square of pixels that a position stands for

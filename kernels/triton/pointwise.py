@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import INTERPRETED, Build, on_gpu, operator
-from .layers import check, check_channels
+from .integer_matrix import check, check_channels
 
 #: Outputs of a layer that a program has in registers at a time.
 PIECE = 32

@@ -14,7 +14,7 @@ goes through channels in pieces: the taps of some channels straight into the pro
 the gate straight into the next one. On chip stay x1 in float32, which the last product adds to, and its copy in fp16.
 
 The product of v and SiLU(g) is quadratic in the features, so it is clamped in float32, before fp16 would make it
-infinite. What else is fp16 here is linear in clamped features, and `fastcodec.models.bounds` proves that it fits.
+infinite. What else is fp16 here is linear in clamped features, and `fastcodec.models.swift.bounds` proves that it fits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import Build, operator
-from .layers import check, check_channels
+from .integer_matrix import check, check_channels
 from .pointwise import PIECE, runs_kernel, silu, store_expanded
 
 _WARPS = 8

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .common import Build, operator
-from .layers import check, check_channels
+from .integer_matrix import check, check_channels
 from .pointwise import PIECE, runs_kernel, store_expanded
 
 _POSITIONS = 64

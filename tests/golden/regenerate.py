@@ -21,7 +21,7 @@ from PIL import Image
 from fastcodec import info
 from fastcodec.codec import Codec
 from fastcodec.images import Picture, to_picture
-from fastcodec.models import released
+from fastcodec.models.swift import release as released
 
 FOLDER = Path(__file__).parent
 EARLIER = "earlier"  # the folder of the files of the release before

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...engines.whole_image import Codec
 from .balle2017 import Balle2017
 from .balle2018 import FactorizedPrior, FactorizedPriorReLU, ScaleHyperprior
 from .base import Compressed, CompressionModel
@@ -31,10 +32,9 @@ from .cheng2020 import (
     Cheng2020Mixture,
     Cheng2020MixtureAttention,
 )
-from .codec import Codec
 from .he2021 import Checkerboard, RandomMask
 from .he2022 import Elic2022, Elic2022Chandelier
-from .integer import skeleton
+from .integerize import skeleton
 from .kamisli2024 import (
     JointAutoregressiveVariableRate,
     MeanScaleHyperpriorVariableRate,

@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastcodec.kernels import rans
-
+from ...kernels import rans
 from .base import Coded, CompressionModel, channels_last, on_grid, positions
 from .entropy_bottleneck import EntropyBottleneck
 from .gaussian_conditional import GaussianConditional

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from fastcodec.errors import ImageError
-from fastcodec.kernels import rans
-
+from ...errors import ImageError
+from ...kernels import rans
 from .entropy_bottleneck import CodedEntropyModel, EntropyBottleneck
 
 # Constants that CompressAI keeps as buffers; older checkpoints lack some of them.

@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcodec.kernels import rans
-from fastcodec.kernels.rans.tables import MAX_TABLES
-
+from ...kernels import rans
+from ...kernels.rans.tables import MAX_TABLES
+from .cdf import quantised_cdf, stack_cdfs, table_sets
 from .layers import LowerBound
-from .tables import quantised_cdf, stack_cdfs, table_sets
 
 LEAST_LIKELIHOOD = 1e-9
 _LAYERS = (1, 3, 3, 3, 3, 1)  # r_0 .. r_K of the paper's appendix

@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcodec.kernels import rans
-
+from ...kernels import rans
+from .cdf import quantised_cdf, stack_cdfs
 from .entropy_bottleneck import LEAST_LIKELIHOOD, CodedEntropyModel
 from .layers import LowerBound
-from .tables import quantised_cdf, stack_cdfs
 
 LEAST_SCALE, GREATEST_SCALE, LEVELS = 0.11, 256.0, 64
 _TAIL_MASS = 1e-9

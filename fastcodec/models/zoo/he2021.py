@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcodec.kernels import checkerboard, rans
-
+from ...kernels import checkerboard, rans
 from .base import Coded
 from .context import KERNEL, NEIGHBOURS, RADIUS, RASTER_TAPS, Rows, mask_of
 from .minnen2018 import ContextModel, JointAutoregressive, Rounding

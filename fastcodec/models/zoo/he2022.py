@@ -18,8 +18,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fastcodec.kernels import checkerboard, rans
-
+from ...kernels import checkerboard, rans
 from .balle2018 import Hyperprior
 from .base import Coded, channels_last
 from .cheng2020 import AttentionBlock

@@ -22,16 +22,15 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from fastcodec.constants import MAX_QUALITY, MIN_QUALITY
-from fastcodec.kernels import rans
-from fastcodec.quality import checked_quality
-
+from ...constants import MAX_QUALITY, MIN_QUALITY
+from ...kernels import rans
+from ...quality import checked_quality
 from .balle2018 import Hyperprior, ScaleHyperprior
+from .cdf import table_sets
 from .entropy_bottleneck import EntropyBottleneck
 from .gaussian_conditional import LEAST_SCALE, GaussianConditional
 from .layers import LowerBound
 from .minnen2018 import JointAutoregressive, MeanScaleHyperprior
-from .tables import table_sets
 
 _LEVELS = 8
 _LEAST_GAIN = 0.1

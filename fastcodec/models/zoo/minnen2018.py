@@ -16,8 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from fastcodec.kernels import rans
-
+from ...kernels import rans
 from .balle2018 import Hyperprior, analysis, synthesis
 from .base import Coded, on_grid, positions
 from .context import RADIUS, RASTER_TAPS, MaskedConvolution, Rows, parameter_network

@@ -10,8 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastcodec.kernels import rans
-
+from ...kernels import rans
 from .entropy_bottleneck import LEAST_LIKELIHOOD
 from .gaussian_conditional import LEAST_SCALE, gaussian_likelihood
 from .layers import LowerBound

@@ -12,12 +12,11 @@ import math
 import torch
 from torch import Tensor
 
-from fastcodec.kernels import rans
-from fastcodec.kernels.rans.tables import MAX_TABLES
-
+from ...kernels import rans
+from ...kernels.rans.tables import MAX_TABLES
+from .cdf import quantised_cdf, stack_cdfs, table_sets
 from .entropy_bottleneck import LEAST_LIKELIHOOD
 from .gaussian_conditional import LEAST_SCALE, GaussianConditional, gaussian_likelihood
-from .tables import quantised_cdf, stack_cdfs, table_sets
 
 # Width of a table's fractions of the mean, in scales. A mean that is off by d costs d^2 / (2 sigma^2) nats, so this
 # costs 0.0026 on average, 0.2 % of the rate at sigma = 1. All scales together need fewer than the coder's 256 tables.

@@ -23,25 +23,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastcodec.constants import IDENTITY_BYTES, MAX_QUALITY, MIN_QUALITY
-from fastcodec.entropy.estimate import code_lengths, code_lengths_of
-from fastcodec.entropy.gaussian import COUNT as SCALES_COUNT
-from fastcodec.entropy.gaussian import gaussian_tables
-from fastcodec.errors import FastcodecError, ModelMismatchError, UnsupportedError
-from fastcodec.kernels.rans import TableSet
-
+from ...constants import IDENTITY_BYTES, MAX_QUALITY, MIN_QUALITY
+from ...entropy.code_length import code_lengths, code_lengths_of
+from ...entropy.gaussian import COUNT as SCALES_COUNT
+from ...entropy.gaussian import gaussian_tables
+from ...errors import FastcodecError, ModelMismatchError, UnsupportedError
+from ...kernels.rans import TableSet
 from .bounds import check_features
-from .integer import ACTIVATION_MAX, Backend, EntropyModel, entropy_layers, export_entropy_side
-from .swift import (
-    Analysis,
-    HyperAnalysis,
-    HyperPrior,
-    QualityTable,
-    Swift,
-    SwiftConfig,
-    Synthesis,
-    quality_position,
-)
+from .entropy_model import ACTIVATION_MAX, Backend, EntropyModel, entropy_layers, export_entropy_side
+from .network import Analysis, HyperAnalysis, HyperPrior, QualityTable, Swift, SwiftConfig, Synthesis, quality_position
 
 _ENCODE_ONLY = ("g_a.", "h_a.", "gain", "prior.")
 _PRIOR_TABLES = "prior_tables"

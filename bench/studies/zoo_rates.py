@@ -1,6 +1,6 @@
 """What coding costs a trained system of the zoo: real bytes beside the model's code length, and integers beside floats.
 
-    python -m fastcodec.studies.zoo_rates NAME WEIGHTS --images KODAK --calibration PHOTOGRAPHS --out JSON
+    python -m bench.studies.zoo_rates NAME WEIGHTS --images KODAK --calibration PHOTOGRAPHS --out JSON
 
 For each image: the file's bytes against the estimate; the latents alone, on one lane, against their ideal code length
 (of a mixture: docs/mixture.md); and, where the system can be converted, the code length and the bytes with an entropy
@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 
-from fastcodec import _machine, container
+from fastcodec import container
+from fastcodec import machine as _machine
 from fastcodec.evaluate import find_images
 from fastcodec.images import Picture, read_picture
 from fastcodec.kernels import rans
 from fastcodec.models import zoo
-from fastcodec.models.zoo import integer
+from fastcodec.models.zoo import integerize as integer
 from fastcodec.models.zoo.balle2018 import Hyperprior
 from fastcodec.models.zoo.base import channels_last, coding
 
@@ -93,7 +94,7 @@ def study(model: zoo.CompressionModel, pictures: Sequence[Picture], calibration:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study."""
-    parser = argparse.ArgumentParser(prog="python -m fastcodec.studies.zoo_rates", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.studies.zoo_rates", description=__doc__.split("\n")[0])
     parser.add_argument("name", choices=zoo.SYSTEMS, metavar="NAME", help="a system of the zoo")
     parser.add_argument("weights", type=Path, help="its state dict, as the trainer writes it")
     parser.add_argument("--images", type=Path, required=True, help="folder of images to report on")

@@ -1,6 +1,6 @@
 """The random-mask study: how much rate each neighbour of a latent saves (He et al. 2021, sections 4.1, 4.2 and 5.1).
 
-    python -m fastcodec.studies.random_mask --data PHOTOGRAPHS --kodak KODAK --cache FOLDER --out JSON --plot PNG
+    python -m bench.studies.random_mask --data PHOTOGRAPHS --kodak KODAK --cache FOLDER --out JSON --plot PNG
 
 One context convolution is trained under a new random mask at every step. Then the rate R_M under any mask M can be
 measured on the same latents, so at the same distortion. Its saving ratio (R_0 - R_M) / R_0, R_0 being the rate under
@@ -36,15 +36,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastcodec import _machine
+from fastcodec import machine as _machine
 from fastcodec.crops import CropSource
 from fastcodec.errors import FastcodecError
 from fastcodec.evaluate import find_images
 from fastcodec.images import read_picture, replacing
 from fastcodec.kernels import checkerboard
 from fastcodec.kernels.processor import bfloat16_is_native
-from fastcodec.models import released
-from fastcodec.models.swift import quality_position
+from fastcodec.models.swift import release as released
+from fastcodec.models.swift.network import quality_position
 from fastcodec.models.zoo.context import KERNEL, NEIGHBOURS, RADIUS, RASTER_TAPS, mask_of
 from fastcodec.models.zoo.entropy_bottleneck import LEAST_LIKELIHOOD
 from fastcodec.models.zoo.he2021 import RandomMask
@@ -459,7 +459,7 @@ TRAINING_OPTIONS = ("features", "batch", "learning_rate", "seed")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m fastcodec.studies.random_mask", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.studies.random_mask", description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of training images; one in 40 is held out")
     parser.add_argument("--kodak", type=Path, help="folder of images to report on, the Kodak images")
     parser.add_argument("--cache", type=Path, required=True, help="folder of latents and checkpoints: used if there")

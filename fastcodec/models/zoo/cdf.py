@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcodec.kernels.rans import TableSet
-from fastcodec.kernels.rans.tables import MAX_TABLES
+from ...kernels.rans import TableSet
+from ...kernels.rans.tables import MAX_TABLES
 
 CDF_BITS = 16
 

@@ -16,7 +16,7 @@ from ..errors import SymbolRangeError
 from .fixed_point import MEAN_BITS
 
 if TYPE_CHECKING:
-    from ..models.swift import SwiftConfig
+    from ..models.swift.network import SwiftConfig
 
 # How dear a squared error in a latent is to the rounding, against the loss that the model was trained with: the
 # synthesis amplifies errors, of which all are towards the mean here, by more than the inverse gain alone says. Measured
@@ -40,7 +40,7 @@ def symbols(y: Tensor, means: Tensor, indexes: Tensor, weight: Tensor, lengths: 
     """The symbols of latents y, float32 [..., M], as int16; zero where the element is not coded.
 
     means: int32, like y, in 1/16; indexes: uint8, like y; weight: `distortion_weight`; lengths: bits by index and
-    magnitude, float32 (entropy/estimate.py). Raises SymbolRangeError where 16 bits do not reach.
+    magnitude, float32 (entropy/code_length.py). Raises SymbolRangeError where 16 bits do not reach.
     """
     columns = lengths.shape[1]
     residual = y - means.float() / 2**MEAN_BITS

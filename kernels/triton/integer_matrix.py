@@ -1,6 +1,6 @@
 """What a kernel reads of an integer layer, and the parts that the kernels of the entropy side share.
 
-    out = clamp((x . w + bias + (1 << (s - 1))) >> s, low, high)        (kernels/integer.py, docs/integer.md)
+    out = clamp((x . w + bias + (1 << (s - 1))) >> s, low, high)        (kernels/integer_layer.py, docs/integer.md)
 
 Products are int8 by int8 with int32 accumulators: what tensor cores do, and exact because the exporter has proved that
 every sum stays below 2^24.
@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..integer import IntegerLayer
+from ..integer_layer import IntegerLayer
 from . import tiles as layout
 
 #: Grids are (blocks, tiles), and a grid's second side has 16 bits.

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastcodec.errors import UnsupportedError
-
-from .swift import Block, QualityTable, Swift
+from ...errors import UnsupportedError
+from .network import Block, QualityTable, Swift
 
 if TYPE_CHECKING:
-    from .released import Model
+    from .release import Model
 
 #: No feature of a release may be able to exceed it: half of fp16's range. The rest is for what rounding to fp16 adds.
 LARGEST_FEATURE = 2.0**15

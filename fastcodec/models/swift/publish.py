@@ -1,4 +1,4 @@
-"""Release a trained model: `python -m fastcodec.models.publish RUN/last.pt`, or `... FILE.safetensors`.
+"""Release a trained model: `python -m fastcodec.models.swift.publish RUN/last.pt`, or `... FILE.safetensors`.
 
 Writes a checkpoint's averaged weights in the released form beside the other releases, or copies a file that has that
 form already (with tables of its own, say), puts the new identity first in index.json and keeps the one before it, so
@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from .released import export, read_model, weights_folder
-from .swift import Swift, SwiftConfig
+from .network import Swift, SwiftConfig
+from .release import export, read_model, weights_folder
 
 KEPT_RELEASES = 2
 

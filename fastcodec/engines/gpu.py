@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .constants import LATENT_STRIDE, MIN_QUALITY
-from .container import Container
-from .entropy import rounding
-from .entropy.fixed_point import MEAN_BITS
-from .errors import CorruptStreamError, FastcodecError, ImageError, SymbolRangeError, UnavailableError
-from .geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, windows
-from .kernels import checkerboard, rans
-from .kernels.rans.session import (
+from ..constants import LATENT_STRIDE, MIN_QUALITY
+from ..container import Container
+from ..entropy import rdoq as rounding
+from ..entropy.fixed_point import MEAN_BITS
+from ..errors import CorruptStreamError, FastcodecError, ImageError, SymbolRangeError, UnavailableError
+from ..geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, windows
+from ..kernels import checkerboard, rans
+from ..kernels.rans.session import (
     DecodePlan,
     Fetch,
     Session,
@@ -38,14 +38,14 @@ from .kernels.rans.session import (
     size_for,
     target,
 )
-from .kernels.triton import parameters
-from .kernels.triton.common import INTERPRETED
-from .kernels.triton.hyper_synthesis import HyperNetwork, hyper_synthesis
-from .kernels.triton.parameters import ParameterNetwork
-from .kernels.triton.tiles import COLUMNS, QUALITY, Layout
-from .lossless import extend_latents
-from .models import released
-from .models.transforms import Transforms
+from ..kernels.triton import parameters
+from ..kernels.triton.common import INTERPRETED
+from ..kernels.triton.hyper_synthesis import HyperNetwork, hyper_synthesis
+from ..kernels.triton.parameters import ParameterNetwork
+from ..kernels.triton.tiles import COLUMNS, QUALITY, Layout
+from ..lossless import extend_latents
+from ..models.swift import release as released
+from .gpu_transforms import Transforms
 
 # Latents that go through the kernels together, over all images: 10 KB of memory each, so 1.3 GB.
 GROUP_POSITIONS = 1 << 17
@@ -438,7 +438,7 @@ class Engine:
         return self.transforms.hyper_analysis(y, quality).flatten(0, 2)
 
     def _estimate(self, passes: list[_FlatPass]) -> Tensor:
-        """The ideal code length of each tile in bits, float64 [tiles]: see entropy/estimate.py."""
+        """The ideal code length of each tile in bits, float64 [tiles]: see entropy/code_length.py."""
         total = 0
         hyper_centre = self._hyper_code_lengths.shape[1] // 2
         for number, part in enumerate(passes):

@@ -11,8 +11,8 @@ With one group this is the checkerboard of He et al. 2021.
 
 This file is the network as it is trained. The entropy side is written with `FixedPointLinear` layers, whose activations
 live in fixed-point ranges from the first step and are rounded, weights too, once `quantise` is switched on
-(straight-through), so that the exported integer model (`fastcodec.models.integer`) is the trained model, not an
-approximation of it. Names follow the field: g_a, g_s, h_a, h_s (Ballé 2018), g_cm, g_ep (He et al. 2021, equation 4),
+(straight-through), so that the exported integer model (`entropy_model.py`) is the trained model, not an approximation
+of it. Names follow the field: g_a, g_s, h_a, h_s (Ballé 2018), g_cm, g_ep (He et al. 2021, equation 4),
 g_ch (He et al. 2022).
 """
 
@@ -30,10 +30,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcodec.constants import MAX_QUALITY, MIN_QUALITY
-from fastcodec.entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN_BITS, weight_exponents
-from fastcodec.entropy.gaussian import COUNT, GREATEST_SCALE, LEAST_SCALE
-from fastcodec.kernels import checkerboard
+from ...constants import MAX_QUALITY, MIN_QUALITY
+from ...entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN_BITS, weight_exponents
+from ...entropy.gaussian import COUNT, GREATEST_SCALE, LEAST_SCALE
+from ...kernels import checkerboard
 
 _LOG_SCALE_STEP = math.log(GREATEST_SCALE / LEAST_SCALE) / (COUNT - 1)
 
@@ -365,7 +365,7 @@ def _gaussian_operator(device: str) -> Callable[[Tensor, Tensor, float, float], 
     """The fused kernel of `gaussian_bits` for this type of device, or None: Triton is not on every platform."""
     if device != "cuda" or find_spec("triton") is None:
         return None
-    from fastcodec.kernels.triton import gaussian_likelihood
+    from ...kernels.triton import gaussian_likelihood
 
     return gaussian_likelihood.gaussian_bits
 

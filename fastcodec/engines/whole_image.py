@@ -20,32 +20,21 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from fastcodec import _calls, container
-from fastcodec import codec as swift
-from fastcodec.alpha import encode_alpha, read_alpha
-from fastcodec.codec import (
-    DecodedTensor,
-    DeviceLike,
-    Encoded,
-    Output,
-    Precision,
-    Preset,
-    check_alike,
-    device_of,
-    each,
-)
-from fastcodec.constants import IDENTITY_BYTES, MIN_QUALITY
-from fastcodec.container import DEFAULT_LIMITS, Container, Header, Limits, TileData
-from fastcodec.errors import CorruptStreamError, ModelMismatchError, NotPortableWarning, UnsupportedError
-from fastcodec.geometry import Rect, ceil_div
-from fastcodec.images import ImageLike, Picture, from_picture, to_picture
-from fastcodec.kernels import forks
-from fastcodec.quality import checked_quality
-from fastcodec.sources import FileLike, naming, several
-
-from . import integer
-from .base import CompressionModel
-from .machine import kind_of
+from .. import _calls, container
+from .. import codec as swift
+from ..alpha import encode_alpha, read_alpha
+from ..codec import DecodedTensor, DeviceLike, Encoded, Output, Precision, Preset, check_alike, device_of, each
+from ..constants import IDENTITY_BYTES, MIN_QUALITY
+from ..container import DEFAULT_LIMITS, Container, Header, Limits, TileData
+from ..errors import CorruptStreamError, ModelMismatchError, NotPortableWarning, UnsupportedError
+from ..geometry import Rect, ceil_div
+from ..images import ImageLike, Picture, from_picture, to_picture
+from ..kernels import forks
+from ..models.zoo import integerize as integer
+from ..models.zoo.base import CompressionModel
+from ..models.zoo.portability import kind_of
+from ..quality import checked_quality
+from ..sources import FileLike, naming, several
 
 _PACKAGE = __name__.partition(".")[0]
 _VARIABLE_QUALITY = 60  # as `fastcodec.Codec`
@@ -257,7 +246,7 @@ class Codec:
 
     def save(self, path: str | Path) -> None:
         """Write the model to a file that `Codec.load` and the command line's --model take."""
-        from . import convert
+        from ..models.zoo import checkpoints as convert
 
         convert.save(self.model, path)
 
@@ -271,7 +260,7 @@ class Codec:
         file, UnsupportedError for more scales than the coder has tables, UnavailableError for a device that is not
         there.
         """
-        from . import convert
+        from ..models.zoo import checkpoints as convert
 
         return cls(convert.read(path, name).to(device_of(device)), limits=limits)
 

@@ -2,7 +2,7 @@
 
 This is what decides every probability, so encoder and decoder on any device must run it to the same bits: everything
 from the hyper-latent symbols to a scale index and a fixed-point mean is integer arithmetic (docs/integer.md). The
-layers come from `fastcodec.kernels.integer`: `EntropyModel(..., backend="reference")` runs the int64 definition,
+layers come from `fastcodec.kernels.integer_layer`: `EntropyModel(..., backend="reference")` runs the int64 definition,
 "float32" and "int8" its twins for CPUs, of which `fastest_backend` names one.
 """
 
@@ -17,8 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastcodec.constants import MAX_QUALITY, MIN_QUALITY
-from fastcodec.entropy.fixed_point import (
+from ...constants import MAX_QUALITY, MIN_QUALITY
+from ...entropy.fixed_point import (
     ACTIVATION_BITS,
     ACTIVATION_MAX,
     EXACT_LIMIT,
@@ -27,12 +27,12 @@ from fastcodec.entropy.fixed_point import (
     accumulator_bound,
     weight_exponents,
 )
-from fastcodec.entropy.gaussian import COUNT as SCALES_COUNT
-from fastcodec.errors import ExactnessError
-from fastcodec.kernels import checkerboard, integer
-from fastcodec.kernels.integer import IntegerLayer
-
-from .swift import FixedPointLinear, Swift, quality_position
+from ...entropy.gaussian import COUNT as SCALES_COUNT
+from ...errors import ExactnessError
+from ...kernels import checkerboard
+from ...kernels import integer_layer as integer
+from ...kernels.integer_layer import IntegerLayer
+from .network import FixedPointLinear, Swift, quality_position
 
 Backend = Literal["int8", "float32", "reference"]
 

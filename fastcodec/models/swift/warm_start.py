@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcodec.kernels import checkerboard
-
-from .swift import Block, Group, Swift, SwiftConfig
+from ...kernels import checkerboard
+from .network import Block, Group, Swift, SwiftConfig
 
 _tensor = partial(torch.tensor, dtype=torch.float32, device="cpu")  # whatever the defaults when this is imported
 _LUMA_CHROMA = _tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / _tensor([3, 2, 6]).sqrt()[:, None]

@@ -28,9 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from fastcodec.errors import ExactnessError, UnsupportedError
-from fastcodec.kernels import rans
-
+from ...errors import ExactnessError, UnsupportedError
+from ...kernels import rans
 from .balle2018 import Hyperprior
 from .base import CompressionModel, channels_last, coding
 from .context import RADIUS, MaskedConvolution

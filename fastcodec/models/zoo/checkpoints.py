@@ -16,17 +16,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fastcodec.codec import DeviceLike, device_of
-from fastcodec.container import DEFAULT_LIMITS, Limits
-from fastcodec.errors import UnknownModelError, UnsupportedError
-from fastcodec.images import ImageLike, read_picture, replacing, to_picture
-from fastcodec.kernels import rans64
-from fastcodec.kernels.rans.tables import MAX_TABLES
-from fastcodec.models import zoo
-
-from . import integer
+from ...codec import DeviceLike, device_of
+from ...container import DEFAULT_LIMITS, Limits
+from ...engines.whole_image import Codec
+from ...errors import UnknownModelError, UnsupportedError
+from ...images import ImageLike, read_picture, replacing, to_picture
+from ...kernels import rans64
+from ...kernels.rans.tables import MAX_TABLES
+from .. import zoo
+from . import integerize as integer
 from .base import CompressionModel
-from .codec import Codec
 from .entropy_bottleneck import CodedEntropyModel, EntropyBottleneck
 from .gaussian_conditional import GaussianConditional
 from .rounded_gaussian import RoundedGaussianConditional

@@ -25,16 +25,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcodec.constants import HYPER_STRIDE, LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY
-from fastcodec.geometry import ceil_div
-from fastcodec.kernels.triton.pixels import from_pixels, to_pixels
-from fastcodec.kernels.triton.pointwise import expand
-from fastcodec.kernels.triton.residual import BlockWeights, residual_block
-from fastcodec.kernels.triton.upsample import upsample_2
-
-from .integer import ACTIVATION_MAX
-from .released import Model
-from .swift import Block, QualityTable, quality_position
+from ..constants import HYPER_STRIDE, LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY
+from ..geometry import ceil_div
+from ..kernels.triton.pixels import from_pixels, to_pixels
+from ..kernels.triton.pointwise import expand
+from ..kernels.triton.residual import BlockWeights, residual_block
+from ..kernels.triton.upsample import upsample_2
+from ..models.swift.entropy_model import ACTIVATION_MAX
+from ..models.swift.network import Block, QualityTable, quality_position
+from ..models.swift.release import Model
 
 
 class Transforms:

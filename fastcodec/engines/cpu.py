@@ -21,19 +21,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import _calls
-from .constants import HYPER_STRIDE, LATENT_STRIDE, MIN_QUALITY, TILE_LATENTS
-from .container import Container
-from .entropy import rounding
-from .errors import CorruptStreamError, ImageError
-from .geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, hyper_size, windows
-from .kernels import checkerboard, rans
-from .kernels.integer import exact_float32
-from .kernels.processor import bfloat16_is_native
-from .lossless import extend_latents
-from .models import released
-from .models.integer import reconstruct
-from .models.swift import quality_position
+from .. import _calls
+from ..constants import HYPER_STRIDE, LATENT_STRIDE, MIN_QUALITY, TILE_LATENTS
+from ..container import Container
+from ..entropy import rdoq as rounding
+from ..errors import CorruptStreamError, ImageError
+from ..geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, hyper_size, windows
+from ..kernels import checkerboard, rans
+from ..kernels.integer_layer import exact_float32
+from ..kernels.processor import bfloat16_is_native
+from ..lossless import extend_latents
+from ..models.swift import release as released
+from ..models.swift.entropy_model import reconstruct
+from ..models.swift.network import quality_position
 
 # Positions of a batch of windows or tiles: what keeps the working set near 150 MB and every core busy.
 WINDOW_POSITIONS = 8192

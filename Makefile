@@ -14,7 +14,7 @@ CXX_SOURCES = find kernels tests bench fastcodec -name build -prune -o -type f \
 	\( -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' \) -print0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench compressai gpu gpu-check gpu-site gpu-pack build venv clean distclean
+.PHONY: help demo test lint format bench compressai gpu gpu-check gpu-pack site build-bare build venv clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,9 +25,10 @@ demo: build  ## compress and restore a few photographs, and show what it took (A
 test: build  ## run the tests (ARGS='-k name' to choose)
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: venv  ## check style and format of Python, C++ and CUDA
+lint: venv site  ## check style, format and types of Python, style of C++ and CUDA
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	cd $(SITE) && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache
 	$(CXX_SOURCES) | xargs -0 -r $(BIN)/clang-format --dry-run -Werror
 
 format: venv  ## format Python, C++ and CUDA, and mend what ruff can
@@ -42,7 +43,7 @@ compressai: build $(VENV)/bench.stamp  ## run CompressAI's own tests, which pip 
 	$(BIN)/python tests/compressai_suite.py compatible
 	$(BIN)/python tests/compressai_suite.py native
 
-gpu: gpu-check gpu-site  ## on a machine with a GPU: stages of tests, figures and training (STAGES=, DATA=, OUT=, SECONDS=)
+gpu: gpu-check build-bare site  ## on a machine with a GPU: stages of tests, figures and training (STAGES=, DATA=, OUT=, SECONDS=)
 	@$(GPU_ENV) $(PYTHON) -m bench.gpu_stages $(STAGES) --seconds $(SECONDS) $(if $(DATA),--data $(DATA)) \
 		$(if $(OUT),--out $(OUT)) $(ARGS)
 
@@ -55,27 +56,29 @@ build: venv  ## build the C++ libraries, and with nvcc the CUDA kernels
 venv: $(VENV)/venv.stamp  ## create or update .venv
 
 # `make gpu` is for machines that have PyTorch, ninja and pytest but no network: nothing is installed. Links in
-# build/gpu/site show Python the packages as an installation would (kernels/ is fastcodec.kernels), and PYTHONSAFEPATH
+# build/site show Python the packages as an installation would (kernels/ is fastcodec.kernels), and PYTHONSAFEPATH
 # keeps it from finding the checkout's own fastcodec/, which lacks them. docs/gpu.md says what to run, and in what order.
 STAGES ?= compile smoke latency codec
 SECONDS ?= 480
-GPU_SITE := build/gpu/site
-GPU_ENV = PYTHONSAFEPATH=1 PYTHONPATH="$(CURDIR)/$(GPU_SITE)$${PYTHONPATH:+:$$PYTHONPATH}"
+SITE := build/site
+GPU_ENV = PYTHONSAFEPATH=1 PYTHONPATH="$(CURDIR)/$(SITE)$${PYTHONPATH:+:$$PYTHONPATH}"
 
 gpu-check:
 	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || \
 		{ echo 'make gpu: $(PYTHON) has no PyTorch that finds a GPU; make test tests what needs none' >&2; exit 1; }
 
-gpu-site:
+build-bare:
 	@$(PYTHON) kernels/build.py
-	@rm -rf $(GPU_SITE)
-	@mkdir -p $(GPU_SITE)/fastcodec
-	@ln -s "$(CURDIR)"/fastcodec/* $(GPU_SITE)/fastcodec
-	@ln -s "$(CURDIR)/kernels" $(GPU_SITE)/fastcodec/kernels
-	@ln -s "$(CURDIR)/bench" $(GPU_SITE)/bench
+
+site:
+	@rm -rf $(SITE)
+	@mkdir -p $(SITE)/fastcodec
+	@ln -s "$(CURDIR)"/fastcodec/* $(SITE)/fastcodec
+	@ln -s "$(CURDIR)/kernels" $(SITE)/fastcodec/kernels
+	@ln -s "$(CURDIR)/bench" $(SITE)/bench
 
 clean:  ## remove what was built and cached
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache out
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache out
 	find kernels fastcodec tests bench \( -name __pycache__ -o -name build \) -type d -prune -exec rm -rf {} +
 	find kernels fastcodec \( -name '*.so' -o -name '*.fatbin' \) -delete
 

@@ -13,22 +13,26 @@ All of these are imported on first use, so that `info` and the command line's he
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from .container import FileInfo, Limits, info
 from .errors import FastcodecError
 
 if TYPE_CHECKING:
-    from .codec import Codec, Encoded
-    from .models.zoo.checkpoints import from_compressai, integerize
+    from .codec import Codec, DecodedTensor, Encoded
+    from .convert import from_compressai, integerize
+    from .images import Picture
 
 __version__ = "0.1.0"
 __all__ = [
     "Codec",
+    "DecodedTensor",
     "Encoded",
     "FastcodecError",
     "FileInfo",
     "Limits",
+    "Picture",
     "__version__",
     "from_compressai",
     "info",
@@ -36,13 +40,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-    if name in ("Codec", "Encoded"):
-        from . import codec
+_MODULES = {
+    "Codec": "codec",
+    "DecodedTensor": "codec",
+    "Encoded": "codec",
+    "Picture": "images",
+    "from_compressai": "convert",
+    "integerize": "convert",
+}
 
-        return getattr(codec, name)
-    if name in ("from_compressai", "integerize"):
-        from .models.zoo import checkpoints as convert
 
-        return getattr(convert, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -120,9 +120,9 @@ def compress(codec: Codec, file: Path, qualities: Sequence[int], out: Path) -> l
     results = []
     for quality in qualities:
         start = time.perf_counter()
-        data = codec.encode_picture(original, quality=quality).data
+        data = codec.encode(original, quality)
         middle = time.perf_counter()
-        decoded = codec.decode_picture(data)
+        decoded = codec.decode(data, out="picture")
         end = time.perf_counter()
         stem = f"{file.stem}-q{quality}"
         (out / f"{stem}.fic").write_bytes(data)
@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with console.status(f"compressing {escape(file.name)}"):
                 try:
                     if not results:
-                        codec.decode_picture(codec.encode_picture(read_picture(file)).data)  # the first run is slow
+                        codec.decode(codec.encode(read_picture(file)))  # the first run is slow
                     new = compress(codec, file, QUALITIES, args.out)
                 except ImageError as error:
                     console.print(f"left out: {error}", style="red", markup=False, soft_wrap=True)

@@ -143,9 +143,9 @@ def _measure(codec: Codec, path: Path, picture: Any, quality: int, precision: st
     from .metrics import ms_ssim, psnr
 
     start = time.perf_counter()
-    encoded = codec.encode_picture(picture, quality=quality, preset=preset)
+    encoded = codec.encode(picture, quality, preset)
     middle = time.perf_counter()
-    decoded = codec.decode_picture(encoded.data, precision=precision)
+    decoded = codec.decode(encoded, out="picture", precision=precision)
     end = time.perf_counter()
     height, width = picture.pixels.shape[:2]
     if decoded.pixels.shape != picture.pixels.shape:
@@ -155,8 +155,8 @@ def _measure(codec: Codec, path: Path, picture: Any, quality: int, precision: st
         width=width,
         height=height,
         quality=quality,
-        bytes=len(encoded.data),
-        bpp=8 * len(encoded.data) / (width * height),
+        bytes=len(encoded),
+        bpp=8 * len(encoded) / (width * height),
         estimated_bits=encoded.estimated_bits,
         psnr_rgb=psnr(picture.pixels, decoded.pixels),
         ms_ssim_rgb=ms_ssim(picture.pixels, decoded.pixels),
@@ -583,7 +583,7 @@ def _warm_up(codec: Codec, files: Sequence[Path], precision: str) -> None:
         try:
             picture = read_picture(file)
             small = Picture(picture.pixels[:256, :256].copy())
-            codec.decode_picture(codec.encode_picture(small).data, precision=precision)
+            codec.decode(codec.encode(small), precision=precision)
             return
         except Exception:  # reported when the file's turn comes
             continue

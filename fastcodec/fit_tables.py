@@ -25,18 +25,18 @@ from .entropy.gaussian import COUNT, SCALES, support
 from .errors import FastcodecError
 from .geometry import Grid
 from .kernels.rans import TableSet
-from .models.swift import release as released
+from .models.swift import export, release
 
 PRIOR = 1000.0  # how many symbols the Gaussian is worth
 QUALITIES_AN_IMAGE = 3
 
 
-def count_symbols(model: released.Model, pictures: Sequence[np.ndarray], seed: int = 1) -> Tensor:
+def count_symbols(model: release.Model, pictures: Sequence[np.ndarray], seed: int = 1) -> Tensor:
     """How often the encoder writes a magnitude at a scale index: int64 [64, K], the last column all beyond.
 
     pictures: uint8 [height, width, 3], each coded at QUALITIES_AN_IMAGE random qualities.
     """
-    engine, random = cpu.Engine(model), np.random.default_rng(seed)
+    engine, random = cpu.CpuEngine(model), np.random.default_rng(seed)
     columns = code_lengths().shape[1]
     counts = torch.zeros(COUNT * columns, dtype=torch.int64, device="cpu")
     for picture in pictures:
@@ -72,12 +72,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--count", type=int, default=300, help="photographs; a quarter as many are drawn (%(default)s)")
     args = parser.parse_args(arguments)
     try:
-        model = released.read_model(args.release)
+        model = release.read_model(args.release)
         source = CropSource(args.images, 256, seed=1, graphics=0.2)
         chosen = source.random.permutation(len(source.images))[: args.count]
         pictures = [source.images[i] for i in chosen] + source.drawn[: args.count // 4]
         tables = tables_of(count_symbols(model, pictures))
-        print(released.with_latent_tables(args.release, tables, args.out))
+        print(export.with_latent_tables(args.release, tables, args.out))
     except FastcodecError as error:
         print(f"fit_tables: {error}", file=sys.stderr)
         return 1

@@ -32,7 +32,8 @@ from .errors import FastcodecError, ImageError, LimitError
 if TYPE_CHECKING:
     import torch
 
-ImageLike: TypeAlias = "Image.Image | np.ndarray | torch.Tensor"
+ImageLike: TypeAlias = "Image.Image | np.ndarray | torch.Tensor | Picture"
+Output = Literal["pil", "numpy", "tensor", "picture"]
 
 MAX_PIXELS = DEFAULT_LIMITS.max_pixels  # one limit for the images that come in and the files that come out
 STRIP_PIXELS = 1 << 22
@@ -106,7 +107,7 @@ class Picture:
         return name if self.alpha is None else name + "A"  # type: ignore[return-value]
 
 
-def to_picture(image: ImageLike | Picture, given: Mapping[str, Any] | None = None) -> Picture:
+def to_picture(image: ImageLike, given: Mapping[str, Any] | None = None) -> Picture:
     """A picture of a Pillow image, of a uint8 array [H, W] or [H, W, C], or of a uint8 tensor [H, W] or [C, H, W].
 
     given: what counts instead of a Pillow image's own metadata, from `metadata.given_metadata`. C is 1 (gray), 2 (gray,
@@ -129,10 +130,12 @@ def to_picture(image: ImageLike | Picture, given: Mapping[str, Any] | None = Non
     raise TypeError(f"a Pillow image, a NumPy array or a PyTorch tensor expected, not {type(image).__name__}")
 
 
-def from_picture(picture: Picture, out: Literal["pil", "numpy", "tensor"] = "pil") -> Any:
+def from_picture(picture: Picture, out: Output = "pil") -> Any:
     """The picture as a Pillow image (L, LA, RGB, RGBA; ICC profile, EXIF, XMP, resolution in its `info`), a uint8 array
-    ([H, W] for gray, else [H, W, C]) or a uint8 tensor [C, H, W]. Arrays and tensors of opaque pictures share their
-    memory where they can."""
+    ([H, W] for gray, else [H, W, C]), a uint8 tensor [C, H, W], or as it is. Arrays and tensors of opaque pictures
+    share their memory where they can."""
+    if out == "picture":
+        return picture
     pixels, alpha = picture.pixels, picture.alpha
     if out == "pil":
         image = Image.fromarray(pixels)
@@ -143,7 +146,7 @@ def from_picture(picture: Picture, out: Literal["pil", "numpy", "tensor"] = "pil
         image.info.update(metadata.as_info(picture))
         return image
     if out not in ("numpy", "tensor"):
-        raise ValueError(f'out: "pil", "numpy" or "tensor" expected, not {out!r}')
+        raise ValueError(f'out: "pil", "numpy", "tensor" or "picture" expected, not {out!r}')
     if alpha is not None:
         channels = [pixels[..., None] if pixels.ndim == 2 else pixels, alpha[..., None]]
         pixels = np.concatenate(channels, axis=2)
@@ -153,6 +156,11 @@ def from_picture(picture: Picture, out: Literal["pil", "numpy", "tensor"] = "pil
 
     planes = pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
     return torch.from_numpy(planes if planes.flags.writeable else planes.copy())
+
+
+def as_coded(pixels: np.ndarray, grayscale: bool) -> np.ndarray:
+    """Decoded pixels, uint8 [H, W, 3], as the `Picture` had them: [H, W], their rounded mean, if it was gray."""
+    return ((pixels.astype(np.uint16).sum(2) + 1) // 3).astype(np.uint8) if grayscale else pixels
 
 
 def read_picture(path: str | os.PathLike, *, max_pixels: int = MAX_PIXELS, stream: IO[bytes] | None = None) -> Picture:

@@ -3,15 +3,16 @@
 A payload is a VP8L image without the containers and the five bytes of header in front of it, which the tile's size
 determines (docs/format.md, section 7.5). So a payload cannot claim another size, and a reader knows what it allocates.
 
-`worth_trying` is the cheap look that names the tiles to try; `Distortion` and `promise` are what the choice between the
-two codings is made by (`codec.py`); `extend_latents` gives the synthesis something to see under a lossless tile.
+`choose` decides which tiles of an image are coded so: `worth_trying` is the cheap look that names those to try,
+`Distortion` and `promise` are what the choice is made by; `extend_latents` gives the synthesis something to see under a
+lossless tile.
 """
 
 from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby, product
 
@@ -19,11 +20,12 @@ import numpy as np
 from PIL import Image, features
 from torch import Tensor
 
+from . import container
 from .constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY
-from .container import Container, TileData
+from .container import Container, Header, Limits, TileData
 from .errors import CorruptStreamError, UnavailableError
 from .geometry import SYNTHESIS_HALO, Grid, Rect
-from .images import pillow_limit
+from .images import as_coded, pillow_limit
 
 # Method 6 is 15 times slower than 4; of eight screenshots it made one smaller (docs/architecture.md).
 _METHOD, _EFFORT = 4, 100
@@ -56,6 +58,11 @@ _JOINED_TILES = 4
 _MOST_PIXELS = (1 << 14) - 1  # a side of a WebP image
 
 BLOCK = 16  # side of the blocks of which the worst one counts
+
+# What keeping the promise in every block may cost where it is kept on average: so many times the network's bytes, or so
+# many bytes more.
+_MOST_TIMES, _MOST_BYTES = 4, 1 << 17
+_NO_LIMITS = Limits(1 << 62, 1 << 62)  # for files of our own
 
 
 def require() -> None:
@@ -112,6 +119,57 @@ def _header(height: int, width: int) -> bytes:
 
 
 # ---- which tiles
+
+
+def choose(
+    pixels: np.ndarray,
+    header: Header,
+    tiles: list[TileData],
+    worth: float,
+    decode: Callable[[Container, Rect], np.ndarray],
+) -> list[TileData]:
+    """An image's tiles as the networks coded them, to those that its file will have.
+
+    A tile that looks as if lossless coding might serve it is coded so too, unless a sample says that this is hopeless,
+    and what the network's payload decodes to is compared: by bits + worth * squared error, and by what the quality
+    promises. A lossless tile changes what the synthesis sees beside it, so the neighbours that were tried are looked at
+    again.
+
+    pixels: uint8 [H, W, 3] or [H, W]. worth: bits for a squared error, lambda of training at the header's quality.
+    decode: the pixels of a rectangle of such a file, uint8 [height, width, 3], those of lossless tiles undefined.
+    """
+    if not available():
+        return tiles
+    grid = header.grid
+    rects, tiles = list(grid.tiles()), list(tiles)
+    areas = [rect.scaled(LATENT_STRIDE).clipped(grid.height, grid.width) for rect in rects]
+    tried: dict[int, bytes | None] = {  # None: not coded yet
+        number: None
+        for number, (area, tile) in enumerate(zip(areas, tiles, strict=True))
+        if worth_trying(pixels[area.slices], len(tile.payload))
+    }
+    looked_at = list(tried)
+    while looked_at:
+        changed = []
+        file = container.read(container.write(header, tiles), _NO_LIMITS)
+        for number in looked_at:
+            area = areas[number]
+            part, size = pixels[area.slices], len(tiles[number].payload)
+            found = Distortion.between(part, as_coded(decode(file, area), header.grayscale))
+            cost = 8 * size + worth * found.mean * area.height * area.width
+            promised = promise(header.quality)
+            if found.within(promised) and tried[number] is None and is_hopeless(part, cost):
+                continue
+            payload = tried[number] = tried[number] or encode(part)
+            # A photograph must not grow tenfold for the sake of one block of its own.
+            dear = len(payload) > max(_MOST_TIMES * size, size + _MOST_BYTES)
+            kept = found.within(promised) or (dear and found.mean <= promised.mean)
+            if is_better(payload, cost) or not kept:
+                tiles[number] = TileData(payload, tiles[number].alpha, lossless=True)
+                del tried[number]
+                changed.append(rects[number].grown(2 * SYNTHESIS_HALO, grid.latent_height, grid.latent_width))
+        looked_at = [number for number in tried if any(rects[number].meets(around) for around in changed)]
+    return join(tiles, pixels, grid)
 
 
 def worth_trying(pixels: np.ndarray, payload_bytes: int) -> bool:
@@ -213,6 +271,22 @@ def images_within(file: Container, area: Rect) -> list[tuple[int, Rect]]:
             raise CorruptStreamError(f"tile {number} is damaged: it continues no lossless tile", number)
         found[-1] = first, Rect(before.top, before.left, before.bottom, pixels.right)
     return [(number, pixels) for number, pixels in found if pixels.meets(area)]
+
+
+def needs_network(file: Container, area: Rect) -> bool:
+    """Whether a tile that meets a rectangle of pixels was coded by the networks."""
+    tiles = zip(file.lossless, file.header.grid.tiles(), strict=True)
+    return any(not coded and tile.scaled(LATENT_STRIDE).meets(area) for coded, tile in tiles)
+
+
+def parts_within(file: Container, area: Rect) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
+    """What the lossless tiles give of a rectangle of pixels: rows and columns within it, and uint8 [height, width, 3].
+
+    Raises CorruptStreamError naming the tile.
+    """
+    for number, covered in images_within(file, area):
+        kept = covered.common(area)
+        yield kept.within(area).slices, read_image(file, number, covered)[kept.within(covered).slices]
 
 
 def join(tiles: list[TileData], pixels: np.ndarray, grid: Grid) -> list[TileData]:

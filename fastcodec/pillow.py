@@ -17,16 +17,16 @@ from typing import IO, TYPE_CHECKING, Any
 from PIL import Image, ImageFile
 
 from . import container, metadata
+from .constants import DEFAULT_QUALITY
 from .container import DEFAULT_LIMITS, MAGIC, Limits
 from .errors import CorruptStreamError, FastcodecError, ImageError
-from .images import from_picture, to_picture
+from .images import to_picture
 
 if TYPE_CHECKING:
     from .codec import Codec
 
 FORMAT = "FIC"
 MIME_TYPE = "image/x-fic"
-DEFAULT_QUALITY = 60
 
 _FIRST_READ = 1 << 16  # bytes: the header of most files, and all of a small one
 _OPTIONS = {"quality", "preset", "lossless", "append_images", *metadata.INFO_NAMES}
@@ -55,10 +55,10 @@ class FicImageFile(ImageFile.ImageFile):
         """Decode the pixels, the first time."""
         if getattr(self, "_data", None) is not None:
             try:
-                picture = _codec(_limits()).decode_picture(self._data)
+                image = _codec(_limits()).decode(self._data)
             except FastcodecError as error:
                 raise OSError(f"cannot decode the .fic file: {error}") from error
-            self.im = from_picture(picture, "pil").im
+            self.im = image.im
             self.readonly = 0
             self._data = None
             self._let_go()
@@ -117,13 +117,13 @@ def _save(image: Image.Image, stream: IO[bytes], filename: str | bytes) -> None:
             f"it has {', '.join(sorted(_OPTIONS))}",
             stacklevel=3,
         )
-    encoded = _codec(DEFAULT_LIMITS).encode_picture(
+    encoded = _codec(DEFAULT_LIMITS).encode(
         to_picture(image, metadata.given_metadata(options)),
         quality=options.get("quality", DEFAULT_QUALITY),
         preset=options.get("preset", "size"),
         lossless=bool(options.get("lossless", False)),
     )
-    stream.write(encoded.data)
+    stream.write(encoded)
 
 
 def _save_all(image: Image.Image, stream: IO[bytes], filename: str | bytes) -> None:

@@ -40,7 +40,7 @@ from .errors import FastcodecError, ModelMismatchError
 from .images import read_picture
 from .kernels.processor import bfloat16_is_native
 from .models import tasks, zoo
-from .models.swift import release as released
+from .models.swift import export, release
 
 LOSS_LIMIT = 1.0  # twice a photograph's usual loss
 EVALUATION_QUALITIES = (10, 40, 70, 100)
@@ -411,27 +411,27 @@ class Trainer:
         if self.task.name != "swift":
             self._evaluate_system()
             return
-        release = self.config.run / "evaluated.safetensors"
-        released.export(self._average_on_host(), release)
-        codec = Codec(released.read_model(release))
+        path = self.config.run / "evaluated.safetensors"
+        export.export(self._average_on_host(), path)
+        codec = Codec(release.read_model(path))
         pictures = [read_picture(path) for path in image_files(self.config.evaluate)]
         for quality in EVALUATION_QUALITIES:
             bpp, psnr = [], []
             for picture in pictures:
-                data = codec.encode_picture(picture, quality).data
+                data = codec.encode(picture, quality)
                 bpp.append(8 * len(data) / (picture.width * picture.height))
-                psnr.append(metrics.psnr(picture.pixels, codec.decode_picture(data).pixels))
+                psnr.append(metrics.psnr(picture.pixels, codec.decode(data, out="picture").pixels))
             self.log(event="evaluation", quality=quality, bpp=float(np.mean(bpp)), psnr=float(np.mean(psnr)))
 
     def _evaluate_system(self) -> None:
         """`_evaluate` for a system of the zoo."""
         model = self._average_on_host()
         model.update(fit_quantiles=True)
-        codec, bpp, psnr = zoo.Codec(model), [], []
+        codec, bpp, psnr = Codec(model), [], []
         for picture in map(read_picture, image_files(self.config.evaluate)):
-            data = codec.encode_picture(picture).data
+            data = codec.encode(picture)
             bpp.append(8 * len(data) / (picture.width * picture.height))
-            psnr.append(metrics.psnr(picture.pixels, codec.decode_picture(data).pixels))
+            psnr.append(metrics.psnr(picture.pixels, codec.decode(data, out="picture").pixels))
         self.log(event="evaluation", bpp=float(np.mean(bpp)), psnr=float(np.mean(psnr)))
 
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fastcodec.models.swift import export
 from fastcodec.models.swift import release as released
 from fastcodec.models.swift.warm_start import regroup
 
 
 def write_grouped(sizes: tuple[int, ...], folder: Path, photograph: np.ndarray) -> Path:
     """Makes the folder one of releases, with this model alone, whose path it returns. photograph: uint8, 64x256."""
-    model = released.restore(released.weights_folder() / f"swift-{released.available()[0]}.safetensors")
+    model = export.restore(released.weights_folder() / f"swift-{released.available()[0]}.safetensors")
     images = torch.from_numpy(photograph[:64, :256].copy()).permute(2, 0, 1)[None]
     model = regroup(model, sizes, images)
     torch.manual_seed(0)
@@ -21,6 +22,6 @@ def write_grouped(sizes: tuple[int, ...], folder: Path, photograph: np.ndarray) 
             group.channel_context.weight.normal_(std=0.03)
             group.context.weight[:, -own.start :].normal_(std=0.03)
     path = folder / "grouped.safetensors"
-    identity = released.export(model, path)
+    identity = export.export(model, path)
     (folder / "index.json").write_text(json.dumps({"swift": [identity]}))
     return path.rename(folder / f"swift-{identity}.safetensors")

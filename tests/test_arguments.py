@@ -27,14 +27,13 @@ from fastcodec.errors import (
     SymbolRangeError,
     UnavailableError,
 )
-from fastcodec.models import zoo
 from fastcodec.models.zoo import checkpoints as convert
 
 KINDS = ["swift", "zoo"]
 
 
 @pytest.fixture(scope="module")
-def codecs() -> dict[str, Codec | zoo.Codec]:
+def codecs() -> dict[str, Codec | Codec]:
     return {"swift": Codec.load("swift", "cpu"), "zoo": small_zoo_codec()}
 
 
@@ -48,9 +47,9 @@ def calls(codec) -> dict:
     return {
         "info": info,
         "decode": lambda file: codec.decode(file, out="numpy").tolist(),
-        "decode_picture": lambda file: codec.decode_picture(file).pixels.tolist(),
+        "decode_picture": lambda file: codec.decode(file, out="picture").pixels.tolist(),
         "decode_batch": lambda file: codec.decode_batch([file], out="numpy")[0].tolist(),
-        "decode_pictures": lambda file: codec.decode_pictures([file])[0].pixels.tolist(),
+        "decode_pictures": lambda file: codec.decode_batch([file], out="picture")[0].pixels.tolist(),
         "decode_tensor": lambda file: codec.decode_tensor([file]).pixels.tolist(),
         "verify": codec.verify,
         "latents": lambda file: codec.latents(file).tolist(),
@@ -168,7 +167,7 @@ def test_errors_of_a_batch_of_files_name_the_item(kind, codecs, blobs, tmp_path)
     }
     for message, (file, error) in wrong.items():
         files = [blob, blob, blob, file, blob]
-        for call in (codec.decode_batch, codec.decode_pictures, lambda files: codec.decode_tensor(files).check()):
+        for call in (codec.decode_batch, lambda files: codec.decode_tensor(files).check()):
             with pytest.raises(error) as caught:
                 call(files)
             found = str(caught.value)
@@ -196,11 +195,11 @@ def test_payloads_that_only_the_coder_can_refuse_name_the_item(codecs, blobs, mo
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_is_several_files(kind, codecs, blobs):
     codec, blob = codecs[kind], blobs[kind]
-    for call in (codec.decode_batch, codec.decode_pictures, codec.decode_tensor):
+    for call in (codec.decode_batch, codec.decode_tensor):
         for single in (blob, bytearray(blob), memoryview(blob), "a.fic", Path("a.fic"), io.BytesIO(blob)):
             with pytest.raises(TypeError, match=r"several files are needed.*list"):
                 call(single)
-    assert codec.decode_batch([]) == codec.decode_pictures([]) == []
+    assert codec.decode_batch([]) == codec.decode_batch([], out="picture") == []
     with pytest.raises(ValueError, match=r"there are none"):
         codec.decode_tensor([])
     other = codec.encode(np.zeros((8, 9), np.uint8))
@@ -267,7 +266,7 @@ def loads(tmp_path):
     convert.save(model, path)
     return {
         "Codec.load": lambda device: Codec.load("swift", device),
-        "zoo.Codec.load": lambda device: zoo.Codec.load(path, device),
+        "Codec.load of a file": lambda device: Codec.load(path, device),
         "from_compressai": lambda device: fastcodec.from_compressai(model.state_dict(), "mbt2018-mean", device=device),
     }
 

@@ -272,7 +272,7 @@ def test_images(subject, cells, monkeypatch):
 
 def test_the_quality_is_near_the_rate(subject, cells):
     class Coder:
-        def encode_pictures(self, pictures, quality):
+        def encode_batch(self, pictures, quality):
             return [SimpleNamespace(data=bytes(quality * 100)) for _ in pictures]
 
     pictures = [subject.compose(cells, 80, 100) for _ in range(2)]
@@ -297,7 +297,7 @@ def test_launches_without_a_graph(subject, machine, codec, cpu, cells, monkeypat
     engine = codec._engine(codec.model)
     captured = []
     monkeypatch.setattr(engine.where, "graph", lambda launch: captured.append(launch) or launch)
-    data = cpu.encode_picture(subject.compose(cells, 16, 16)).data
+    data = cpu.encode(subject.compose(cells, 16, 16))
     with machine.kernels():
         codec.decode_tensor([data]).check()
         with subject.by_launches(machine, codec):

@@ -31,6 +31,7 @@ from fastcodec.kernels.rans import _cuda
 from fastcodec.kernels.rans.session import DecodePlan, shape_of
 from fastcodec.kernels.triton import hyper_synthesis, parameters, pixels, pointwise, residual, upsample
 from fastcodec.kernels.triton.common import INTERPRETED
+from fastcodec.models.swift import export
 from fastcodec.models.swift import release as released
 
 pytestmark = pytest.mark.usefixtures("network_tiles")
@@ -142,7 +143,7 @@ def test_files_in_groups_of_channels(width, height, quality, cpu, interpreted, g
 def test_files_in_tables_of_a_release(cpu, interpreted, photographs, tmp_path):
     shipped = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
     counts = torch.randint(0, 300, (64, 448), generator=torch.Generator().manual_seed(1))
-    released.with_latent_tables(shipped, tables_of(counts.cumsum(1).flip(1)), tmp_path / "new")
+    export.with_latent_tables(shipped, tables_of(counts.cumsum(1).flip(1)), tmp_path / "new")
     model, image = released.read_model(tmp_path / "new"), photo(photographs, 50, 40)
     with with_model(cpu, model), with_model(interpreted, model):
         for writer in (cpu, interpreted):
@@ -239,19 +240,19 @@ def test_gray_alpha_and_metadata(cpu, codec, photographs):
     alpha = np.random.default_rng(1).integers(0, 256, (30, 50), dtype=np.uint8)
     gray = photo(photographs, 50, 30)[..., 1]
     picture = Picture(np.ascontiguousarray(gray), alpha, b"profile", b"Exif\0\0camera", b"<x/>")
-    encoded = codec.encode_picture(picture, quality=60)
+    encoded = codec.encode(picture, quality=60)
     for reader in (cpu, codec):
-        decoded = reader.decode_picture(encoded.data)
+        decoded = reader.decode(encoded, out="picture")
         assert decoded.pixels.shape == (30, 50)
         assert np.array_equal(decoded.alpha, alpha)
         assert (decoded.icc, decoded.exif, decoded.xmp) == (picture.icc, picture.exif, picture.xmp)
-    assert difference(codec.decode_picture(encoded.data).pixels, cpu.decode_picture(encoded.data).pixels) <= 1
-    expected = cpu.encode_picture(picture, quality=60).estimated_bits
+    assert difference(codec.decode(encoded, out="picture").pixels, cpu.decode(encoded, out="picture").pixels) <= 1
+    expected = cpu.encode(picture, quality=60).estimated_bits
     assert encoded.estimated_bits == pytest.approx(expected, rel=0.02)
     region = (7, 3, 30, 20)
-    part = codec.decode_picture(encoded.data, region=region)
+    part = codec.decode(encoded, region=region, out="picture")
     assert np.array_equal(part.alpha, alpha[3:23, 7:37])
-    assert difference(part.pixels, codec.decode_picture(encoded.data).pixels[3:23, 7:37]) <= 1
+    assert difference(part.pixels, codec.decode(encoded, out="picture").pixels[3:23, 7:37]) <= 1
 
 
 def test_large_images_in_parts(cpu, codec, engine, photographs, monkeypatch):
@@ -394,7 +395,7 @@ def test_decoding_waits_once(parts, cpu, codec, engine, photographs, monkeypatch
         decoded.check()
     assert waits == [1]
     with watched(monkeypatch) as (reads, waits):
-        codec.decode_pictures(files)
+        codec.decode_batch(files, out="picture")
     assert waits == [1]
 
 

@@ -18,6 +18,7 @@ from fastcodec.constants import LATENT_STRIDE
 from fastcodec.errors import FastcodecError, ModelMismatchError, UnavailableError, UnsupportedError
 from fastcodec.geometry import ANALYSIS_HALO, SYNTHESIS_HALO
 from fastcodec.kernels.integer_layer import exact_float32
+from fastcodec.models.swift import export
 from fastcodec.models.swift import release as released
 from fastcodec.models.swift.bounds import LARGEST_FEATURE, feature_bounds
 from fastcodec.models.swift.network import Block, QualityTable, Swift, SwiftConfig, gaussian_bits
@@ -315,7 +316,7 @@ def test_a_release_can_be_trained_on(tmp_path):
     part of what is trained: they are counted anew."""
     path = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
     again = tmp_path / "again.safetensors"
-    released.export(released.restore(path), again)
+    export.export(export.restore(path), again)
     first, second = load_file(path), load_file(again)
     first.pop("latent_tables", None)
     assert first.keys() == second.keys()
@@ -392,11 +393,11 @@ def test_a_model_whose_features_may_leave_half_precision_is_not_released(tmp_pat
         with torch.no_grad():
             model.get_submodule(layer).weight.fill_(weight)
         with pytest.raises(UnsupportedError, match=rf"^{layer} can reach"):
-            released.export(model, path)
+            export.export(model, path)
     with pytest.raises(UnsupportedError, match="limit of features is None"):
-        released.export(Swift(replace(config, limit=None)), path)
+        export.export(Swift(replace(config, limit=None)), path)
     assert not path.exists()
-    released.export(Swift(config), path)
+    export.export(Swift(config), path)
     model = released.read_model(path)
     assert max(feature_bounds(model, model.gain, model.inverse_gain).values()) < LARGEST_FEATURE
 

@@ -65,12 +65,12 @@ def samples(codec, photographs) -> list[bytes]:
         (to_picture(np.tile(image[150:166], (1, 3, 1))[:, :1300]), 5, "size"),
         (to_picture(image[:1, :1]), 50, "size"),
     ]
-    files = [codec.encode_picture(picture, quality, preset).data for picture, quality, preset in pictures]
+    files = [codec.encode(picture, quality, preset) for picture, quality, preset in pictures]
     # Further metadata.
     xmp = b"<x:xmpmeta/>" * 9
-    files.append(codec.encode_picture(Picture(image[:33, :31].copy(), exif=b"II*\0" + bytes(30), xmp=xmp)).data)
+    files.append(codec.encode(Picture(image[:33, :31].copy(), exif=b"II*\0" + bytes(30), xmp=xmp)))
     # Lossless tiles: one alone, gray with alpha; and one beside a network tile.
-    files.append(codec.encode_picture(Picture(image[:31, :33, 0].copy(), alpha[:31, :33].copy()), lossless=True).data)
+    files.append(codec.encode(Picture(image[:31, :33, 0].copy(), alpha[:31, :33].copy()), lossless=True))
     flat = np.full((16, 640, 3), 200, np.uint8)
     flat[4:12, ::7] = 30
     files.append(codec.encode(np.concatenate([np.tile(image[150:166], (1, 2, 1))[:, :1024], flat], axis=1), 40))

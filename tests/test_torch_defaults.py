@@ -15,6 +15,7 @@ import fastcodec
 from fastcodec import rans
 from fastcodec.codec import Codec
 from fastcodec.models import zoo
+from fastcodec.models.swift import export
 from fastcodec.models.swift import release as released
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,13 +50,13 @@ def defaults(device: str | None, dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(torch.float32)
 
 
-def use(codec: Codec | zoo.Codec, image: np.ndarray) -> dict:
+def use(codec: Codec | Codec, image: np.ndarray) -> dict:
     """Everything that a codec does."""
     blob = codec.encode(image)
     codec.verify(blob)
     done = {
         "file": blob,
-        "estimate": codec.encode_picture(codec.decode_picture(blob)).estimated_bits,
+        "estimate": codec.encode(codec.decode(blob, out="picture")).estimated_bits,
         "gray": codec.encode(image[..., 1]),
         "of a tensor": codec.encode(torch.from_numpy(image).permute(2, 0, 1)),
         "pixels": codec.decode(blob, out="numpy").tolist(),
@@ -84,7 +85,7 @@ def states() -> dict[str, dict[str, torch.Tensor]]:
     return {name: zoo.SYSTEMS[name].model(*channels).state_dict() for name, channels in SYSTEMS.items()}
 
 
-def check(load: Callable[[], Codec | zoo.Codec], image: np.ndarray) -> None:
+def check(load: Callable[[], Codec | Codec], image: np.ndarray) -> None:
     """A codec that is loaded before and used under other defaults, and one that is loaded under them too."""
     codec = load()
     expected = use(codec, image)
@@ -108,7 +109,7 @@ def test_codecs_of_the_zoo_under_other_defaults(name, states, image):
 
 
 def test_conversion_to_integers_under_other_defaults(states, image):
-    def load() -> zoo.Codec:
+    def load() -> Codec:
         name = "mbt2018-checkerboard"
         return fastcodec.integerize(fastcodec.from_compressai(states[name], name), [image, image[:30]])
 
@@ -140,17 +141,17 @@ def test_the_coder_under_other_defaults():
 
 def test_a_release_is_restored_for_training_under_other_defaults():
     path = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
-    expected = released.restore(path).state_dict()
+    expected = export.restore(path).state_dict()
     for device, dtype in DEFAULTS[:2]:
         with defaults(device, dtype):
-            found = released.restore(path).state_dict()
+            found = export.restore(path).state_dict()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_a_model_in_bfloat16_has_an_identity():
     torch.manual_seed(3)
     model = zoo.SYSTEMS["mbt2018-mean"].model(8, 12).bfloat16()
-    assert len(zoo.Codec(model).identity) == 6
+    assert len(Codec(model).identity) == 6
 
 
 # ---- and of what no test runs

@@ -22,6 +22,7 @@ from fastcodec.crops import VALIDATION_EVERY, VALIDATION_GRAPHICS, VALIDATION_LI
 from fastcodec.errors import ImageError, ModelMismatchError
 from fastcodec.kernels.processor import bfloat16_is_native
 from fastcodec.models import tasks, zoo
+from fastcodec.models.swift import export
 from fastcodec.models.swift import publish as publishing
 from fastcodec.models.swift import release as released
 from fastcodec.train import Trainer, TrainingConfig, add_arguments
@@ -559,7 +560,7 @@ def test_a_system_of_the_zoo_is_trained_and_codes(name, config, photographs, sig
     resumed.task.export(resumed.average, config.run, resumed.step)
     model = zoo.load(name, torch.load(config.run / f"{name}-2.pth", weights_only=True))
     image = photographs["astronaut"][:70, :90]
-    codec = zoo.Codec(model)
+    codec = Codec(model)
     assert codec.decode(codec.encode(image), out="numpy").shape == image.shape
     config.model = "swift"
     with pytest.raises(ValueError, match="all qualities"):
@@ -604,8 +605,8 @@ def test_groups_of_a_release_train_export_and_code(config, photographs):
     again = Trainer(dataclasses.replace(config, graphics=0.0))  # a run knows its groups
     assert same(again.model.state_dict(), trainer.model.state_dict())
     path = config.run / "grouped.safetensors"
-    released.export(again.average, path)
-    assert len(released.restore(path).groups) == 2
+    export.export(again.average, path)
+    assert len(export.restore(path).groups) == 2
     codec, reference = (Codec(released.read_model(path, backend)) for backend in (None, "reference"))
     image = photographs["chelsea"][:150, :200]
     for quality in (1, 60, 100):

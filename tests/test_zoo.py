@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcodec import container
+from fastcodec.codec import Codec
+from fastcodec.engines.whole_image import network_input
 from fastcodec.errors import CorruptStreamError, ImageError, ModelMismatchError
 from fastcodec.images import Picture, to_picture
 from fastcodec.kernels import checkerboard, rans
@@ -96,23 +98,23 @@ def test_files(name, options, photograph):
     small = name == "mbt2018" or "serial" in name or "attention" in name
     pixels = photograph[:70, :90] if small else photograph
     model = lively(name, photograph[:128, :128], **options)
-    codec = zoo.Codec(model)
-    encoded = codec.encode_picture(to_picture(pixels))
-    assert len(encoded.data) <= 1.01 * encoded.estimated_bits / 8 + 100
+    codec = Codec(model)
+    encoded = codec.encode(to_picture(pixels))
+    assert len(encoded) <= 1.01 * encoded.estimated_bits / 8 + 100
     assert encoded.estimated_bits > 8 * (200 if small else 1000)
 
     arrived = []
     hook = model.g_s.register_forward_pre_hook(lambda _, arguments: arrived.append(arguments[0]))
-    decoded = codec.decode(encoded.data, out="numpy")
+    decoded = codec.decode(encoded, out="numpy")
     hook.remove()
-    x = codec._input(pixels)
+    x = network_input(codec.model, pixels)
     with torch.inference_mode():
         coded = model.at(codec.quality).encode_latents(model.g_a(channels_last(x)))
         expected = (model.g_s(coded.y_hat).clamp(0, 1) * 255).round()[0, :, : pixels.shape[0], : pixels.shape[1]]
     assert torch.equal(arrived[0], coded.y_hat)
     assert np.abs(decoded - expected.permute(1, 2, 0).numpy()).max() <= 1
     assert decoded.shape == pixels.shape
-    info = container.info(encoded.data)
+    info = container.info(encoded)
     assert not info.portable
     assert info.tiles == 1
 
@@ -396,8 +398,8 @@ def test_channels_of_a_quality():
 
 
 @pytest.fixture(scope="module")
-def factorised(photograph) -> zoo.Codec:
-    return zoo.Codec(lively("bmshj2018-factorized", photograph[:64, :64]))
+def factorised(photograph) -> Codec:
+    return Codec(lively("bmshj2018-factorized", photograph[:64, :64]))
 
 
 def test_a_wide_image_is_one_tile(factorised):
@@ -410,19 +412,19 @@ def test_a_wide_image_is_one_tile(factorised):
 
 def test_gray_and_metadata(factorised, photograph):
     picture = Picture(photograph[:20, :30, 0].copy(), icc=b"a profile", exif=b"II*\0", xmp=b"<x/>")
-    decoded = factorised.decode_picture(factorised.encode_picture(picture).data)
+    decoded = factorised.decode(factorised.encode(picture), out="picture")
     assert decoded.pixels.shape == (20, 30)
     assert (decoded.icc, decoded.exif, decoded.xmp) == (picture.icc, picture.exif, picture.xmp)
 
 
 def test_files_of_other_weights(factorised, photograph):
     data = factorised.encode(photograph[:20, :30])
-    other = zoo.Codec(lively("bmshj2018-factorized", photograph[:64, :64], seed=1))
+    other = Codec(lively("bmshj2018-factorized", photograph[:64, :64], seed=1))
     with pytest.raises(ModelMismatchError, match=factorised.identity.hex()):
         other.decode(data)
     # The same weights under another rule of rounding are another model.
     models = [lively("mbt2018-mean", photograph[:64, :64], rounding=r) for r in ("residuals", "latents")]
-    assert zoo.Codec(models[0]).identity != zoo.Codec(models[1]).identity
+    assert Codec(models[0]).identity != Codec(models[1]).identity
 
 
 def test_damaged_payloads(factorised, photograph):

@@ -17,6 +17,7 @@ from torch import nn
 import fastcodec
 from fastcodec import container
 from fastcodec.cli import main
+from fastcodec.codec import Codec
 from fastcodec.errors import ExactnessError, UnsupportedError
 from fastcodec.kernels import rans
 from fastcodec.models import zoo
@@ -43,7 +44,8 @@ def converted(photograph):
         if name not in made:
             model = lively(name, photograph[:128, :128])
             x = as_input(photograph[:64, :64] if name == "mbt2018" else photograph)
-            made[name] = (model, *integer.integerized(model, [x]), x)
+            twin = integer.integerized(model, [x])
+            made[name] = (model, twin, twin.report, x)
         return made[name]
 
     return get
@@ -220,7 +222,7 @@ def test_a_saved_one_is_the_same(name, converted, tmp_path):
     assert torch.equal(
         again.decompress(compressed.payload, compressed.shape), twin.decompress(compressed.payload, compressed.shape)
     )
-    assert zoo.Codec(again).identity == zoo.Codec(twin).identity
+    assert Codec(again).identity == Codec(twin).identity
     bias = next(name for name in state if name.endswith("weight_bits")).replace("weight_bits", "bias")
     with pytest.raises(ExactnessError, match="2\\^53"):
         zoo.load(name, state | {bias: torch.full_like(state[bias], 2**53)})
@@ -228,12 +230,12 @@ def test_a_saved_one_is_the_same(name, converted, tmp_path):
 
 def test_files_of_a_converted_codec(converted, photograph, tmp_path, monkeypatch):
     model, _, report, _ = converted("mbt2018-checkerboard")
-    codec = fastcodec.integerize(zoo.Codec(model, quality=7), [photograph])
-    assert (codec.quality, codec.report) == (7, report)
+    codec = fastcodec.integerize(Codec(model, quality=7), [photograph])
+    assert (codec.quality, codec.model.report) == (7, report)
     data = codec.encode(photograph)
     assert container.info(data).portable
     codec.save(tmp_path / "model.pth")
-    again = zoo.Codec.load(tmp_path / "model.pth", device="cpu")
+    again = Codec.load(tmp_path / "model.pth", device="cpu")
     # Another kind of machine decodes it without a word.
     monkeypatch.setattr("fastcodec.engines.whole_image.kind_of", lambda device: "another kind")
     with warnings.catch_warnings():
@@ -261,7 +263,7 @@ def test_command_line(photograph, tmp_path, capsys):
         (tmp_path / part).mkdir()
     Image.fromarray(photograph).save(tmp_path / "images" / "cat.png")
     model = lively("cheng2020-checkerboard", photograph[:64, :64])
-    zoo.Codec(model).save(tmp_path / "float.pth")
+    Codec(model).save(tmp_path / "float.pth")
     portable, images = str(tmp_path / "portable.pth"), str(tmp_path / "images")
     assert main(["integerize", str(tmp_path / "float.pth"), "-o", portable, "--images", images]) == 0
     assert "bits on 1 images" in capsys.readouterr().err
@@ -289,7 +291,7 @@ def test_what_calibration_takes(photograph, tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in system.state_dict().items())
     for several in ([str(path)], [path], photograph[None, :64, :64]):
         again = fastcodec.integerize(system, several)
-        assert (again.identity, again.report) == (one.identity, one.report)
+        assert (again.identity, again.model.report) == (one.identity, one.model.report)
     for single in (photograph[:64, :64], torch.zeros(3, 64, 64, dtype=torch.uint8), Image.open(path), path, str(path)):
         with pytest.raises(TypeError, match="into a list"):
             fastcodec.integerize(system, single)
@@ -315,7 +317,7 @@ def test_what_cannot_be_converted(photograph):
     variable = zoo.SYSTEMS["mbt2018-mean-vbr"].model(8, 12)
     with pytest.raises(UnsupportedError, match="variable-rate"):
         integer.integerized(variable, [x])
-    twin, _ = integer.integerized(lively("bmshj2018-factorized", photograph[:64, :64]), [x])
+    twin = integer.integerized(lively("bmshj2018-factorized", photograph[:64, :64]), [x])
     with pytest.raises(UnsupportedError, match="already"):
         integer.integerized(twin, [x])
     model = lively("mbt2018-checkerboard", photograph[:64, :64])

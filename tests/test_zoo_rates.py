@@ -11,8 +11,8 @@ from PIL import Image
 from test_zoo import lively
 
 from bench.studies import zoo_rates
+from fastcodec.codec import Codec
 from fastcodec.images import to_picture
-from fastcodec.models import zoo
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +25,8 @@ def test_figures(name, pixels):
     model = lively(name, pixels)
     pictures = [to_picture(pixels), to_picture(pixels[:70, :90].copy())]
     record = zoo_rates.study(model, pictures, pictures[:1])
-    codec = zoo.Codec(model)
-    files = [codec.encode_picture(picture) for picture in pictures]
+    codec = Codec(model)
+    files = [codec.encode(picture) for picture in pictures]
     floats, whole = record["floats"], record["integers"]
     assert floats["file_bits"] == sum(8 * len(file.data) for file in files)
     assert floats["estimated_bits"] == pytest.approx(sum(file.estimated_bits for file in files))

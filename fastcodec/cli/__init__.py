@@ -20,7 +20,8 @@ from pathlib import Path
 
 from .. import __version__
 from .._threads import wait_briefly
-from ..container import DEFAULT_LIMITS, MAX_QUALITY, MIN_QUALITY
+from ..constants import DEFAULT_QUALITY, MAX_QUALITY, MIN_QUALITY
+from ..container import DEFAULT_LIMITS
 from ..errors import FastcodecError
 from .files import STDIN
 from .report import Terminated, explain, say, say_error
@@ -89,7 +90,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         "--quality",
         type=_integer(MIN_QUALITY, MAX_QUALITY),
         metavar="Q",
-        help=f"from {MIN_QUALITY} (smallest) to {MAX_QUALITY} (best); 60 if not given",
+        help=f"from {MIN_QUALITY} (smallest) to {MAX_QUALITY} (best); {DEFAULT_QUALITY} if not given",
     )
     sizing.add_argument("--lossless", action="store_true", help="bit-exact pixels, larger files")
     sizing.add_argument("--target-bytes", type=_integer(1), metavar="N", help="best quality of at most N bytes a file")

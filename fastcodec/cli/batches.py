@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 from .. import batch, container
 from ..alpha import flatten
 from ..batch import Outcome, StoppedError, Task
-from ..constants import MAX_QUALITY
+from ..constants import DEFAULT_QUALITY, MAX_QUALITY
 from ..container import DEFAULT_LIMITS, MAGIC, FileInfo, Limits, info
 from ..errors import (
     CorruptStreamError,
@@ -46,10 +46,8 @@ from .report import Report, Terminated, explain, per_pixel, say
 
 if TYPE_CHECKING:
     from ..codec import Codec, Encoded
-    from ..models import zoo
 
 FIC_SUFFIXES = frozenset({".fic"})
-QUALITY = 60
 TOGETHER = 16  # files of equal size that a GPU codes at once, if so many wait
 # A floating-point model's memory for a pixel, in `batch.BYTES_PER_PIXEL`: 0.8 to 1.2 kB, measured from mbt2018-mean at
 # 192 and 320 channels to cheng2020-checkerboard-attention at 192.
@@ -100,7 +98,7 @@ def _run(arguments: argparse.Namespace, steps: type[_Steps], suffix: str, wanted
         for failure in failures:
             report(failure)
         if tasks:
-            on_cpu = codec.device.type == "cpu" and arguments.device != "sim"
+            on_cpu = codec.device.type == "cpu"
             # A GPU wants files read ahead; what it codes together, and what waits for it, are as many again.
             on_gpu, together = (2 * TOGETHER, TOGETHER) if arguments.model is None else (FLOAT_MODEL_JOBS, 1)
             jobs = arguments.jobs or (batch.available_cores() if on_cpu else on_gpu)
@@ -156,22 +154,18 @@ def _stop(stopped: StoppedError) -> int:
     return code
 
 
-def _load_codec(arguments: argparse.Namespace) -> Codec | zoo.Codec:
-    if arguments.model is not None:
-        from ..models import zoo
-
-        return zoo.Codec.load(arguments.model, device=arguments.device, limits=_limits(arguments))
+def _load_codec(arguments: argparse.Namespace) -> Codec:
     from ..codec import Codec
 
-    return Codec.load("swift", device=arguments.device, limits=_limits(arguments))
+    return Codec.load(arguments.model or "swift", arguments.device, _limits(arguments))
 
 
-def _settle_quality(arguments: argparse.Namespace, codec: Codec | zoo.Codec) -> None:
+def _settle_quality(arguments: argparse.Namespace, codec: Codec) -> None:
     """The quality where none was asked for; wrong usage where one was, or a size, and the model has one rate."""
     if arguments.lossless and arguments.model is not None:
         raise _usage(f"--model {arguments.model}: only swift's files have lossless tiles")
     if arguments.model is None:
-        arguments.quality = MAX_QUALITY if arguments.lossless else arguments.quality or QUALITY
+        arguments.quality = MAX_QUALITY if arguments.lossless else arguments.quality or DEFAULT_QUALITY
     elif codec.model.variable_rate:
         arguments.quality = arguments.quality or codec.quality
     elif arguments.quality or arguments.target_bytes or arguments.target_bpp:
@@ -229,7 +223,7 @@ class _Steps:
     in_folders: outputs lie in folders that keep a history of what they were made from. for_stdout: what goes there.
     """
 
-    def __init__(self, arguments: argparse.Namespace, codec: Codec | zoo.Codec, in_folders: bool):
+    def __init__(self, arguments: argparse.Namespace, codec: Codec, in_folders: bool):
         self.arguments, self.codec, self.limits = arguments, codec, _limits(arguments)
         self.room = 1 if arguments.model is None else FLOAT_MODEL_PIXELS
         self.for_stdout: bytes | None = None
@@ -372,7 +366,7 @@ class _Steps:
 class _Compress(_Steps):
     def settings(self) -> dict[str, Any]:
         arguments = self.arguments
-        wanted: dict[str, Any] = {"model": self._model, "format": container.VERSION}
+        wanted: dict[str, Any] = {"model": self.codec.identity.hex(), "format": container.VERSION}
         if arguments.lossless:
             return wanted | {"lossless": True}
         wanted["preset"] = arguments.preset
@@ -380,10 +374,6 @@ class _Compress(_Steps):
             if getattr(arguments, name) is not None:
                 return wanted | {name: getattr(arguments, name)}
         return wanted | {"quality": arguments.quality}
-
-    @property
-    def _model(self) -> str:
-        return (self.codec.model.identity if self.arguments.model is None else self.codec.identity).hex()
 
     def unknown(self, task: Task) -> None:
         try:
@@ -428,30 +418,30 @@ class _Compress(_Steps):
         if arguments.target_bpp is not None:
             target = int(arguments.target_bpp * item.width * item.height / 8)
         if target is not None:
-            return self.codec.encode_to_size(item, target, preset=arguments.preset)
+            return self.codec.encode(item, preset=arguments.preset, target_bytes=target)
         if arguments.lossless:
-            return self.codec.encode_picture(item, lossless=True)
-        return self.codec.encode_picture(item, quality=arguments.quality, preset=arguments.preset)
+            return self.codec.encode(item, lossless=True)
+        return self.codec.encode(item, arguments.quality, arguments.preset)
 
     def kind(self, item: Picture) -> Hashable | None:
         alone = self.arguments.target_bytes or self.arguments.target_bpp or self.arguments.lossless
         return None if alone else item.pixels.shape
 
     def code_many(self, items: Sequence[Picture]) -> list[Encoded]:
-        return self.codec.encode_pictures(items, self.arguments.quality, self.arguments.preset)
+        return self.codec.encode_batch(items, self.arguments.quality, self.arguments.preset)
 
     def write(self, task: Task, item: Picture, result: Encoded, seconds: float) -> dict[str, Any]:
         with self.output(task) as stream:
-            stream.write(result.data)
-        record = {"width": item.width, "height": item.height, "mode": item.mode, "bytes": len(result.data)}
+            stream.write(result)
+        record = {"width": item.width, "height": item.height, "mode": item.mode, "bytes": len(result)}
         return record | {
-            "bpp": per_pixel(len(result.data), record),
+            "bpp": per_pixel(len(result), record),
             "estimated_bits": round(result.estimated_bits, 1),
             "quality": result.quality,
-            **_tiles(info(result.data, self.limits)),
+            **_tiles(info(result, self.limits)),
             "seconds": round(seconds, 4),
             "input_bytes": task.source_bytes,
-            "output_bytes": len(result.data),
+            "output_bytes": len(result),
             **self.written(task, item.notices),
         }
 
@@ -479,14 +469,14 @@ class _Decompress(_Steps):
     def code(self, item: bytes) -> Picture:
         self.check_model(item)
         region, precision = self.arguments.region, self.arguments.precision
-        return self._flat(self.codec.decode_picture(item, region=region, precision=precision))
+        return self._flat(self.codec.decode(item, out="picture", region=region, precision=precision))
 
     def kind(self, item: bytes) -> Hashable | None:
         facts = info(item, self.limits)
         return None if self.arguments.region else (facts.width, facts.height, facts.model)
 
     def code_many(self, items: Sequence[bytes]) -> list[Picture]:
-        return list(map(self._flat, self.codec.decode_pictures(items, precision=self.arguments.precision)))
+        return list(map(self._flat, self.codec.decode_batch(items, out="picture", precision=self.arguments.precision)))
 
     def _flat(self, picture: Picture) -> Picture:
         background = self.arguments.background

@@ -12,19 +12,19 @@ MOST_IMAGES = 64
 
 def main(arguments: argparse.Namespace) -> int:
     """Run `fastcodec integerize`."""
+    from ..codec import Codec
+    from ..convert import integerize
     from ..evaluate import find_images
-    from ..models.zoo import Codec
-    from ..models.zoo.checkpoints import integerize
 
     if arguments.out.exists() and arguments.model.exists() and arguments.out.samefile(arguments.model):
         raise ModelMismatchError(f"{arguments.out}: this is the model to convert, and would be lost")
     images = find_images(arguments.images)
     if not images:
         raise ImageError(f"{arguments.images}: no images to calibrate on")
-    codec = Codec.load(arguments.model, arguments.device, name=arguments.system)
+    codec = Codec.load(arguments.model, arguments.device, system=arguments.system)
     converted = integerize(codec, images[:: -(-len(images) // MOST_IMAGES)])
     converted.save(arguments.out)
-    report = converted.report
+    report = converted.model.report
     cost = f"{report.cost:+.3%} bits on {report.images} images"
     say(f"{arguments.out}: model {converted.identity.hex()}, in integers; {cost}")
     return 0

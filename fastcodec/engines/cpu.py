@@ -31,7 +31,7 @@ from ..kernels import checkerboard, rans
 from ..kernels.integer_layer import exact_float32
 from ..kernels.processor import bfloat16_is_native
 from ..lossless import extend_latents
-from ..models.swift import release as released
+from ..models.swift import release
 from ..models.swift.entropy_model import reconstruct
 from ..models.swift.network import quality_position
 
@@ -53,15 +53,16 @@ class Decoded:
         return self.pixels
 
 
-class Engine:
+class CpuEngine:
     """One released model on the CPU. Immutable, so threads may share it."""
 
     #: Latents, over all images, that are worth coding together.
     batch_positions = BATCH_POSITIONS
     #: Whether files that are decoded together may be of several qualities.
     mixes_qualities = False
+    whole_image = False
 
-    def __init__(self, model: released.Model):
+    def __init__(self, model: release.Model):
         self.model = model
 
     # --- encoding ---------------------------------------------------------------------------------------------------

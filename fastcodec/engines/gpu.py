@@ -107,6 +107,7 @@ class Engine:
     batch_positions = GROUP_POSITIONS
     #: Whether files that are decoded together may be of several qualities.
     mixes_qualities = True
+    whole_image = False
 
     def __init__(self, model: released.Model, where: Target, dtype: torch.dtype = torch.float16) -> None:
         self.model, self.where, self.device = model, where, where.device

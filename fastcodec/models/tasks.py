@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import zoo
-from .swift import release as released
+from .swift import export
 from .swift.network import Swift, SwiftConfig
 from .swift.warm_start import regroup, warm_start
 
@@ -78,7 +78,7 @@ class SwiftTask:
     def create(self, crops: Callable[[int], Tensor], start: Path | None) -> Swift:
         if start is None:
             return self._learning(warm_start(SwiftConfig(groups=self.groups), crops(64)))
-        model = released.restore(start)
+        model = export.restore(start)
         if self.groups not in (None, model.config.groups):
             model = regroup(model, self.groups, crops(64))
         return self._learning(model)
@@ -111,7 +111,7 @@ class SwiftTask:
         model.set_quantise(on)
 
     def export(self, model: Swift, folder: Path, step: int) -> None:
-        released.export(model, folder / "swift.safetensors", about={"steps": str(step)})
+        export.export(model, folder / "swift.safetensors", about={"steps": str(step)})
 
 
 class ZooTask:

@@ -81,7 +81,7 @@ def regenerate(folder: Path = FOLDER, force: bool = False) -> str:
         old.unlink()
     expected = {}
     for name, (picture, options) in cases().items():
-        data = codec.encode_picture(picture, **options).data
+        data = codec.encode(picture, **options)
         (folder / f"{name}.fic").write_bytes(data)
         Image.fromarray(codec.decode(data, out="numpy")).save(folder / f"{name}.png", optimize=True)
         expected[name] = {

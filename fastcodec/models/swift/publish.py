@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from .network import Swift, SwiftConfig
-from .release import export, read_model, weights_folder
+from .export import export
+from .release import read_model, weights_folder
 
 KEPT_RELEASES = 2
 

@@ -1,4 +1,4 @@
-"""Released models: the file a model ships in, its identity, and loading it for use.
+"""Released models: the file that a model ships in, its identity, and loading it for use (`export.py` writes it).
 
 A released model is one safetensors file: transforms in float16, the integer entropy side, the hyper latents' integer
 tables, the gains. Its identity is a SHA-256 over every decode-side tensor (synthesis and gains included), so a file is
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -20,66 +20,24 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ...constants import IDENTITY_BYTES, MAX_QUALITY, MIN_QUALITY
+from ...constants import IDENTITY_BYTES
 from ...entropy.code_length import code_lengths, code_lengths_of
 from ...entropy.gaussian import COUNT as SCALES_COUNT
 from ...entropy.gaussian import gaussian_tables
 from ...errors import FastcodecError, ModelMismatchError, UnsupportedError
+from ...images import replacing
 from ...kernels.rans import TableSet
-from .bounds import check_features
-from .entropy_model import ACTIVATION_MAX, Backend, EntropyModel, entropy_layers, export_entropy_side
-from .network import Analysis, HyperAnalysis, HyperPrior, QualityTable, Swift, SwiftConfig, Synthesis, quality_position
+from .entropy_model import ACTIVATION_MAX, Backend, EntropyModel
+from .network import Analysis, HyperAnalysis, HyperPrior, SwiftConfig, Synthesis
 
 _ENCODE_ONLY = ("g_a.", "h_a.", "gain", "prior.")
-_PRIOR_TABLES = "prior_tables"
-_LATENT_TABLES = "latent_tables"
+PRIOR_TABLES = "prior_tables"
+LATENT_TABLES = "latent_tables"
 
 
-def export(
-    model: Swift, path: Path, *, about: dict[str, str] | None = None, latent_tables: TableSet | None = None
-) -> str:
-    """Write the released form of a trained model; returns its identity in hex.
-
-    about: facts for the file's metadata (training steps and the like); latent_tables: what its latents are coded with,
-    64 tables with skip, if not with the Gaussian ones. Raises ExactnessError where the integer side
-    cannot be proved exact, UnsupportedError where features cannot be proved to stay inside half precision.
-    """
-    tensors = {f"entropy.{name}": tensor for name, tensor in export_entropy_side(model).items()}
-    for part in ("g_a", "h_a", "g_s"):
-        for name, tensor in getattr(model, part).state_dict().items():
-            tensors[f"{part}.{name}"] = tensor.to(torch.float16)
-    for name, tensor in model.prior.state_dict().items():
-        tensors[f"prior.{name}"] = tensor.float()
-    t = quality_position(torch.arange(MIN_QUALITY, MAX_QUALITY + 1, dtype=torch.float64, device="cpu")).float()
-    with torch.no_grad():
-        tensors["gain"] = torch.exp(model.log_gain(t))
-        tensors["inverse_gain"] = torch.exp(model.log_inverse_gain(t))
-    check_features(model, tensors["gain"], tensors["inverse_gain"])
-    tensors[_PRIOR_TABLES] = torch.frombuffer(bytearray(hyper_tables(model.prior).to_bytes()), dtype=torch.uint8)
-    if latent_tables is not None:
-        _check_latent_tables(latent_tables)
-        tensors[_LATENT_TABLES] = torch.frombuffer(bytearray(latent_tables.to_bytes()), dtype=torch.uint8)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"name": "swift", "config": json.dumps(asdict(model.config)), **(about or {})}
-    save_file(tensors, path, metadata=metadata)
-    return identity(tensors, metadata["config"])
-
-
-def with_latent_tables(release: Path, tables: TableSet, path: Path) -> str:
-    """Write a release again, its latents coded with other tables; returns its identity in hex."""
-    _check_latent_tables(tables)
-    with safe_open(release, "pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    tensors[_LATENT_TABLES] = torch.frombuffer(bytearray(tables.to_bytes()), dtype=torch.uint8)
-    save_file(tensors, path, metadata=metadata)
-    return identity(tensors, metadata["config"])
-
-
-def _check_latent_tables(tables: TableSet) -> None:
+def check_latent_tables(tables: TableSet) -> None:
     if tables.count != SCALES_COUNT or not tables.skip:
         raise UnsupportedError(f"latents need {SCALES_COUNT} tables with skip, not {tables}")
 
@@ -120,46 +78,6 @@ def hyper_tables(prior: HyperPrior) -> TableSet:
         inside = pmf[first : last + 1]
         rows.append((first - ACTIVATION_MAX, inside, max(1.0 - float(inside.sum()), 2.0**-20)))
     return TableSet.from_pmfs(rows)
-
-
-def restore(path: Path) -> Swift:
-    """A trainable `Swift` from a released file: `export` undone, up to the rounding of weights to float16 and int8."""
-    with safe_open(path, "pt") as file:
-        # Whatever the release was trained with, training goes on with features that cannot blow up.
-        config = replace(_config(file.metadata()["config"]), limit=SwiftConfig.limit)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    entropy = _part(tensors, "entropy.")
-    with torch.device("cpu"):
-        model = Swift(config, entropy["context_shift"]).float()
-    for part in ("g_a", "h_a", "g_s", "prior"):
-        getattr(model, part).load_state_dict({k: v.float() for k, v in _part(tensors, f"{part}.").items()})
-    t = quality_position(torch.arange(MIN_QUALITY, MAX_QUALITY + 1, dtype=torch.float64, device="cpu"))
-    with torch.no_grad():
-        model.log_gain.points.copy_(_fit_points(t, config, tensors["gain"].double().log()))
-        model.log_inverse_gain.points.copy_(_fit_points(t, config, tensors["inverse_gain"].double().log()))
-        for name, layer in entropy_layers(model).items():
-            weight, bias, shift = (entropy[f"{name}.{part}"] for part in ("weight", "bias", "shift"))
-            scale = torch.exp2((shift - layer.input_bits + layer.output_bits).double())
-            bias = bias.double() / (scale * 2.0**layer.input_bits) / layer.gain
-            if bias.dim() > 1:  # a row a quality: all of it goes into the quality's table
-                (group,) = (group for group in model.groups if group.first is layer)
-                group.quality_bias.points.copy_(_fit_points(t, config, bias))
-                bias = torch.zeros_like(bias[0])
-            layer.bias.copy_(bias)
-            weight = (weight.double() / scale[:, None] / layer.gain[:, None]).float()
-            if layer.kernel > 1:
-                weight = weight.view(len(weight), layer.kernel, layer.kernel, -1).permute(0, 3, 1, 2)
-            layer.weight.copy_(weight)
-    return model
-
-
-def _fit_points(t: Tensor, config: SwiftConfig, rows: Tensor) -> Tensor:
-    """The anchor vectors of a `QualityTable` whose interpolation gives `rows`, one a quality, by least squares."""
-    with torch.device("cpu"):
-        table = QualityTable(config.quality_points, config.quality_points).double()
-    with torch.no_grad():
-        table.points.copy_(torch.eye(config.quality_points, dtype=torch.float64, device="cpu"))
-        return torch.linalg.lstsq(table(t), rows).solution
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,16 +126,16 @@ def read_model(path: Path, backend: Backend | None = None) -> Model:
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        config = _config(metadata["config"])
+        config = config_of(metadata["config"])
         digest = identity(tensors, metadata["config"])
-        entropy = EntropyModel(_part(tensors, "entropy."), backend)
-        transforms = [_module(kind, config, _part(tensors, prefix)) for kind, prefix in _TRANSFORMS]
-        prior = _module(HyperPrior, config.hyper_latents, _part(tensors, "prior."))
+        entropy = EntropyModel(part_of(tensors, "entropy."), backend)
+        transforms = [_module(kind, config, part_of(tensors, prefix)) for kind, prefix in _TRANSFORMS]
+        prior = _module(HyperPrior, config.hyper_latents, part_of(tensors, "prior."))
         pmf = torch.from_numpy(hyper_pmfs(prior))
         tables, lengths = gaussian_tables(), code_lengths()
-        if _LATENT_TABLES in tensors:
-            tables = TableSet.from_bytes(tensors[_LATENT_TABLES].numpy().tobytes())
-            _check_latent_tables(tables)
+        if LATENT_TABLES in tensors:
+            tables = TableSet.from_bytes(tensors[LATENT_TABLES].numpy().tobytes())
+            check_latent_tables(tables)
             lengths = code_lengths_of(tables)
         model = Model(
             name=metadata["name"],
@@ -230,7 +148,7 @@ def read_model(path: Path, backend: Backend | None = None) -> Model:
             entropy=entropy,
             gain=tensors["gain"],
             inverse_gain=tensors["inverse_gain"],
-            hyper_tables=TableSet.from_bytes(tensors[_PRIOR_TABLES].numpy().tobytes()),
+            hyper_tables=TableSet.from_bytes(tensors[PRIOR_TABLES].numpy().tobytes()),
             hyper_code_lengths=-torch.log2(pmf.clamp(min=1e-9)),
             tables=tables,
             code_lengths=lengths,
@@ -246,7 +164,7 @@ def read_model(path: Path, backend: Backend | None = None) -> Model:
 _TRANSFORMS = ((Analysis, "g_a."), (HyperAnalysis, "h_a."), (Synthesis, "g_s."))
 
 
-def _config(text: str) -> SwiftConfig:
+def config_of(text: str) -> SwiftConfig:
     """The config of a release's metadata; releases without a limit of the features are older than it."""
     fields = {"limit": None, **json.loads(text)}
     if fields.get("groups") is not None:
@@ -254,7 +172,7 @@ def _config(text: str) -> SwiftConfig:
     return SwiftConfig(**fields)
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
@@ -264,6 +182,19 @@ def _module(kind: Callable[[Any], torch.nn.Module], argument: Any, tensors: dict
         module = kind(argument)
     module.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     return module.requires_grad_(False).eval()
+
+
+def copy_file(model: Model, path: Path) -> None:
+    """Write a model's file again. Raises UnsupportedError for a changed model, which is in no file."""
+    if model.source is None:
+        raise UnsupportedError("this model was changed after it was loaded: save the network that it was exported from")
+    with replacing(path) as stream:
+        stream.write(model.source[0].read_bytes())
+
+
+def names() -> list[str]:
+    """Names of the shipped models."""
+    return sorted(json.loads((weights_folder() / "index.json").read_text()))
 
 
 def weights_folder() -> Path:

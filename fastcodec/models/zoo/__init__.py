@@ -2,11 +2,11 @@
 
     model = zoo.create("mbt2018-checkerboard", quality=3)      # N and M of that quality, untrained
     model = zoo.load("mbt2018-mean", torch.load("mbt2018-mean-3.pth"))   # CompressAI's checkpoints, as they are
-    codec = zoo.Codec(model)
+    codec = fastcodec.Codec(model)
     blob = codec.encode(image)
     image = codec.decode(blob)
 
-`fastcodec.from_compressai` makes a codec of CompressAI's models in one step (convert.py). docs/zoo.md lists all systems
+`fastcodec.from_compressai` makes a codec of CompressAI's models in one step. docs/zoo.md lists all systems
 and says what is the same as in CompressAI and what is not.
 """
 
@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...engines.whole_image import Codec
 from .balle2017 import Balle2017
 from .balle2018 import FactorizedPrior, FactorizedPriorReLU, ScaleHyperprior
 from .base import Compressed, CompressionModel
@@ -42,7 +41,7 @@ from .kamisli2024 import (
 )
 from .minnen2018 import JointAutoregressive, MeanScaleHyperprior
 
-__all__ = ["SYSTEMS", "Codec", "Compressed", "CompressionModel", "System", "create", "load"]
+__all__ = ["SYSTEMS", "Compressed", "CompressionModel", "System", "create", "load"]
 
 
 class System(NamedTuple):

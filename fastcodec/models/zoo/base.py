@@ -42,6 +42,20 @@ class Compressed:
     estimated_bits: float
 
 
+@dataclass(frozen=True)
+class Report:
+    """What the conversion cost on the calibration images: code lengths in bits, of the same latents y."""
+
+    images: int
+    float_bits: float
+    integer_bits: float
+
+    @property
+    def cost(self) -> float:
+        """integer_bits / float_bits - 1."""
+        return self.integer_bits / self.float_bits - 1
+
+
 class CompressionModel(nn.Module):
     """One system at one rate.
 
@@ -50,12 +64,14 @@ class CompressionModel(nn.Module):
         latent_stride: pixels a latent y.
         portable: whether the entropy side is in integers (integer.py), so that a payload decodes everywhere.
         variable_rate: whether it has a rate for each quality (`at`); the others have one.
+        report: what its conversion to integers cost, if it is a twin in integers that was made in this process.
     """
 
     stride = 64
     latent_stride = 16
     portable = False
     variable_rate = False
+    report: Report | None = None
     #: (ours, CompressAI's) prefixes of parameter names, where its class of a model nests them otherwise.
     layout: tuple[tuple[str, str], ...] = ()
 

@@ -1,30 +1,19 @@
-"""Models from elsewhere: CompressAI's networks, their state dicts and checkpoints, as codecs with .fic files.
-
-codec = fastcodec.from_compressai(compressai.zoo.mbt2018_mean(3, pretrained=True))
-codec.save("mbt2018-mean-3.pth")                  # fastcodec compress --model mbt2018-mean-3.pth ...
-"""
+"""Model files, and models from elsewhere: CompressAI's networks, their state dicts and checkpoints, as systems."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from ...codec import DeviceLike, device_of
-from ...container import DEFAULT_LIMITS, Limits
-from ...engines.whole_image import Codec
 from ...errors import UnknownModelError, UnsupportedError
-from ...images import ImageLike, read_picture, replacing, to_picture
+from ...images import replacing
 from ...kernels import rans64
 from ...kernels.rans.tables import MAX_TABLES
 from .. import zoo
-from . import integerize as integer
 from .base import CompressionModel
 from .entropy_bottleneck import CodedEntropyModel, EntropyBottleneck
 from .gaussian_conditional import GaussianConditional
@@ -58,68 +47,23 @@ _FACTS = "fastcodec"
 _SWITCHES = {"no_quantoffset": False, "ste_recursive": True, "scl2ctx": True}
 
 
-def from_compressai(
-    model: nn.Module | Mapping[str, Tensor],
-    name: str | None = None,
-    *,
-    device: DeviceLike = None,
-    quality: int | None = None,
-    limits: Limits = DEFAULT_LIMITS,
-) -> Codec:
-    """A codec of one of CompressAI's image models; its weights are copied.
+def from_network(model: nn.Module, name: str | None = None) -> CompressionModel:
+    """The system of an instance of one of CompressAI's classes, also in DataParallel and the like; weights are copied.
 
-    model: an instance of one of its classes, or a state dict, also such as its trainer saves, with "state_dict" in it.
-    name: the system, in our words or CompressAI's, where a state dict does not tell (a random-mask supernet's). device:
-    as `Codec.load` takes it, but None for where the weights are. quality: as for `Codec`.
-
-    Raises UnknownModelError for another class, or a state dict of no system or of another one than `name`,
-    UnsupportedError for a variable-rate model with switches set that no published one has and for more scales than the
-    coder has tables, UnavailableError for a device that is not there, ValueError or TypeError for what names none.
+    Raises UnknownModelError for another class, UnsupportedError for a variable-rate model with switches set that no
+    published one has, and what `system_of` raises.
     """
-    if isinstance(model, nn.Module):
-        model = _unwrapped(model)
-        known = CLASSES.get(type(model).__name__) if type(model).__module__.startswith("compressai.") else None
-        if known is None and name is None:
-            raise UnknownModelError(
-                f"{type(model).__module__}.{type(model).__qualname__} is none of CompressAI's {', '.join(CLASSES)}; "
-                "if its layers are those of a system, say name="
-            )
-        for switch, setting in _SWITCHES.items():
-            if getattr(model, switch, setting) != setting:
-                raise UnsupportedError(f"{switch}={not setting} is not supported, only {setting}")
-        system = system_of(model.state_dict(), name or known)
-    else:
-        system = system_of(model, name)
-    where = next(iter(system.parameters())).device if device is None else device_of(device)
-    return Codec(system.to(where), quality, limits)
-
-
-def integerize(
-    model: Codec | CompressionModel | nn.Module, calibration_images: Iterable[ImageLike | str | Path]
-) -> Codec:
-    """A codec of the same model with its entropy side in integers: its files decode on every device (docs/portable.md).
-
-    model: a codec, a system of the zoo, or an instance of one of CompressAI's classes; it stays as it is.
-    calibration_images: photographs like those to be coded, a handful, as `Codec.encode` takes them or paths. They set
-    the ranges of the 16-bit activations. The result's `report` has what the conversion costs on them.
-
-    Raises UnsupportedError for a system without an integer twin (variable rates, mixtures, y^ = round(y)),
-    ExactnessError for weights that have none, ValueError without images, TypeError for a single one, ImageError for
-    what is no image, and what `from_compressai` raises.
-    """
-    single = isinstance(calibration_images, np.ndarray | Tensor) and calibration_images.ndim < 4
-    if single or isinstance(calibration_images, str | Path | Image.Image):  # rows and letters are no images
-        raise TypeError("calibration_images are several images or paths: put a single one into a list")
-    if isinstance(model, CompressionModel):
-        model = Codec(copy.deepcopy(model))
-    codec = model if isinstance(model, Codec) else from_compressai(model)
-    pictures = (
-        read_picture(image) if isinstance(image, str | Path) else to_picture(image) for image in calibration_images
-    )
-    twin, report = integer.integerized(codec.model, [codec._input(picture.pixels) for picture in pictures])
-    out = Codec(twin, None if codec.model.variable_rate else codec.quality, codec.limits)
-    out.report = report
-    return out
+    model = _unwrapped(model)
+    known = CLASSES.get(type(model).__name__) if type(model).__module__.startswith("compressai.") else None
+    if known is None and name is None:
+        raise UnknownModelError(
+            f"{type(model).__module__}.{type(model).__qualname__} is none of CompressAI's {', '.join(CLASSES)}; "
+            "if its layers are those of a system, say name="
+        )
+    for switch, setting in _SWITCHES.items():
+        if getattr(model, switch, setting) != setting:
+            raise UnsupportedError(f"{switch}={not setting} is not supported, only {setting}")
+    return system_of(model.state_dict(), name or known)
 
 
 def system_of(state: Mapping[str, Any], name: str | None = None) -> CompressionModel:

@@ -21,7 +21,6 @@ import functools
 import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +30,7 @@ from torch.utils.hooks import RemovableHandle
 from ...errors import ExactnessError, UnsupportedError
 from ...kernels import rans
 from .balle2018 import Hyperprior
-from .base import CompressionModel, channels_last, coding
+from .base import CompressionModel, Report, channels_last, coding
 from .context import RADIUS, MaskedConvolution
 from .entropy_bottleneck import CodedEntropyModel, EntropyBottleneck
 from .gaussian_conditional import GaussianConditional
@@ -356,25 +355,11 @@ class IntegerGaussianConditional(StoredTables, GaussianConditional):
         return torch.bucketize(whole.contiguous(), self.thresholds.double()).to(torch.uint8)
 
 
-@dataclass(frozen=True)
-class Report:
-    """What the conversion cost on the calibration images: code lengths in bits, of the same latents y."""
-
-    images: int
-    float_bits: float
-    integer_bits: float
-
-    @property
-    def cost(self) -> float:
-        """integer_bits / float_bits - 1."""
-        return self.integer_bits / self.float_bits - 1
-
-
 # ---- conversion
 
 
-def integerized(model: CompressionModel, images: Iterable[Tensor]) -> tuple[CompressionModel, Report]:
-    """A copy of a system whose entropy side is in integers, and what that costs.
+def integerized(model: CompressionModel, images: Iterable[Tensor]) -> CompressionModel:
+    """A copy of a system whose entropy side is in integers; its `report` says what that costs.
 
     images: RGB float32 [1, 3, H, W] in 0..1, multiples of the model's stride, on its device; a few photographs do. They
     decide the range of each layer's inputs, and the cost is reported on them.
@@ -405,7 +390,8 @@ def integerized(model: CompressionModel, images: Iterable[Tensor]) -> tuple[Comp
                 raise ExactnessError(f"{name}: {error}") from None
     with coding():
         after = sum(out.encode_latents(y).bits for y in latents)
-    return out, Report(len(images), before, after)
+    out.report = Report(len(images), before, after)
+    return out
 
 
 def skeleton(model: CompressionModel) -> CompressionModel:

@@ -9,10 +9,7 @@ area. `gpu.py` does it on a GPU.
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _calls
 from ..constants import HYPER_STRIDE, LATENT_STRIDE, MIN_QUALITY, TILE_LATENTS
 from ..container import Container
 from ..entropy import rdoq as rounding
@@ -34,6 +30,7 @@ from ..lossless import extend_latents
 from ..models.swift import release
 from ..models.swift.entropy_model import reconstruct
 from ..models.swift.network import quality_position
+from ._stages import stage
 
 # Positions of a batch of windows or tiles: what keeps the working set near 150 MB and every core busy.
 WINDOW_POSITIONS = 8192
@@ -82,7 +79,7 @@ class CpuEngine:
         payloads: list[list[bytes]] = [[] for _ in pictures]
         bits: list[list[float]] = [[] for _ in pictures]
         for passes in self.code_tiles(pictures, grid, quality):
-            with _stage("rans"):
+            with stage("rans"):
                 encoded = rans.encode(
                     [
                         [
@@ -93,7 +90,7 @@ class CpuEngine:
                     ],
                     preset=preset,
                 )
-            with _stage("other"):
+            with stage("estimate"):
                 for i, payload in enumerate(encoded):
                     payloads[i].append(payload)
                     bits[i].append(self._estimate(passes, i))
@@ -118,7 +115,7 @@ class CpuEngine:
         model = self.model
         t = _position(quality)
         y = torch.empty(len(pictures), model.config.latents, band.height, band.width, dtype=torch.float32, device="cpu")
-        with _stage("analysis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        with stage("analysis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
             for window in windows(band, WINDOW_POSITIONS):
                 seen = window.grown(ANALYSIS_HALO, grid.latent_height, grid.latent_width)
                 x = torch.stack([_pixels_as_input(p, seen.scaled(LATENT_STRIDE)) for p in pictures])
@@ -131,7 +128,7 @@ class CpuEngine:
         """h_a of a tile alone, rounded: int16 [B, hh, hw, Z]."""
         t = _position(quality)
         height, width = y.shape[2:]
-        with _stage("hyper"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        with stage("hyper"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
             padded = F.pad(y, (0, -width % HYPER_STRIDE, 0, -height % HYPER_STRIDE), mode="replicate")
             z = self.model.h_a(padded.contiguous(memory_format=torch.channels_last), t)
             return z.round().clamp(-127, 127).to(torch.int16).permute(0, 2, 3, 1).contiguous()
@@ -144,9 +141,9 @@ class CpuEngine:
             (z.flatten(1, 2), _hyper_indexes(z.shape[0], z.shape[1] * z.shape[2], z.shape[3]), model.hyper_tables)
         ]
         with exact_float32():
-            with _stage("hyper"):
+            with stage("hyper"):
                 psi_anchors, psi_non_anchors = entropy.hyper_synthesis(z, height, width)
-            with _stage("parameters"):
+            with stage("parameters"):
                 y_anchors, y_non_anchors = checkerboard.split(y.permute(0, 2, 3, 1))
                 weight = rounding.distortion_weight(model.config, model.inverse_gain, quality)
                 decoded = _Earlier()
@@ -249,27 +246,27 @@ class CpuEngine:
             payloads = [file.tile(number).payload for file, number in jobs]
             try:
                 with exact_float32():
-                    with _stage("rans"):
+                    with stage("rans"):
                         decoder = rans.Decoder(payloads)
                         channels = _hyper_indexes(len(jobs), hyper_height * hyper_width, model.config.hyper_latents)
                         z = _decode_pass(decoder, channels, model.hyper_tables)
-                    with _stage("hyper"):
+                    with stage("hyper"):
                         z = z.view(len(jobs), hyper_height, hyper_width, -1)
                         psi_anchors, psi_non_anchors = entropy.hyper_synthesis(z, height, width)
                     decoded = _Earlier()
                     for number in range(len(entropy.groups)):
-                        with _stage("parameters"):
+                        with stage("parameters"):
                             first = entropy.anchor_parameters(psi_anchors, quality, number, decoded.anchors)
-                        with _stage("rans"):
+                        with stage("rans"):
                             anchors = reconstruct(_decode_pass(decoder, first.indexes, tables), first.means)
-                        with _stage("parameters"):
+                        with stage("parameters"):
                             second = entropy.non_anchor_parameters(
                                 psi_non_anchors, anchors, height, width, quality, number, decoded.non_anchors
                             )
-                        with _stage("rans"):
+                        with stage("rans"):
                             symbols = _decode_pass(decoder, second.indexes, tables)
                             decoded.add(anchors, reconstruct(symbols, second.means))
-                    with _stage("rans"):
+                    with stage("rans"):
                         decoder.finish()
                     latents = checkerboard.merge(decoded.anchors, decoded.non_anchors, height, width)
             except CorruptStreamError as error:
@@ -296,7 +293,7 @@ class CpuEngine:
         model = self.model
         t = _position(quality)
         fast = precision == "fast" and bfloat16_is_native()
-        with _stage("synthesis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        with stage("synthesis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
             y = y * (model.inverse_gain[quality - MIN_QUALITY] / 16)
             for window in windows(band, WINDOW_POSITIONS):
                 around = window.grown(SYNTHESIS_HALO, grid.latent_height, grid.latent_width)
@@ -321,38 +318,6 @@ class _Earlier:
         if self.anchors is not None:
             anchors, non_anchors = torch.cat([self.anchors, anchors], 2), torch.cat([self.non_anchors, non_anchors], 2)
         self.anchors, self.non_anchors = anchors, non_anchors
-
-
-class _Active(threading.local):
-    times: dict[str, float] | None = None
-
-
-_active = _Active()
-
-
-@contextmanager
-def timer() -> Iterator[dict[str, float]]:
-    """Collect this thread's seconds by stage: analysis, hyper, parameters, rans, synthesis, other."""
-    times = dict.fromkeys(("analysis", "hyper", "parameters", "rans", "synthesis"), 0.0)
-    _active.times, start = times, time.perf_counter()
-    try:
-        yield times
-    finally:
-        _active.times = None
-        times["other"] = time.perf_counter() - start - sum(times.values())
-
-
-@contextmanager
-def _stage(name: str) -> Iterator[None]:
-    _calls.pause()
-    times = _active.times
-    if times is None:
-        yield
-        return
-    start = time.perf_counter()
-    yield
-    if name in times:
-        times[name] += time.perf_counter() - start
 
 
 def _tile_batches(numbers: Sequence[int], tiles: list[Rect], images: int) -> Iterator[list[int]]:

@@ -4,13 +4,12 @@ import argparse
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastcodec import Codec, evaluate
+from fastcodec import Codec, Encoded, evaluate
 from fastcodec.errors import ImageError
 from fastcodec.evaluate import Mean, Measurement
 from fastcodec.images import Picture, read_picture
@@ -146,9 +145,9 @@ def test_images_must_come_back_in_their_size(folder):
     class Cropping:
         def encode(self, picture, quality, preset):
             self.picture = picture
-            return SimpleNamespace(data=b"123", estimated_bits=20.0)
+            return Encoded(b"123", 20.0, quality)
 
-        def decode_picture(self, data, precision):
+        def decode(self, data, out, precision):
             return Picture(self.picture.pixels[:-1].copy())
 
     with pytest.raises(ImageError, match="came out"):
@@ -161,9 +160,9 @@ def test_a_lossless_result_is_no_number_in_json(tmp_path):
     class Perfect:
         def encode(self, picture, quality, preset):
             self.picture = picture
-            return SimpleNamespace(data=b"123", estimated_bits=20.0)
+            return Encoded(b"123", 20.0, quality)
 
-        def decode_picture(self, data, precision):
+        def decode(self, data, out, precision):
             return self.picture
 
     measured = evaluate.measure(Perfect(), tmp_path / "flat.png", 50)

@@ -281,8 +281,8 @@ def test_a_sound_stream_of_absurd_latents_decodes(codec, monkeypatch):
         return torch.randint(-(2**15), 2**15, shape, generator=generator).to(torch.int16)
 
     monkeypatch.setattr(rounding, "symbols", extremes)
-    monkeypatch.setattr(cpu.Engine, "_hyper_latents", lambda self, *arguments: hyper(*arguments))
-    monkeypatch.setattr(cpu.Engine, "_estimate", lambda *_: 0.0)
+    monkeypatch.setattr(cpu.CpuEngine, "_hyper_latents", lambda self, *arguments: hyper(*arguments))
+    monkeypatch.setattr(cpu.CpuEngine, "_estimate", lambda *_: 0.0)
     monkeypatch.setattr(lossless, "worth_trying", lambda *_: False)
     data = codec.encode(np.zeros((70, 90, 3), np.uint8), quality=100)
     assert codec.decode(data).size == (90, 70)

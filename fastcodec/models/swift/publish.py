@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from .network import Swift, SwiftConfig
 from .export import export
+from .network import Swift, SwiftConfig
 from .release import read_model, weights_folder
 
 KEPT_RELEASES = 2

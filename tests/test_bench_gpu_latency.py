@@ -72,7 +72,7 @@ def test_every_part_runs(latency, it, tmp_path, monkeypatch, capsys):
         assert list(stages) == [*latency.gpu_codec.STAGES, "other"]
     assert "decode 48x32, graph, latency: bytes" in capsys.readouterr().out
     # A process that follows runs nothing again, and finds the files.
-    monkeypatch.setattr(it.cpu, "encode_picture", None)
+    monkeypatch.setattr(it.cpu, "encode", None)
     assert latency.measure(latency.Found.load(path), it, 1e6) == latency.FINISHED
     assert it.file((48, 32), "size")
 

@@ -338,7 +338,7 @@ def test_pictures_without_alpha_need_no_background(coded, tmp_path):
 def test_formats_without_alpha_are_named_before_any_work(transparent, tmp_path, capsys, monkeypatch):
     """With the option that helps, and formats that do keep alpha."""
     with monkeypatch.context() as context:
-        context.setattr("fastcodec.Codec.decode_picture", no_coding)
+        context.setattr("fastcodec.Codec.decode", no_coding)
         for suffix in ("jpg", "jpeg", "bmp", "ppm", "gif", "pcx"):
             for name in ("colour", "gray"):
                 assert run("decompress", transparent / "fic" / f"{name}.fic", "-o", tmp_path / f"a.{suffix}") == 1
@@ -619,7 +619,7 @@ def test_going_on_reads_no_picture(photos, tmp_path, capsys, monkeypatch):
     assert run("compress", photos, "-o", out) == 0
     monkeypatch.setattr("fastcodec.cli.history.hashlib.file_digest", no_coding)
     monkeypatch.setattr("fastcodec.images.Image.open", no_coding)
-    monkeypatch.setattr("fastcodec.Codec.decode_picture", no_coding)
+    monkeypatch.setattr("fastcodec.Codec.decode", no_coding)
     assert run("compress", photos, "-o", out) == 0
     assert run("decompress", out, "-o", back) == 0
 

@@ -394,7 +394,7 @@ class _Compress(_Steps):
             differs = facts.lossless_tiles < facts.tiles
         else:
             differs = not sized and facts.quality != self.arguments.quality
-        if differs or facts.model != self._model:
+        if differs or facts.model != self.codec.identity.hex():
             what = f"at quality {facts.quality}" if differs else f"of model {facts.model}"
             raise ImageError(f"{task.target} exists already, {what}; see --overwrite")
 

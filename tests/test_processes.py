@@ -152,7 +152,8 @@ def test_errors_are_pickled_with_all_that_they_say():
         for other in copies(kind("the cause")):
             assert type(other) is kind
             assert str(other) == "the cause"
-    assert all(other.tile == 7 for other in copies(CorruptStreamError("tile 7 is damaged", 7)))
+    for other in copies(CorruptStreamError("payload 1 of a batch: no end", 1, "no end").for_tile(7)):
+        assert (str(other), other.tile, other.cause) == ("tile 7 is damaged: no end", 7, "no end")
     assert all(other.running for other in copies(batch.StoppedError(OSError("full"), True)))
 
 

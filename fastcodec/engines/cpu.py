@@ -272,9 +272,7 @@ class CpuEngine:
             except CorruptStreamError as error:
                 if error.tile is None:
                     raise
-                number = jobs[error.tile][1]
-                cause = str(error).partition(": ")[2]
-                raise CorruptStreamError(f"tile {number} is damaged: {cause}", number) from error
+                raise error.for_tile(jobs[error.tile][1]) from error
             for i, number in enumerate(group):
                 yield number, latents[i * len(files) : (i + 1) * len(files)]
 

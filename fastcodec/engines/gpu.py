@@ -521,9 +521,7 @@ class _Jobs:
         except CorruptStreamError as error:
             if error.tile is None:
                 raise
-            number = self._items[error.tile][1]
-            cause = str(error).partition(": ")[2]
-            raise CorruptStreamError(f"tile {number} is damaged: {cause}", number) from error
+            raise error.for_tile(self._items[error.tile][1]) from error
 
 
 class _Entropy:

@@ -51,4 +51,4 @@ def check_error(error: int, tile: int, text: str) -> None:
     if error in _PARAMETER_ERRORS:
         check_status(_PARAMETER_ERRORS[error], f"tile {tile}: ")
     if error:
-        raise CorruptStreamError(f"corrupt payload of tile {tile}: {text}", tile)
+        raise CorruptStreamError(f"corrupt payload of tile {tile}: {text}", tile, text)

@@ -456,7 +456,7 @@ def draw(
 
 def _threads(name: str) -> int:
     """A kernel's threads, from where they stand."""
-    return int(re.search(rf"{name} = (\d+);", Path(_cuda.SOURCE).with_name("cuda.h").read_text("utf-8"))[1])
+    return int(re.search(rf"{name} = (\d+);", Path(_cuda.SOURCE).with_name("layout.h").read_text("utf-8"))[1])
 
 
 def _match(one: Any, other: Any, what: str) -> None:

@@ -33,16 +33,13 @@ AVX512_FLAGS = (
     "-Wno-uninitialized -Wno-maybe-uninitialized"  # g++ 12 warns inside its own intrinsics
 )
 # The coder's sources, each with the flags of its instruction set.
-RANS_SOURCES = {"rans/cpu.cpp": "", "rans/cpu_encoder.cpp": "", "rans/cpu_decoder.cpp": "", "rans/cpu_scalar.cpp": ""}
-RANS_SOURCES_X86 = {
-    "rans/cpu_avx2.cpp": AVX2_FLAGS,
-    "rans/cpu_avx512.cpp": AVX512_FLAGS,
-}
+RANS_SOURCES = dict.fromkeys((f"rans/cpu/{name}.cpp" for name in ("library", "encoder", "decoder", "scalar")), "")
+RANS_SOURCES_X86 = {"rans/cpu/avx2.cpp": AVX2_FLAGS, "rans/cpu/avx512.cpp": AVX512_FLAGS}
 # CompressAI's coder has a library of its own.
-RANS64_SOURCES = ("rans64/rans64.cpp", "rans64/lists.cpp", "rans64/latents.cpp")
+RANS64_SOURCES = ("rans64/rans64.cpp", "rans64/latents.cpp")
 
-CUDA_SOURCE = "rans/cuda.cu"
-CUDA_HOST_SOURCE = "rans/cuda_host.cpp"
+CUDA_SOURCE = "rans/cuda/kernels.cu"
+CUDA_HOST_SOURCES = tuple(f"rans/cuda/{name}.cpp" for name in ("driver", "device_tables", "plan", "api"))
 NVCC_OLDEST = (12, 8)  # the first that knows sm_100 and sm_120
 # One machine code serves its whole generation: sm_80 also 8.6 and 8.9, sm_100 also 10.3, sm_120 also 12.1.
 CUDA_TARGETS = (80, 90, 100, 120)
@@ -201,7 +198,7 @@ def build() -> Path:
     lines = _cxx_rules("-O3", "-shared -Wl,-z,defs")
     lines += _linked({KERNELS / source: isa for source, isa in rans_sources().items()}, BUILD, library_path())
     lines += _linked({KERNELS / source: "" for source in RANS64_SOURCES}, BUILD, rans64_library_path())
-    lines += _linked({KERNELS / CUDA_HOST_SOURCE: ""}, BUILD, cuda_library_path(), "-ldl")
+    lines += _linked({KERNELS / source: "" for source in CUDA_HOST_SOURCES}, BUILD, cuda_library_path(), "-ldl")
     if command := image_compiler():
         lines += _image(command, KERNELS / CUDA_SOURCE, cuda_image_path())
     else:
@@ -213,7 +210,7 @@ def build() -> Path:
 def build_program(name: str, sources: dict[Path, str], flags: str) -> Path:
     """Builds a test's program from these sources, with the kernels' headers at hand, and returns its path."""
     folder = BUILD.parent / name
-    lines = _cxx_rules(f"{flags} -I{_escape(KERNELS / 'rans')}", flags)
+    lines = _cxx_rules(f"{flags} -I{_escape(KERNELS)}", flags)
     _run(folder, [*lines, *_linked(sources, folder, folder / name)])
     return folder / name
 

@@ -5,7 +5,7 @@
 #include <array>
 #include <memory>
 
-#include "cuda.h"
+#include "rans/cuda/layout.h"
 
 namespace gpu = fastcodec::rans::cuda;
 
@@ -14,8 +14,8 @@ const char* fastcodec_rans_cuda_message();
 int fastcodec_rans_cuda_open(const char*, void**);
 int fastcodec_rans_cuda_load(void*, const void*);
 void fastcodec_rans_cuda_close(void*);
-int fastcodec_rans_cuda_tables(uint32_t, int, const int16_t*, const uint16_t*, const uint16_t*, size_t, gpu::TableSet*,
-                               uint8_t*);
+int fastcodec_rans_cuda_tables(uint32_t, int, const int16_t*, const uint16_t*, const uint16_t*, size_t,
+                               gpu::DeviceTables*, uint8_t*);
 int fastcodec_rans_cuda_plan_decode(uint32_t, const uint8_t* const*, const size_t*, int, uint32_t*, uint32_t*, void**);
 int fastcodec_rans_cuda_plan_encode(uint32_t, const uint32_t*, const uint64_t*, const uint64_t*, const uint32_t*,
                                     const uint32_t*, void**);
@@ -32,7 +32,7 @@ int fastcodec_rans_cuda_examine(void*, void*, const gpu::ExamineArguments*, uint
 int fastcodec_rans_cuda_encode(void*, void*, gpu::EncodeArguments*);
 int fastcodec_rans_cuda_arrange(void*, void*, const gpu::PackArguments*);
 int fastcodec_rans_cuda_gather(void*, void*, const gpu::PackArguments*);
-void fastcodec_rans_cuda_mixture_tables(gpu::TableSet*, uint8_t*);
+void fastcodec_rans_cuda_mixture_tables(gpu::DeviceTables*, uint8_t*);
 void cuda_shim_schedule(int, uint64_t);
 }
 
@@ -65,15 +65,15 @@ class Buffer {
     T* data_;
 };
 
-struct DeviceTables {
-    gpu::TableSet layout;
+struct UploadedTables {
+    gpu::DeviceTables layout;
     std::unique_ptr<Buffer<uint8_t>> blob;
 };
 
 // write(layout, blob) fills in the layout, and the blob unless that is null.
 template <typename Write>
-DeviceTables upload_by(const Write& write) {
-    DeviceTables out;
+UploadedTables upload_by(const Write& write) {
+    UploadedTables out;
     write(&out.layout, nullptr);
     out.blob = std::make_unique<Buffer<uint8_t>>(out.layout.end);
     write(&out.layout, out.blob->get());
@@ -81,8 +81,8 @@ DeviceTables upload_by(const Write& write) {
     return out;
 }
 
-inline DeviceTables upload(const TableSet& set) {
-    return upload_by([&](gpu::TableSet* layout, uint8_t* blob) {
+inline UploadedTables upload(const TableSet& set) {
+    return upload_by([&](gpu::DeviceTables* layout, uint8_t* blob) {
         check(
             fastcodec_rans_cuda_tables(static_cast<uint32_t>(set.sizes.size()), set.skip, set.firsts.data(),
                                        set.sizes.data(), set.frequencies.data(), set.frequencies.size(), layout, blob),

@@ -18,10 +18,10 @@ using Tile = std::vector<MixedPass>;
 
 struct Gpu {
     void* module = nullptr;
-    DeviceTables indexed{};
-    DeviceTables mixtures = upload_by(fastcodec_rans_cuda_mixture_tables);
+    UploadedTables indexed{};
+    UploadedTables mixtures = upload_by(fastcodec_rans_cuda_mixture_tables);
 
-    const gpu::TableSet& tables(uint32_t components) const { return (components == 0 ? indexed : mixtures).layout; }
+    const gpu::DeviceTables& tables(uint32_t components) const { return (components == 0 ? indexed : mixtures).layout; }
 };
 
 // One pass of all tiles in device memory.
@@ -119,11 +119,11 @@ std::vector<std::vector<uint8_t>> encode_by_gpu(Gpu& device, const std::vector<T
         a.components = on_device.components;
         check(fastcodec_rans_cuda_encode(device.module, nullptr, &a), "encode");
     }
-    const Buffer<gpu::StreamPlace> places(plan.stream_count());
-    gpu::PackArguments pack{plan.streams(), plan.states(), scratch.get(), plan.rest<gpu::TilePlace>(),
-                            places.get(),   nullptr,       count,         plan.stream_count()};
+    const Buffer<gpu::StreamOffsets> offsets(plan.stream_count());
+    gpu::PackArguments pack{plan.streams(), plan.states(), scratch.get(), plan.rest<gpu::TilePayload>(),
+                            offsets.get(),  nullptr,       count,         plan.stream_count()};
     check(fastcodec_rans_cuda_arrange(device.module, nullptr, &pack), "arrange");
-    const gpu::TilePlace& last = pack.tiles[count - 1];
+    const gpu::TilePayload& last = pack.tiles[count - 1];
     const Buffer<uint8_t> out(last.offset + last.size);
     pack.out = out.get();
     check(fastcodec_rans_cuda_gather(device.module, nullptr, &pack), "gather");

@@ -19,9 +19,9 @@ using Tile = std::vector<PassData>;
 
 struct Gpu {
     void* module = nullptr;
-    std::vector<std::pair<const TableSet*, DeviceTables>> tables;
+    std::vector<std::pair<const TableSet*, UploadedTables>> tables;
 
-    const DeviceTables& device_tables(const TableSet* set) {
+    const UploadedTables& device_tables(const TableSet* set) {
         for (const auto& [known, uploaded] : tables) {
             if (known == set) {
                 return uploaded;
@@ -122,17 +122,17 @@ std::vector<std::vector<uint8_t>> encode_by_gpu(Gpu& device, const std::vector<T
         a.warp_count = plan.warp_count();
         check(fastcodec_rans_cuda_encode(device.module, nullptr, &a), "encode");
     }
-    const Buffer<gpu::StreamPlace> places(plan.stream_count());
+    const Buffer<gpu::StreamOffsets> offsets(plan.stream_count());
     gpu::PackArguments pack{};
     pack.streams = plan.streams();
     pack.states = plan.states();
     pack.scratch = scratch.get();
-    pack.tiles = plan.rest<gpu::TilePlace>();
-    pack.places = places.get();
+    pack.tiles = plan.rest<gpu::TilePayload>();
+    pack.offsets = offsets.get();
     pack.tile_count = count;
     pack.stream_count = plan.stream_count();
     check(fastcodec_rans_cuda_arrange(device.module, nullptr, &pack), "arrange");
-    const gpu::TilePlace& last = pack.tiles[count - 1];
+    const gpu::TilePayload& last = pack.tiles[count - 1];
     const Buffer<uint8_t> out(last.offset + last.size);
     pack.out = out.get();
     check(fastcodec_rans_cuda_gather(device.module, nullptr, &pack), "gather");

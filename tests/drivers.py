@@ -41,7 +41,8 @@ def build_driver(name: str, sources: dict[Path, str] | None = None) -> Path:
 def build_simulated(name: str, kind: str) -> Path:
     """tests/NAME.cpp with the CPU coder and the CUDA one in the host shim, built in one of the ways of SIMULATED."""
     flags, kernel_flags = SIMULATED[kind]
-    sources = {**_coder(), KERNELS / build.CUDA_HOST_SOURCE: "", ROOT / "tests" / f"{name}.cpp": "", **SIMULATION}
+    host = {KERNELS / source: "" for source in build.CUDA_HOST_SOURCES}
+    sources = {**_coder(), **host, ROOT / "tests" / f"{name}.cpp": "", **SIMULATION}
     sources[SHIM / "rans_kernels.cpp"] += f" {kernel_flags}"
     return build_program(f"{name}_{kind}", sources, f"{flags} -rdynamic")
 

@@ -10,7 +10,7 @@
 #include <memory>
 #include <vector>
 
-#include "../kernels/rans64/rans64.h"
+#include "rans64/rans64.h"
 
 using namespace fastcodec::rans64;
 

@@ -2,7 +2,7 @@
 // fuzz_mixture.cpp and cuda_mixture.cpp.
 #pragma once
 
-#include "host.h"
+#include "rans/status.h"
 #include "rans_cases.h"
 
 extern "C" {

@@ -10,11 +10,11 @@
 #include <utility>
 #include <vector>
 
-#include "rans.h"
+#include "rans/rans.h"
 
 using fastcodec::rans::kProbabilityTotal;
 
-// The library's plain C interface; see kernels/rans/cpu.cpp, cpu_encoder.cpp and cpu_decoder.cpp.
+// The library's plain C interface; see kernels/rans/cpu/.
 struct Pass {
     const void* symbols;
     uint64_t positions;

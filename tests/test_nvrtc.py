@@ -8,7 +8,7 @@ import pytest
 from fastcodec.errors import FastcodecError
 from fastcodec.kernels import nvrtc
 
-SOURCE = Path(nvrtc.__file__).parent / "rans" / "cuda.cu"
+SOURCE = Path(nvrtc.__file__).parent / "rans" / "cuda" / "kernels.cu"
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_missing_library_is_a_typed_error(monkeypatch, tmp_path):
 
 def test_headers_are_found():
     headers = nvrtc.quoted_headers(SOURCE)
-    assert {"cuda.h", "rans.h", "../intrinsics.cuh"} <= headers.keys()
+    assert {"layout.h", "rans.h", "../../intrinsics.cuh"} <= headers.keys()
     assert all(path.is_file() for path in headers.values())
 
 

@@ -166,7 +166,7 @@ def test_tables_and_passes_are_pickled_and_decoders_are_not():
         assert other.tables == tables
         assert rans.encode([[other]]) == [payload]
     decoder = rans.Decoder([payload])
-    compatible = rans64.Tables.from_matrix(
+    compatible = rans64.CdfTables.from_matrix(
         *(torch.tensor(values, dtype=torch.int32) for values in ([[0, 1 << 15, 1 << 16]], [3], [0]))
     )
     for thing in (decoder, compatible):

@@ -599,7 +599,7 @@ def test_errors_have_the_libraries_numbers():
         return "kStatus" + status.name.title().replace("_", "")
 
     assert list(_status.Status) == list(range(len(_status.Status)))
-    assert members("host.h", "Status") == [camel(status) for status in _status.Status]
+    assert members("status.h", "Status") == [camel(status) for status in _status.Status]
     errors = members("rans.h", "Error")
     assert {
         errors.index("kIndexRange"): _status.Status.INDEX_RANGE,

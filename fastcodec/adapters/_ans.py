@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import threading
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..kernels import forks, rans64
-from ..kernels.rans64.lists import to_tensor
 
 _Cdfs = Sequence[Sequence[int]]
 
@@ -49,7 +49,7 @@ class BufferedRansEncoder:
     """One stream of several calls."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[Tensor, Tensor, rans64.Tables]] = []
+        self._parts: list[tuple[Tensor, Tensor, rans64.CdfTables]] = []
 
     def encode_with_indexes(
         self,
@@ -76,7 +76,7 @@ class RansDecoder:
     """Whole streams by `decode_with_indexes`, or one stream part by part: `set_stream`, then `decode_stream`."""
 
     def __init__(self) -> None:
-        self._decoder: rans64.Decoder | None = None
+        self._decoder: rans64.StreamDecoder | None = None
 
     def decode_with_indexes(
         self, encoded: bytes, indexes: Sequence[int], cdfs: _Cdfs, cdfs_sizes: Sequence[int], offsets: Sequence[int], /
@@ -87,15 +87,15 @@ class RansDecoder:
             TypeError, ValueError: as there.
             CorruptStreamError: the stream is none, or not one of so many symbols with these tables.
         """
-        decoder = rans64.Decoder(_bytes(encoded))
-        symbols = decoder.decode(to_tensor(indexes), _tables(cdfs, cdfs_sizes, offsets))
+        decoder = rans64.StreamDecoder(_bytes(encoded))
+        symbols = decoder.decode(_integers(indexes), _tables(cdfs, cdfs_sizes, offsets))
         decoder.finish()
         return symbols.numpy().tolist()
 
     def set_stream(self, encoded: bytes, /) -> None:
         """Begins a stream. Raises CorruptStreamError if it is none."""
         self._decoder = None
-        self._decoder = rans64.Decoder(_bytes(encoded))
+        self._decoder = rans64.StreamDecoder(_bytes(encoded))
 
     def decode_stream(
         self, indexes: Sequence[int], cdfs: _Cdfs, cdfs_sizes: Sequence[int], offsets: Sequence[int], /
@@ -103,7 +103,7 @@ class RansDecoder:
         """The next symbols. Arguments and errors as `decode_with_indexes`, but that the stream may go on."""
         if self._decoder is None:
             raise ValueError("there is no stream: call set_stream first")
-        return self._decoder.decode(to_tensor(indexes), _tables(cdfs, cdfs_sizes, offsets)).numpy().tolist()
+        return self._decoder.decode(_integers(indexes), _tables(cdfs, cdfs_sizes, offsets)).numpy().tolist()
 
 
 def pmf_to_quantized_cdf(pmf: Sequence[float], precision: int, /) -> list[int]:
@@ -113,6 +113,21 @@ def pmf_to_quantized_cdf(pmf: Sequence[float], precision: int, /) -> list[int]:
         ValueError: no probabilities or more than 2^precision, or some that are not finite, negative or all 0.
     """
     return rans64.quantise_pmf(np.array(pmf, dtype=np.float32), operator.index(precision)).tolist()
+
+
+def _integers(values: Sequence[int]) -> Tensor:
+    """A sequence of integers as a tensor int32 [n] on the CPU.
+
+    Raises:
+        TypeError: not a sequence, or an element is no integer.
+        ValueError: an element is outside int32.
+    """
+    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+        raise TypeError(f"a list of integers is needed, not {type(values).__name__}")
+    try:
+        return torch.from_numpy(np.array(array("i", values), dtype=np.int32))
+    except OverflowError as error:
+        raise ValueError("an integer does not fit 32 bits") from error
 
 
 def _bytes(encoded: bytes) -> bytes:
@@ -127,8 +142,8 @@ def _part(
     cdfs: _Cdfs,
     cdfs_sizes: Sequence[int],
     offsets: Sequence[int],
-) -> tuple[Tensor, Tensor, rans64.Tables]:
-    return to_tensor(symbols), to_tensor(indexes), _tables(cdfs, cdfs_sizes, offsets)
+) -> tuple[Tensor, Tensor, rans64.CdfTables]:
+    return _integers(symbols), _integers(indexes), _tables(cdfs, cdfs_sizes, offsets)
 
 
 # An autoregressive model passes its tables, some 200,000 integers, with every call: one for each position. So the last
@@ -136,27 +151,27 @@ def _part(
 # That takes 0.1 ms where the elements are the same objects.
 _KEPT = 4
 _KEPT_INTEGERS = 1 << 20
-_kept: list[tuple[list[list[int]], list[int], list[int], rans64.Tables]] = []
+_kept: list[tuple[list[list[int]], list[int], list[int], rans64.CdfTables]] = []
 _kept_lock = threading.Lock()
 forks.hold(_kept_lock)
 
 
-def _tables(cdfs: _Cdfs, sizes: Sequence[int], offsets: Sequence[int]) -> rans64.Tables:
+def _tables(cdfs: _Cdfs, sizes: Sequence[int], offsets: Sequence[int]) -> rans64.CdfTables:
     plain = all(type(item) is list for item in (cdfs, sizes, offsets, *cdfs))
     if plain:
         for entry in _kept:
             if entry[1] == sizes and entry[2] == offsets and entry[0] == cdfs:
                 return entry[3]
     begins = np.cumsum([0, *map(len, cdfs)])
-    lengths, firsts = to_tensor(sizes), to_tensor(offsets)
+    lengths, firsts = _integers(sizes), _integers(offsets)
     if not len(lengths) == len(firsts) == len(cdfs):
         raise ValueError(f"{len(cdfs)} CDFs, {len(lengths)} sizes and {len(firsts)} offsets: they must be as many")
-    rows = [to_tensor(row) for row in cdfs]
+    rows = [_integers(row) for row in cdfs]
     for i, row in enumerate(rows):
         if not 2 <= lengths[i] <= len(row):
             raise ValueError(f"CDF {i} has {len(row)} integers, not {int(lengths[i])}")
     flat = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int32, device="cpu")
-    made = rans64.Tables(flat, torch.from_numpy(begins[:-1]), lengths, firsts)
+    made = rans64.CdfTables(flat, torch.from_numpy(begins[:-1]), lengths, firsts)
     if plain and flat.numel() <= _KEPT_INTEGERS:
         entry = ([row.copy() for row in cdfs], sizes.copy(), offsets.copy(), made)
         with _kept_lock:

@@ -503,7 +503,7 @@ class _ModelTables:
 
     def __init__(self, buffers: tuple[Tensor, Tensor, Tensor]) -> None:
         self._copies = tuple(buffer.clone() for buffer in buffers)
-        self.compatible = rans64.Tables.from_matrix(*self._on_cpu())
+        self.compatible = rans64.CdfTables.from_matrix(*self._on_cpu())
 
     def _on_cpu(self) -> tuple[Tensor, ...]:
         return tuple(buffer.to("cpu", torch.int32) for buffer in self._copies)

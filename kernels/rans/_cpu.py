@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from .tables import TableSet
 
 LIBRARY = Path(__file__).parent / f"_rans_cpu.{sysconfig.get_platform()}.so"
-ISAS = ("scalar", "avx2", "avx512")  # in the order of cpu_host.h's enum Isa
+ISAS = ("scalar", "avx2", "avx512")  # in the order of cpu/library.h's enum Isa
 PRESETS = ("size", "latency")  # in the order of rans.h's enum Preset
 
 
-class _Pass(ctypes.Structure):  # of cpu_encoder.cpp
+class _Pass(ctypes.Structure):  # of cpu/encoder.cpp
     _fields_ = [
         ("symbols", c_void_p),
         ("positions", c_uint64),

@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 LIBRARY = Path(__file__).parent / f"_rans_cuda.{sysconfig.get_platform()}.so"
 IMAGE = Path(__file__).parent / "_rans_cuda.fatbin"
-SOURCE = Path(__file__).parent / "cuda.cu"
+SOURCE = Path(__file__).parent / "cuda" / "kernels.cu"
 DRIVER = "libcuda.so.1"
 
-# cuda.h's enum Fault: bit i for what the CPU coder tells by the i-th of these.
+# layout.h's enum Fault: bit i for what the CPU coder tells by the i-th of these.
 _FAULTS = (Status.INDEX_RANGE, Status.WEIGHTS, Status.SYMBOL_RANGE, Status.SYMBOL_SKIPPED)
 
 AnyPass = Pass | MixturePass
 
-LATENT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # in the order of cuda.h's enum LatentType
+LATENT_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}  # in the order of layout.h's enum LatentType
 
 
-# --- structures of cuda.h ---------------------------------------------------------------------------------------------
+# --- structures of cuda/layout.h --
 
 
 class _TableSet(ctypes.Structure):

@@ -6,7 +6,7 @@ from ..errors import CorruptStreamError, FastcodecError, SymbolRangeError
 
 
 class Status(IntEnum):
-    """host.h's enum Status: what a function returned."""
+    """status.h's enum Status: what a function returned."""
 
     OK = 0
     NO_MEMORY = 1

@@ -155,8 +155,8 @@ FASTCODEC_INLINE uint32_t walk(const uint16_t* cumulative, uint32_t position, ui
 
 // The entry of a slot of table `index`.
 FASTCODEC_INLINE Found lookup(const Tables& t, uint32_t index, uint32_t slot) {
-    const uint32_t place = (index << t.bucket_bits) + (slot >> (kProbabilityBits - t.bucket_bits));
-    const Bucket bucket = t.buckets[place];
+    const uint32_t number = (index << t.bucket_bits) + (slot >> (kProbabilityBits - t.bucket_bits));
+    const Bucket bucket = t.buckets[number];
     if (slot - bucket.start < static_cast<uint32_t>(bucket.end - bucket.start)) {
         // Which of the two it is cannot be predicted: chosen by a mask, of which no compiler makes a branch.
         const uint32_t second = 0u - static_cast<uint32_t>(slot >= bucket.middle);
@@ -164,7 +164,7 @@ FASTCODEC_INLINE Found lookup(const Tables& t, uint32_t index, uint32_t slot) {
         const uint32_t end = bucket.middle + (static_cast<uint32_t>(bucket.end - bucket.middle) & second);
         return {start, end - start, static_cast<uint32_t>(bucket.symbol) - second, end == kProbabilityTotal};
     }
-    const uint32_t position = walk(t.cumulative, t.positions[place], slot);
+    const uint32_t position = walk(t.cumulative, t.positions[number], slot);
     const Table table = t.tables[index];
     const uint32_t start = t.cumulative[position];
     const uint32_t end = t.cumulative[position + 1];

@@ -19,10 +19,10 @@ from torch import Tensor
 from . import _library
 from ._library import Segment, Stream
 
-__all__ = ["Decoder", "Tables", "decode", "encode", "quantise_pmf"]
+__all__ = ["CdfTables", "StreamDecoder", "decode", "encode", "quantise_pmf"]
 
 
-class Tables:
+class CdfTables:
     """CDFs of 16 bits and the symbols of their first entries. Immutable.
 
     Table i codes the symbols offsets[i] .. offsets[i] + lengths[i] - 3; its last interval is that of all others.
@@ -53,24 +53,24 @@ class Tables:
             raise ValueError("a CDF is longer than its row")
         self.count = count
         self._free = _library.library().fastcodec_rans64_tables_free
-        where = c_uint64()
+        position = c_uint64()
         status = _library.library().fastcodec_rans64_tables_new(
             count,
             cdfs.data_ptr(),
             begins.data_ptr(),
             lengths.data_ptr(),
             offsets.data_ptr(),
-            byref(where),
+            byref(position),
             byref(self._handle),
         )
         if status == _library.BAD_TABLE:
             raise ValueError(
-                f"CDF {where.value} does not rise strictly from 0 to at most 2^16, or its symbols leave 32 bits"
+                f"CDF {position.value} does not rise strictly from 0 to at most 2^16, or its symbols leave 32 bits"
             )
         _library.check(status)
 
     @classmethod
-    def from_matrix(cls, cdf: Tensor, lengths: Tensor, offsets: Tensor) -> Tables:
+    def from_matrix(cls, cdf: Tensor, lengths: Tensor, offsets: Tensor) -> CdfTables:
         """From CompressAI's buffers: cdf int32 [n, longest], padded; lengths, offsets int32 [n]. On any device.
 
         Raises:
@@ -99,7 +99,7 @@ class Tables:
         )
 
     def __reduce__(self) -> NoReturn:  # a copy would free the library's tables a second time
-        raise TypeError("Tables can be neither pickled nor copied: make others of the CDFs")
+        raise TypeError("CdfTables can be neither pickled nor copied: make others of the CDFs")
 
     def __del__(self) -> None:
         if self._handle:
@@ -111,7 +111,7 @@ def _check_tensor(tensor: Tensor, dtype: torch.dtype, what: str) -> None:
         raise ValueError(f"{what} must be {dtype}, contiguous, on the CPU")
 
 
-def _fill(segment: Segment, symbols: Tensor, indexes: Tensor, tables: Tables) -> None:
+def _fill(segment: Segment, symbols: Tensor, indexes: Tensor, tables: CdfTables) -> None:
     _check_tensor(symbols, torch.int32, "symbols")
     _check_tensor(indexes, torch.int32, "indexes")
     if symbols.numel() != indexes.numel():
@@ -127,14 +127,14 @@ def _threads(threads: int | None) -> int:
     return count
 
 
-def check(symbols: Tensor, indexes: Tensor, tables: Tables) -> None:
+def check(symbols: Tensor, indexes: Tensor, tables: CdfTables) -> None:
     """Raises what `encode` would say of one part of a stream."""
-    segment, where = Segment(), c_uint64()
+    segment, position = Segment(), c_uint64()
     _fill(segment, symbols, indexes, tables)
-    _library.check(_library.library().fastcodec_rans64_check(byref(segment), byref(where)), symbol=where.value)
+    _library.check(_library.library().fastcodec_rans64_check(byref(segment), byref(position)), symbol=position.value)
 
 
-def encode(streams: Sequence[Sequence[tuple[Tensor, Tensor, Tables]]], *, threads: int | None = None) -> list[bytes]:
+def encode(streams: Sequence[Sequence[tuple[Tensor, Tensor, CdfTables]]], *, threads: int | None = None) -> list[bytes]:
     """Encodes streams, each of one or more parts in decoding order: symbols, their tables' indexes, the tables.
 
     Symbols and indexes are int32 of one size, contiguous, on the CPU. The bytes do not depend on `threads` (PyTorch's
@@ -150,11 +150,11 @@ def encode(streams: Sequence[Sequence[tuple[Tensor, Tensor, Tables]]], *, thread
     for segment, part in zip(segments, parts, strict=True):
         _fill(segment, *part)
     begins = np.cumsum([0, *map(len, streams)], dtype=np.uint64)
-    where, encoded = (c_uint64 * 2)(), c_void_p()
+    position, encoded = (c_uint64 * 2)(), c_void_p()
     status = lib.fastcodec_rans64_encode(
-        len(streams), begins.ctypes.data, segments, _threads(threads), where, byref(encoded)
+        len(streams), begins.ctypes.data, segments, _threads(threads), position, byref(encoded)
     )
-    _library.check(status, *where)
+    _library.check(status, *position)
     try:
         size, out = c_uint64(), []
         for i in range(len(streams)):
@@ -168,7 +168,7 @@ def encode(streams: Sequence[Sequence[tuple[Tensor, Tensor, Tables]]], *, thread
 def decode(
     streams: Sequence[bytes],
     indexes: Sequence[Tensor],
-    tables: Tables,
+    tables: CdfTables,
     *,
     out: Sequence[Tensor] | None = None,
     threads: int | None = None,
@@ -197,7 +197,7 @@ def decode(
 
 
 def _decode(
-    decoders: ctypes.Array, indexes: Sequence[Tensor], tables: Tables, out: Sequence[Tensor] | None, threads: int
+    decoders: ctypes.Array, indexes: Sequence[Tensor], tables: CdfTables, out: Sequence[Tensor] | None, threads: int
 ) -> list[Tensor]:
     if out is None:
         out = [torch.empty(index.shape, dtype=torch.int32, device="cpu") for index in indexes]
@@ -207,13 +207,13 @@ def _decode(
     segments = (Segment * len(indexes))()
     for segment, symbol, index in zip(segments, symbols, indexes, strict=True):
         _fill(segment, symbol, index, tables)
-    where = (c_uint64 * 2)()
-    status = _library.library().fastcodec_rans64_decode(len(decoders), decoders, segments, threads, where)
-    _library.check(status, *where)
+    position = (c_uint64 * 2)()
+    status = _library.library().fastcodec_rans64_decode(len(decoders), decoders, segments, threads, position)
+    _library.check(status, *position)
     return symbols
 
 
-class Decoder:
+class StreamDecoder:
     """One stream, decoded part by part.
 
     Raises:
@@ -225,7 +225,7 @@ class Decoder:
         self._streams = (Stream * 1)()
         _library.check(_library.library().fastcodec_rans64_start(self._streams, stream, len(stream)))
 
-    def decode(self, indexes: Tensor, tables: Tables) -> Tensor:
+    def decode(self, indexes: Tensor, tables: CdfTables) -> Tensor:
         """The next symbols, int32, of the shape of indexes (int32, contiguous, on the CPU).
 
         Raises:

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import CorruptStreamError, FastcodecError, SymbolRangeError
+from ..libraries import load_library
 
 LIBRARY = Path(__file__).parent / f"_rans64.{sysconfig.get_platform()}.so"
 
@@ -25,7 +26,8 @@ LIBRARY = Path(__file__).parent / f"_rans64.{sysconfig.get_platform()}.so"
     _BAD_ESCAPE,
     _NOT_AT_END,
     _FAILED_BEFORE,
-) = range(11)
+    _INTERNAL,
+) = range(12)
 
 _CORRUPT = {
     _NO_START: "it does not begin as a stream does",
@@ -49,53 +51,28 @@ class Segment(ctypes.Structure):
     _fields_ = [("symbols", c_void_p), ("indexes", c_void_p), ("count", c_uint64), ("tables", c_void_p)]
 
 
-def _declare(lib: ctypes.CDLL, signatures: dict[str, tuple]) -> ctypes.CDLL:
-    for name, (result, *arguments) in signatures.items():
-        function = getattr(lib, f"fastcodec_rans64_{name}")
-        function.restype = result
-        function.argtypes = arguments
-    return lib
-
-
-def _path() -> str:
-    if not LIBRARY.exists():
-        raise ImportError(f"the coder's library {LIBRARY.name} is not built: run `python kernels/build.py`")
-    return str(LIBRARY)
-
-
 @cache
 def library() -> ctypes.CDLL:
     """The coder. It lets go of Python's lock during a call."""
-    places = POINTER(c_uint64)
-    return _declare(
-        ctypes.CDLL(_path()),
+    numbers = POINTER(c_uint64)
+    return load_library(
+        LIBRARY,
+        "fastcodec_rans64_",
         {
-            "constants": (None, places),
-            "tables_new": (c_int, c_uint64, c_void_p, c_void_p, c_void_p, c_void_p, places, POINTER(c_void_p)),
-            "tables_free": (None, c_void_p),
-            "tables_are": (c_int, c_void_p, c_uint64, c_void_p, c_uint64, c_void_p, c_void_p),
-            "check": (c_int, POINTER(Segment), places),
-            "encode": (c_int, c_uint64, c_void_p, POINTER(Segment), c_uint32, places, POINTER(c_void_p)),
-            "encoded_stream": (c_void_p, c_void_p, c_uint64, places),
-            "encoded_free": (None, c_void_p),
-            "start": (c_int, POINTER(Stream), c_char_p, c_uint64),
-            "decode": (c_int, c_uint64, POINTER(Stream), POINTER(Segment), c_uint32, places),
-            "finish": (c_int, POINTER(Stream)),
-            "quantise_pmf": (c_int, c_uint64, c_void_p, c_int, c_void_p),
-            "quantise": (c_int, c_size_t, c_void_p, c_void_p, c_void_p, c_uint32, c_void_p, c_void_p),
-            "quantise_rows": (c_int, c_size_t, c_size_t, c_void_p, c_void_p, c_size_t, c_void_p),
-        },
-    )
-
-
-@cache
-def list_library() -> ctypes.PyDLL:
-    """The functions of lists.cpp, which keep Python's lock."""
-    return _declare(
-        ctypes.PyDLL(_path()),
-        {
-            "lists_use": (None, c_void_p),
-            "lists_read": (c_size_t, ctypes.py_object, c_size_t, c_void_p),
+            "constants": (None, [numbers]),
+            "tables_new": (c_int, [c_uint64, c_void_p, c_void_p, c_void_p, c_void_p, numbers, POINTER(c_void_p)]),
+            "tables_free": (None, [c_void_p]),
+            "tables_are": (c_int, [c_void_p, c_uint64, c_void_p, c_uint64, c_void_p, c_void_p]),
+            "check": (c_int, [POINTER(Segment), numbers]),
+            "encode": (c_int, [c_uint64, c_void_p, POINTER(Segment), c_uint32, numbers, POINTER(c_void_p)]),
+            "encoded_stream": (c_void_p, [c_void_p, c_uint64, numbers]),
+            "encoded_free": (None, [c_void_p]),
+            "start": (c_int, [POINTER(Stream), c_char_p, c_uint64]),
+            "decode": (c_int, [c_uint64, POINTER(Stream), POINTER(Segment), c_uint32, numbers]),
+            "finish": (c_int, [POINTER(Stream)]),
+            "quantise_pmf": (c_int, [c_uint64, c_void_p, c_int, c_void_p]),
+            "quantise": (c_int, [c_size_t, c_void_p, c_void_p, c_void_p, c_uint32, c_void_p, c_void_p]),
+            "quantise_rows": (c_int, [c_size_t, c_size_t, c_void_p, c_void_p, c_size_t, c_void_p]),
         },
     )
 
@@ -114,12 +91,12 @@ def check(status: int, stream: int | None = None, symbol: int | None = None) -> 
         return
     if status == _NO_MEMORY:
         raise MemoryError("the entropy coder ran out of memory")
-    where = "" if stream is None else f"stream {stream}: "
+    origin = "" if stream is None else f"stream {stream}: "
     if status in _CORRUPT:
-        raise CorruptStreamError(f"{where}corrupt: {_CORRUPT[status]}", stream)
-    where += "" if symbol is None else f"symbol {symbol}: "
+        raise CorruptStreamError(f"{origin}corrupt: {_CORRUPT[status]}", stream)
+    origin += "" if symbol is None else f"symbol {symbol}: "
     if status == _INDEX_RANGE:
-        raise ValueError(f"{where}the index names no table")
+        raise ValueError(f"{origin}the index names no table")
     if status == _SYMBOL_RANGE:
-        raise SymbolRangeError(f"{where}it lies 2^30 or more outside its table")
+        raise SymbolRangeError(f"{origin}it lies 2^30 or more outside its table")
     raise FastcodecError(f"the entropy coder failed (status {status})")

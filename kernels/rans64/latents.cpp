@@ -4,7 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#define FASTCODEC_API extern "C" __attribute__((visibility("default")))
+#include "../host.h"
 
 // Plain loops that the compiler vectorises: four times as fast with AVX2, which is chosen when the library is loaded.
 #if defined(__x86_64__)

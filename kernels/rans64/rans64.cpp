@@ -3,31 +3,28 @@
 // Every function returns a Status and throws nothing. Results do not depend on the number of threads.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 #include <memory>
-#include <new>
-#include <numeric>
-#include <system_error>
-#include <thread>
 #include <utility>
 #include <vector>
 
+#include "../host.h"
 #include "rans64.h"
 
 using namespace fastcodec::rans64;
 
-#define FASTCODEC_API extern "C" __attribute__((visibility("default")))
-
 namespace {
 
-// Runs at most this many symbols on one thread: starting another takes as long as coding some thousands.
-constexpr uint64_t kSymbolsPerThread = 1 << 14;
+// How many threads are of use: starting one takes as long as coding some thousands of symbols.
+size_t useful_threads(uint32_t threads, uint64_t symbols) {
+    return static_cast<size_t>(std::min<uint64_t>(threads, (symbols >> 14) + 1));
+}
+
 // More buckets make the search shorter and their cache lines colder.
 constexpr uint32_t kMaxBucketBits = 11;
 
-struct TableSet : Tables {
+struct CdfTables : Tables {
     std::vector<Table> rows;
     std::vector<uint32_t> cdfs;
     std::vector<uint16_t> buckets;
@@ -35,35 +32,7 @@ struct TableSet : Tables {
 
 template <typename Body>
 int guarded(const Body& body) {
-    try {
-        return body();
-    } catch (const std::bad_alloc&) {
-        return kNoMemory;
-    }
-}
-
-// Calls body(0) .. body(items - 1), each once, on at most `threads` threads. body throws nothing.
-template <typename Body>
-void parallel_for(size_t items, uint32_t threads, uint64_t symbols, const Body& body) {
-    const size_t count = std::min({items, size_t{threads}, static_cast<size_t>(symbols / kSymbolsPerThread) + 1});
-    std::atomic<size_t> next{0};
-    const auto work = [&] {
-        for (size_t i; (i = next.fetch_add(1)) < items;) {
-            body(i);
-        }
-    };
-    std::vector<std::thread> helpers;
-    try {
-        while (helpers.size() + 1 < count) {
-            helpers.emplace_back(work);
-        }
-    } catch (const std::exception&) {
-        // No more threads to be had: those that run share the work.
-    }
-    work();
-    for (std::thread& helper : helpers) {
-        helper.join();
-    }
+    return fastcodec::guarded<kNoMemory, kInternal>(body);
 }
 
 uint32_t bucket_bits(uint32_t entries) {
@@ -127,8 +96,8 @@ void push_escape(uint64_t& x, WordStack& out, uint32_t raw) {
     push_bits(x, out, static_cast<uint32_t>(count));
 }
 
-// Encodes a segment, last symbol to first. On an error `where` is the symbol.
-Status encode_segment(uint64_t& state, WordStack& out, const Segment& segment, uint64_t& where) {
+// Encodes a segment, last symbol to first. On an error `position` is the symbol.
+Status encode_segment(uint64_t& state, WordStack& out, const Segment& segment, uint64_t& position) {
     const Tables tables = *segment.tables;
     constexpr uint64_t kBlock = 512;
     uint64_t x = state;
@@ -138,7 +107,7 @@ Status encode_segment(uint64_t& state, WordStack& out, const Segment& segment, u
         for (uint64_t i = end; i-- > begin;) {
             const auto index = static_cast<uint32_t>(segment.indexes[i]);
             if (index >= tables.count) {
-                where = i;
+                position = i;
                 return kIndexRange;
             }
             const Table& table = tables.tables[index];
@@ -147,7 +116,7 @@ Status encode_segment(uint64_t& state, WordStack& out, const Segment& segment, u
             if (static_cast<uint64_t>(v) >= static_cast<uint64_t>(last)) {
                 const uint64_t raw = escape_raw(v, last);
                 if (raw > kMaxRaw) {
-                    where = i;
+                    position = i;
                     return kSymbolRange;
                 }
                 push_escape(x, out, static_cast<uint32_t>(raw));
@@ -161,10 +130,10 @@ Status encode_segment(uint64_t& state, WordStack& out, const Segment& segment, u
     return kOk;
 }
 
-Status check_indexes(const Segment& segment, uint64_t& where) {
+Status check_indexes(const Segment& segment, uint64_t& position) {
     for (uint64_t i = 0; i < segment.count; ++i) {
         if (static_cast<uint32_t>(segment.indexes[i]) >= segment.tables->count) {
-            where = i;
+            position = i;
             return kIndexRange;
         }
     }
@@ -253,12 +222,12 @@ struct Encoded {
     std::vector<std::vector<uint32_t>> streams;
 };
 
-// The first stream that failed, for `where` [2], with the symbol in it.
-int first_error(const std::vector<Status>& statuses, const std::vector<uint64_t>& places, uint64_t* where) {
+// The first stream that failed, for `position` [2], with the symbol in it.
+int first_error(const std::vector<Status>& statuses, const std::vector<uint64_t>& positions, uint64_t* position) {
     for (size_t i = 0; i < statuses.size(); ++i) {
         if (statuses[i] != kOk) {
-            where[0] = i;
-            where[1] = places[i];
+            position[0] = i;
+            position[1] = positions[i];
             return statuses[i];
         }
     }
@@ -274,22 +243,22 @@ FASTCODEC_API void fastcodec_rans64_constants(uint64_t* values) {
     values[3] = kMaxRaw;
 }
 
-// Copies `count` CDFs: table i is the sizes[i] integers from cdfs[begins[i]]. On kBadTable `where` is the table.
+// Copies `count` CDFs: table i is the sizes[i] integers from cdfs[begins[i]]. On kBadTable `position` is the table.
 FASTCODEC_API int fastcodec_rans64_tables_new(uint64_t count, const int32_t* cdfs, const uint64_t* begins,
-                                              const int32_t* sizes, const int32_t* offsets, uint64_t* where,
+                                              const int32_t* sizes, const int32_t* offsets, uint64_t* position,
                                               void** tables) {
     return guarded([&]() -> int {
         size_t entries = 0;
         size_t buckets = 0;
         for (uint64_t i = 0; i < count; ++i) {
             if (!valid(cdfs + begins[i], sizes[i], offsets[i])) {
-                *where = i;
+                *position = i;
                 return kBadTable;
             }
             entries += sizes[i];
             buckets += size_t{1} << bucket_bits(sizes[i] - 1);
         }
-        auto set = std::make_unique<TableSet>();
+        auto set = std::make_unique<CdfTables>();
         set->rows.reserve(count);
         set->cdfs.reserve(entries);
         set->buckets.reserve(buckets);
@@ -317,13 +286,13 @@ FASTCODEC_API int fastcodec_rans64_tables_new(uint64_t count, const int32_t* cdf
 }
 
 FASTCODEC_API void fastcodec_rans64_tables_free(void* tables) {
-    delete static_cast<TableSet*>(static_cast<Tables*>(tables));
+    delete static_cast<CdfTables*>(static_cast<Tables*>(tables));
 }
 
 // Whether the tables are those of a matrix of `count` rows, `columns` integers apart.
 FASTCODEC_API int fastcodec_rans64_tables_are(const void* tables, uint64_t count, const int32_t* cdfs, uint64_t columns,
                                               const int32_t* sizes, const int32_t* offsets) {
-    const auto& rows = static_cast<const TableSet*>(static_cast<const Tables*>(tables))->rows;
+    const auto& rows = static_cast<const CdfTables*>(static_cast<const Tables*>(tables))->rows;
     if (rows.size() != count) {
         return 0;
     }
@@ -338,9 +307,9 @@ FASTCODEC_API int fastcodec_rans64_tables_are(const void* tables, uint64_t count
     return 1;
 }
 
-// What encoding the segment would say of it. On an error `where` is the symbol.
-FASTCODEC_API int fastcodec_rans64_check(const Segment* segment, uint64_t* where) {
-    if (const Status status = check_indexes(*segment, *where); status != kOk) {
+// What encoding the segment would say of it. On an error `position` is the symbol.
+FASTCODEC_API int fastcodec_rans64_check(const Segment* segment, uint64_t* position) {
+    if (const Status status = check_indexes(*segment, *position); status != kOk) {
         return status;
     }
     for (uint64_t i = 0; i < segment->count; ++i) {
@@ -348,7 +317,7 @@ FASTCODEC_API int fastcodec_rans64_check(const Segment* segment, uint64_t* where
         const int64_t last = int64_t{table.entries} - 1;
         const int64_t v = int64_t{segment->symbols[i]} - table.offset;
         if ((v < 0 || v >= last) && escape_raw(v, last) > kMaxRaw) {
-            *where = i;
+            *position = i;
             return kSymbolRange;
         }
     }
@@ -356,34 +325,30 @@ FASTCODEC_API int fastcodec_rans64_check(const Segment* segment, uint64_t* where
 }
 
 // Encodes `count` streams; stream s has the segments[begins[s]] .. segments[begins[s + 1] - 1], in decoding order. On
-// an error `where` [2] is the stream and the symbol in its segment.
+// an error `position` [2] is the stream and the symbol in its segment.
 FASTCODEC_API int fastcodec_rans64_encode(uint64_t count, const uint64_t* begins, const Segment* segments,
-                                          uint32_t threads, uint64_t* where, void** encoded) {
+                                          uint32_t threads, uint64_t* position, void** encoded) {
     return guarded([&]() -> int {
         auto out = std::make_unique<Encoded>();
         out->streams.resize(count);
         std::vector<Status> statuses(count, kOk);
-        std::vector<uint64_t> places(count, 0);
+        std::vector<uint64_t> positions(count, 0);
         uint64_t symbols = 0;
         for (uint64_t i = 0; i < begins[count]; ++i) {
             symbols += segments[i].count;
         }
-        parallel_for(count, threads, symbols, [&](size_t s) {
-            try {
-                WordStack words;
-                uint64_t state = kStateLow;
-                for (uint64_t i = begins[s + 1]; i-- > begins[s] && statuses[s] == kOk;) {
-                    statuses[s] = encode_segment(state, words, segments[i], places[s]);
-                }
-                words.reserve(2);
-                words.push(state >> kWordBits);
-                words.push(state);
-                out->streams[s] = std::move(words).reversed();
-            } catch (const std::bad_alloc&) {
-                statuses[s] = kNoMemory;
+        fastcodec::parallel_for(count, useful_threads(threads, symbols), [&](size_t s) {
+            WordStack words;
+            uint64_t state = kStateLow;
+            for (uint64_t i = begins[s + 1]; i-- > begins[s] && statuses[s] == kOk;) {
+                statuses[s] = encode_segment(state, words, segments[i], positions[s]);
             }
+            words.reserve(2);
+            words.push(state >> kWordBits);
+            words.push(state);
+            out->streams[s] = std::move(words).reversed();
         });
-        if (const int status = first_error(statuses, places, where); status != kOk) {
+        if (const int status = first_error(statuses, positions, position); status != kOk) {
             return status;
         }
         *encoded = out.release();
@@ -404,23 +369,24 @@ FASTCODEC_API int fastcodec_rans64_start(Stream* stream, const uint8_t* data, ui
     return start(*stream, data, size);
 }
 
-// Decodes segments[s] of each stream; nothing if an index names no table. On an error `where` [2] is the stream and,
+// Decodes segments[s] of each stream; nothing if an index names no table. On an error `position` [2] is the stream and,
 // for an index, the symbol.
 FASTCODEC_API int fastcodec_rans64_decode(uint64_t count, Stream* streams, const Segment* segments, uint32_t threads,
-                                          uint64_t* where) {
+                                          uint64_t* position) {
     return guarded([&]() -> int {
         std::vector<Status> statuses(count, kOk);
-        std::vector<uint64_t> places(count, 0);
+        std::vector<uint64_t> positions(count, 0);
         uint64_t symbols = 0;
         for (uint64_t s = 0; s < count; ++s) {
             symbols += segments[s].count;
-            statuses[s] = check_indexes(segments[s], places[s]);
+            statuses[s] = check_indexes(segments[s], positions[s]);
         }
-        if (const int status = first_error(statuses, places, where); status != kOk) {
+        if (const int status = first_error(statuses, positions, position); status != kOk) {
             return status;
         }
-        parallel_for(count, threads, symbols, [&](size_t s) { statuses[s] = decode_segment(streams[s], segments[s]); });
-        return first_error(statuses, places, where);
+        fastcodec::parallel_for(count, useful_threads(threads, symbols),
+                                [&](size_t s) { statuses[s] = decode_segment(streams[s], segments[s]); });
+        return first_error(statuses, positions, position);
     });
 }
 

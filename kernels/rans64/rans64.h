@@ -57,6 +57,7 @@ enum Status : int {
     kBadEscape = 8,      // more nibbles than a symbol has, or a symbol that is none
     kNotAtEnd = 9,       // the state or the cursor are not where the encoder began
     kFailedBefore = 10,  // an earlier call met an error
+    kInternal = 11,
 };
 
 // A table as the loops see it. The first entry whose end may lie above a slot is buckets[slot >> bucket_shift]: a few

@@ -7,7 +7,7 @@
 //
 // A registration file includes the kernel's source and names its kernels:
 //
-//     #include "kernels/rans/decode.cu"
+//     #include "kernels/rans/cuda/kernels.cu"
 //     CUDA_SHIM_KERNEL(rans_decode)
 //
 // Linked with cuda_shim.cpp, which has the scheduler and the CUDA driver API (cuLibraryGetKernel finds the registered

@@ -107,7 +107,7 @@ def system_of(state: Mapping[str, Any], name: str | None = None) -> CompressionM
 def _check_tables(part: CodedEntropyModel) -> None:
     """ValueError for tables that cannot code, or not everything: better here than at an image, or its decoder."""
     wanted = part.channels if isinstance(part, EntropyBottleneck) else part.scale_table.numel()
-    given = rans64.Tables.from_matrix(part._quantized_cdf, part._cdf_length, part._offset).count
+    given = rans64.CdfTables.from_matrix(part._quantized_cdf, part._cdf_length, part._offset).count
     coded = sum(tables.count for tables in part.table_sets())
     if not given == coded == wanted:
         raise ValueError(f"{wanted} tables are needed, not {given}, of which the coder has {coded}")

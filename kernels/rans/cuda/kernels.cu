@@ -1,6 +1,6 @@
 // The CUDA twin of the coder: the rules of rans.h and mixture.h, a warp's threads for its lanes. This file names the
-// kernels; cuda_indexed.cuh and cuda_mixture.cuh code the two kinds of passes with what cuda_warp.cuh has for both,
-// cuda_pack.cuh makes payloads. cuda.h says what lies where; docs/kernels.md derives what it costs.
+// kernels; indexed.cuh and mixtures.cuh code the two kinds of passes with what warp.cuh has for both,
+// pack.cuh makes payloads. layout.h says what lies where; docs/kernels.md derives what it costs.
 //
 // What a warp does
 // ----------------
@@ -18,9 +18,9 @@
 // Every thread of a warp takes part in every vote and shuffle, with the whole warp's mask, whether its group has work
 // or not: loops end when all groups are done.
 
-#include "cuda_indexed.cuh"
-#include "cuda_mixture.cuh"
-#include "cuda_pack.cuh"
+#include "indexed.cuh"
+#include "mixtures.cuh"
+#include "pack.cuh"
 
 using namespace fastcodec::rans::cuda;
 

@@ -4,7 +4,7 @@
 // template instantiated in one of them could be the copy that the linker keeps for all.
 #pragma once
 
-#include "mixture.h"
+#include "../mixture.h"
 
 namespace fastcodec::rans {
 
@@ -84,7 +84,7 @@ struct Kernels {
     size_t (*compact_indexes)(const uint8_t* indexes, size_t n, uint8_t* packed);
     // Packs the symbols whose index is not 0; sets `lost` when one whose index is 0 is not 0 itself.
     size_t (*compact_symbols)(const uint8_t* indexes, const int16_t* symbols, size_t n, int16_t* packed, bool& lost);
-    // The inverse: spreads packed symbols to the places whose index is not 0, and writes 0 to the others.
+    // The inverse: spreads packed symbols to where the index is not 0, and writes 0 elsewhere.
     void (*expand_symbols)(const uint8_t* indexes, size_t n, const int16_t* packed, int16_t* symbols);
 
     // Passes of mixtures, for every number of lanes. Decodes the next n elements, a stream's part of a pass; on an

@@ -1,7 +1,7 @@
 // After coding: encoded streams go from their scratch buffers to contiguous payloads; decoded ones are checked.
 #pragma once
 
-#include "cuda_warp.cuh"
+#include "warp.cuh"
 
 namespace fastcodec::rans::cuda {
 namespace {
@@ -47,7 +47,7 @@ __device__ __forceinline__ void write_varint_at(uint8_t* out, uint32_t value) {
 
 // A block for each tile: how long its sections are, and where its streams' parts of them begin.
 __device__ __forceinline__ void measure(const PackArguments& a) {
-    TilePlace& tile = a.tiles[blockIdx.x];
+    TilePayload& tile = a.tiles[blockIdx.x];
     const uint32_t head = 1 + varint_bytes(tile.streams);
     uint32_t escape_directory = 0;
     uint32_t word_directory = 0;
@@ -67,9 +67,9 @@ __device__ __forceinline__ void measure(const PackArguments& a) {
         const uint32_t escapes_at = block_sum_before(escape_count, totals[3]);
         if (here) {
             // Words' counts follow those of all escapes; their beginning is known at the end.
-            a.places[tile.first_stream + number] = {head + escape_directory + escape_count_at,
-                                                    word_directory + word_count_at, words + words_at,
-                                                    escapes + escapes_at};
+            a.offsets[tile.first_stream + number] = {head + escape_directory + escape_count_at,
+                                                     word_directory + word_count_at, words + words_at,
+                                                     escapes + escapes_at};
         }
         escape_directory += totals[0];
         word_directory += totals[1];
@@ -77,7 +77,7 @@ __device__ __forceinline__ void measure(const PackArguments& a) {
         escapes += totals[3];
     }
     for (uint32_t number = threadIdx.x; number < tile.streams; number += kPackThreads) {
-        a.places[tile.first_stream + number].word_count_at += head + escape_directory;
+        a.offsets[tile.first_stream + number].word_count_at += head + escape_directory;
     }
     if (threadIdx.x == 0) {
         tile.directory = head + escape_directory + word_directory;
@@ -108,8 +108,8 @@ __device__ __forceinline__ void arrange(const PackArguments& a) {
 // A block for each stream: its parts of the payload's sections.
 __device__ __forceinline__ void gather(const PackArguments& a) {
     const Stream stream = a.streams[blockIdx.x];
-    const StreamPlace place = a.places[blockIdx.x];
-    const TilePlace& tile = a.tiles[stream.tile];
+    const StreamOffsets offsets = a.offsets[blockIdx.x];
+    const TilePayload& tile = a.tiles[stream.tile];
     uint8_t* const payload = a.out + tile.offset;
     const uint32_t word_count = stream.words_end - stream.words;
     const uint32_t escape_count = stream.escapes_end - stream.escapes;
@@ -118,9 +118,9 @@ __device__ __forceinline__ void gather(const PackArguments& a) {
             payload[0] = static_cast<uint8_t>(tile.lanes_log2);
             write_varint_at(payload + 1, tile.streams);
         }
-        write_varint_at(payload + place.escape_count_at, escape_count);
+        write_varint_at(payload + offsets.escape_count_at, escape_count);
         if (stream.number + 1 < tile.streams) {
-            write_varint_at(payload + place.word_count_at, word_count);
+            write_varint_at(payload + offsets.word_count_at, word_count);
         }
     }
     uint32_t* const states = reinterpret_cast<uint32_t*>(payload + tile.directory);
@@ -132,10 +132,10 @@ __device__ __forceinline__ void gather(const PackArguments& a) {
         states[stream.number * lanes + i] = a.states[stream.states + i];
     }
     for (uint32_t i = threadIdx.x; i < word_count; i += blockDim.x) {
-        words[place.words_at + i] = a.scratch[stream.words + i];
+        words[offsets.words_at + i] = a.scratch[stream.words + i];
     }
     for (uint32_t i = threadIdx.x; i < escape_count; i += blockDim.x) {
-        escapes[place.escapes_at + i] = a.scratch[stream.escapes + i];
+        escapes[offsets.escapes_at + i] = a.scratch[stream.escapes + i];
     }
 }
 

@@ -3,8 +3,8 @@
 #include <bit>
 #include <memory>
 
-#include "cpu_host.h"
-#include "payload.h"
+#include "library.h"
+#include "../payload.h"
 
 using namespace fastcodec::rans;
 
@@ -18,7 +18,7 @@ struct Pass {
     uint32_t symbol_bytes;   // 2 or 4
     uint32_t components;     // of a mixture; 0: indexed
     const uint8_t* indexes;  // [positions, channels]
-    const TableSet* tables;
+    const CpuTables* tables;
     const uint16_t* weights;  // [components, positions, channels], as are means and scales
     const int16_t* means;
     const uint8_t* scales;
@@ -91,7 +91,7 @@ Rows make_rows(const Tables& tables) {
 }
 
 // The codes of n symbols of an indexed pass.
-void code_symbols(const TableSet& set, const uint8_t* indexes, const int16_t* symbols, size_t n, uint32_t* codes) {
+void code_symbols(const CpuTables& set, const uint8_t* indexes, const int16_t* symbols, size_t n, uint32_t* codes) {
     std::call_once(set.rows_made, [&] { set.rows = make_rows(set.view); });
     const Rows& rows = set.rows;
     if (rows.stride == 0) {
@@ -152,7 +152,7 @@ uint64_t add_up(size_t n, Costing costing, const Cost& cost) {
 
 int prepare_indexed(const Pass& pass, const Kernels& kernels, Costing costing, Preparation& out) {
     const size_t n = pass.elements();
-    const TableSet& set = *pass.tables;
+    const CpuTables& set = *pass.tables;
     if (n != 0 && largest(pass.indexes, n) >= set.view.count) {
         return kStatusIndexRange;
     }
@@ -236,7 +236,7 @@ constexpr size_t kCodeBlock = 1024;  // codes that are made before they are push
 static_assert(kCodeBlock % kMaxLanes == 0, "a block begins with lane 0");
 
 // Encodes n coded symbols of an indexed pass, last to first.
-void push_indexed(EncodeStream& stream, uint32_t lanes, const TableSet& set, const uint8_t* indexes,
+void push_indexed(EncodeStream& stream, uint32_t lanes, const CpuTables& set, const uint8_t* indexes,
                   const int16_t* symbols, size_t n, const Kernels& kernels) {
     uint32_t codes[kCodeBlock];
     while (n != 0) {
@@ -358,9 +358,9 @@ FASTCODEC_API int fastcodec_rans_cost(const Pass* pass, int isa, uint64_t* cost)
 }
 
 // Encodes `tiles` tiles; tile t has the passes[pass_begin[t]] .. passes[pass_begin[t + 1] - 1]. lanes and streams
-// override the preset unless 0. On an error `where` [2] holds the tile and the pass.
+// override the preset unless 0. On an error `position` [2] holds the tile and the pass.
 FASTCODEC_API int fastcodec_rans_encode(uint32_t tiles, const uint32_t* pass_begin, const Pass* passes, uint32_t preset,
-                                        uint32_t lanes, uint32_t streams, uint32_t threads, int isa, uint32_t* where,
+                                        uint32_t lanes, uint32_t streams, uint32_t threads, int isa, uint32_t* position,
                                         void** encoded) {
     return guarded([&]() -> int {
         const Kernels& kernels = kernels_of(isa);
@@ -371,7 +371,7 @@ FASTCODEC_API int fastcodec_rans_encode(uint32_t tiles, const uint32_t* pass_beg
         }
         std::vector<Preparation> prepared(count);
         const Costing costing = lanes == 0 || streams == 0 ? Costing::kEstimate : Costing::kNone;
-        parallel_for(count, threads, elements,
+        parallel_for(count, useful_threads(threads, elements),
                      [&](size_t p) { prepare_pass(passes[p], kernels, costing, prepared[p]); });
         std::vector<Shape> shapes(tiles);
         std::vector<size_t> first(tiles + 1, 0);
@@ -380,8 +380,8 @@ FASTCODEC_API int fastcodec_rans_encode(uint32_t tiles, const uint32_t* pass_beg
             uint64_t positions = 0;
             for (uint32_t p = pass_begin[t]; p < pass_begin[t + 1]; ++p) {
                 if (prepared[p].status != kStatusOk) {
-                    where[0] = t;
-                    where[1] = p - pass_begin[t];
+                    position[0] = t;
+                    position[1] = p - pass_begin[t];
                     return prepared[p].status;
                 }
                 cost += prepared[p].cost;
@@ -395,7 +395,7 @@ FASTCODEC_API int fastcodec_rans_encode(uint32_t tiles, const uint32_t* pass_beg
             std::fill(tile_of.begin() + first[t], tile_of.begin() + first[t + 1], t);
         }
         std::vector<EncodedStream> results(first[tiles]);
-        parallel_for(results.size(), threads, elements, [&](size_t i) {
+        parallel_for(results.size(), useful_threads(threads, elements), [&](size_t i) {
             const uint32_t t = tile_of[i];
             const uint32_t p = pass_begin[t];
             encode_stream(passes + p, prepared.data() + p, pass_begin[t + 1] - p, shapes[t],
@@ -405,8 +405,8 @@ FASTCODEC_API int fastcodec_rans_encode(uint32_t tiles, const uint32_t* pass_beg
         for (size_t i = results.size(); i-- > 0;) {
             if (results[i].status != kStatusOk) {
                 status = results[i].status;
-                where[0] = tile_of[i];
-                where[1] = static_cast<uint32_t>(results[i].pass);
+                position[0] = tile_of[i];
+                position[1] = static_cast<uint32_t>(results[i].pass);
             }
         }
         if (status != kStatusOk) {

@@ -3,8 +3,8 @@
 #include <cstring>
 #include <memory>
 
-#include "cpu_host.h"
-#include "payload.h"
+#include "library.h"
+#include "../payload.h"
 
 using namespace fastcodec::rans;
 
@@ -91,7 +91,7 @@ int decode_streams(Decoder& d, const DecodePass& pass, uint32_t threads, uint32_
     for (uint32_t t = 0; t < d.tiles.size(); ++t) {
         elements += pass.elements(t);
     }
-    parallel_for(d.streams.size(), threads, elements, [&](size_t i) {
+    parallel_for(d.streams.size(), useful_threads(threads, elements), [&](size_t i) {
         DecoderStream& stream = d.streams[i];
         const uint32_t t = stream.tile;
         const DecoderTile& owner = d.tiles[t];
@@ -181,7 +181,7 @@ FASTCODEC_API int fastcodec_rans_decoder_decode(void* decoder, const void* table
                                                 uint32_t* tile) {
     return guarded([&]() -> int {
         Decoder& d = *static_cast<Decoder*>(decoder);
-        const Tables& view = static_cast<const TableSet*>(tables)->view;
+        const Tables& view = static_cast<const CpuTables*>(tables)->view;
         const DecodePass pass{positions, channels, symbols};
         *error = kOk;
         for (uint32_t t = 0; t < d.tiles.size(); ++t) {

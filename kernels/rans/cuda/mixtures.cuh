@@ -5,13 +5,13 @@
 // Kernels hold 3 or 4 components in registers; fewer have weight 0.
 #pragma once
 
-#include "cuda_warp.cuh"
+#include "warp.cuh"
 
 namespace fastcodec::rans::cuda {
 namespace {
 
 // The tables, once copied to shared memory by the whole block.
-__device__ __forceinline__ MixtureTables shared_mixture_tables(const TableSet& set) {
+__device__ __forceinline__ MixtureTables shared_mixture_tables(const DeviceTables& set) {
     copy_to_shared(set.blob, kMixtureTableBytes);
     __syncthreads();
     const uint32_t* const tables = reinterpret_cast<const uint32_t*>(fastcodec_shared);

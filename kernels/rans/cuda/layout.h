@@ -1,20 +1,23 @@
-// What the CUDA twin's kernels (cuda.cu) and their host side (cuda_host.cpp) agree on: descriptors in device memory,
-// table sets as the kernels read them, and kernel arguments. Pointers are device pointers. Sizes in elements are 32
-// bits wide: a pass of one tile, and the words of a batch, stay below 2^32; the host side checks.
+// What the CUDA twin's kernels (kernels.cu) and their host side (driver.cpp, plan.cpp, api.cpp) agree on: descriptors
+// in device memory, table sets as the kernels read them, and kernel arguments. Pointers are device pointers. Sizes in
+// elements are 32 bits wide: a pass of one tile, and the words of a batch, stay below 2^32; the host side checks.
 #pragma once
 
-#include "mixture.h"
+#include "../mixture.h"
 
 namespace fastcodec::rans::cuda {
 
 constexpr uint32_t kWarpThreads = 32;
+
+// Sections of device memory begin at multiples of 16 bytes.
+FASTCODEC_INLINE size_t aligned(size_t bytes) { return (bytes + 15) & ~size_t{15}; }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Table sets
 
 // A table set on a GPU is one blob, 16-byte aligned, of sections that begin at multiples of 16 bytes:
 //
-//   places      u32 [256]     where the buckets of each table are; see below
+//   locators    u32 [256]     where the buckets of each table are; see below
 //   buckets     Slots []      tables have as many as they need, a power of two, at least 4
 //   positions   u32 []        for each bucket where in `cumulative` its first entry is, or kNoTable
 //   cumulative  u16 []
@@ -22,14 +25,14 @@ constexpr uint32_t kWarpThreads = 32;
 //   costs       u16 []        likewise
 //
 // A block that decodes copies what it reads most from the front into shared memory: all up to `tables` when that fits,
-// else places and buckets alone, which are kept small enough to fit always. A walk then reads global memory. A block
+// else locators and buckets alone, which are kept small enough to fit always. A walk then reads global memory. A block
 // that encodes copies `cumulative` and `tables`, if they fit.
 //
-// A place is the offset of a table's first bucket in the blob, a multiple of 32 bytes, with the shift that takes a slot
-// to its bucket in the five bits below. Indexes that name no table have one bucket that every slot misses: so the
+// A locator is the offset of a table's first bucket in the blob, a multiple of 32 bytes, with the shift that takes a
+// slot to its bucket in the five bits below. Indexes that name no table have one bucket that every slot misses: so the
 // check costs nothing until a walk.
-constexpr uint32_t kPlaces = 256;
-constexpr uint32_t kPlaceShiftMask = 31;
+constexpr uint32_t kLocators = 256;
+constexpr uint32_t kLocatorShiftMask = 31;
 constexpr uint32_t kMinBucketBits = 2;
 constexpr uint32_t kMaxBucketBits = 10;
 constexpr uint32_t kBucketBytes = 48 << 10;  // of a set's buckets, at most
@@ -45,7 +48,7 @@ struct alignas(8) Slots {
 
 constexpr uint32_t kNoTable = 0xffffffff;
 
-struct TableSet {
+struct DeviceTables {
     const unsigned char* blob;
     uint32_t positions;   // offsets in the blob
     uint32_t cumulative;  //
@@ -73,7 +76,7 @@ struct Stream {
     uint32_t words_end;
     uint32_t escapes;
     uint32_t escapes_end;
-    uint32_t states;  // its first state's place among all states
+    uint32_t states;  // the number of its first state among all
     uint32_t tile;
     uint32_t number;  // among the tile's streams
     uint32_t error;   // rans.h's Error; once set, it stays
@@ -133,7 +136,7 @@ struct TilePass {
 // A pass of all tiles is of one kind: `components` is 0 and the tables are those of its indexes, or it is the most that
 // a tile's mixtures have.
 struct DecodeArguments {
-    TableSet tables;
+    DeviceTables tables;
     const Warp* warps;
     Stream* streams;
     uint32_t* states;
@@ -152,7 +155,7 @@ struct ReconstructArguments {
 };
 
 struct EncodeArguments {
-    TableSet tables;
+    DeviceTables tables;
     const Warp* warps;
     Stream* streams;
     uint32_t* states;
@@ -175,7 +178,7 @@ struct Examination {
 constexpr uint32_t kExamineBlock = 1 << 14;  // elements a block examines
 
 struct ExamineArguments {
-    TableSet tables;
+    DeviceTables tables;
     const TilePass* passes;  // [tiles], one row of blocks for each
     Examination* results;    // [tiles]
     uint32_t exact;          // 1: every element's cost counts
@@ -183,7 +186,7 @@ struct ExamineArguments {
 };
 
 // Where an encoded tile goes in the output. Payloads begin where their states are aligned to four bytes.
-struct TilePlace {
+struct TilePayload {
     uint64_t offset;
     uint64_t size;
     uint32_t directory;  // bytes before the states
@@ -193,7 +196,7 @@ struct TilePlace {
     uint32_t streams;
     uint32_t lanes_log2;
 };
-struct StreamPlace {
+struct StreamOffsets {
     uint32_t escape_count_at;  // offsets of its counts in the directory
     uint32_t word_count_at;
     uint32_t words_at;  // in units of 16 bits, among the tile's
@@ -204,8 +207,8 @@ struct PackArguments {
     const Stream* streams;
     const uint32_t* states;
     const uint16_t* scratch;
-    TilePlace* tiles;
-    StreamPlace* places;
+    TilePayload* tiles;
+    StreamOffsets* offsets;
     uint8_t* out;
     uint32_t tile_count;
     uint32_t stream_count;
@@ -231,7 +234,7 @@ constexpr uint32_t kFinishThreads = 256;
 // The queue of a warp in shared memory: elements that are to be coded but were not yet enough for a step.
 struct alignas(8) Queued {
     uint32_t element;
-    uint32_t place;
+    uint32_t locator;
 };
 constexpr uint32_t kQueueBlocks = 4;                             // capacity, in steps; a power of two
 constexpr uint32_t kFillBlocks = kQueueBlocks - 1;               // what is looked through at once

@@ -9,7 +9,7 @@
 // construction.
 #pragma once
 
-#include "cpu.h"
+#include "loops.h"
 
 namespace fastcodec::rans {
 namespace {
@@ -29,11 +29,11 @@ FASTCODEC_INLINE FoundLanes<V> lookup_lanes(const Tables& t, typename V::U32 ind
     using U32 = typename V::U32;
     using Mask = typename V::Mask;
     const U32 low16 = V::set(0xffff);
-    const U32 place = V::add(V::template shift_left<kBucketBits>(index),
-                             V::template shift_right<kProbabilityBits - int{kBucketBits}>(slot));
+    const U32 number = V::add(V::template shift_left<kBucketBits>(index),
+                              V::template shift_right<kProbabilityBits - int{kBucketBits}>(slot));
     U32 low;   // start, middle
     U32 high;  // end, symbol
-    V::template gather_pairs<8>(t.buckets, place, low, high);
+    V::template gather_pairs<8>(t.buckets, number, low, high);
     U32 start = V::bit_and(low, low16);
     U32 middle = V::template shift_right<16>(low);
     U32 end = V::bit_and(high, low16);
@@ -42,7 +42,7 @@ FASTCODEC_INLINE FoundLanes<V> lookup_lanes(const Tables& t, typename V::U32 ind
         U32 base;
         U32 shape;  // first, and size above it
         V::template gather_pairs<8>(t.tables, index, base, shape);
-        U32 position = V::template gather<4>(t.positions, place);
+        U32 position = V::template gather<4>(t.positions, number);
         for (;;) {
             V::template gather_pairs<2>(t.cumulative, position, low, high);
             start = V::bit_and(low, low16);

@@ -8,7 +8,7 @@
 //  * An index that names no table is caught by its bucket.
 #pragma once
 
-#include "cuda_warp.cuh"
+#include "warp.cuh"
 
 namespace fastcodec::rans::cuda {
 namespace {
@@ -45,19 +45,19 @@ struct Decoder {
     __device__ __forceinline__ uint32_t index(uint32_t element) const {
         return element < n ? static_cast<uint32_t>(__ldg(indexes + element)) : 0u;
     }
-    __device__ __forceinline__ uint32_t place_of(uint32_t index) const {
+    __device__ __forceinline__ uint32_t locator_of(uint32_t index) const {
         return reinterpret_cast<const uint32_t*>(fastcodec_shared)[index];
     }
 
     // One step: every active lane takes its element; with kAll every lane is active. False, for all lanes of the group,
     // if the stream ends here: then nothing has changed but `error`.
     template <bool kAll>
-    __device__ __forceinline__ bool step(uint32_t place, uint32_t element, bool active) {
+    __device__ __forceinline__ bool step(uint32_t locator, uint32_t element, bool active) {
         const uint32_t slot = slot_of(state);
-        const uint32_t bucket = slot >> (place & kPlaceShiftMask);
+        const uint32_t bucket = slot >> (locator & kLocatorShiftMask);
         // A Slots, read at once whatever is needed of it: a second read would be on the way from state to state.
         const uint2 slots = *reinterpret_cast<const uint2*>(
-            fastcodec_shared + ((place & ~kPlaceShiftMask) + bucket * static_cast<uint32_t>(sizeof(Slots))));
+            fastcodec_shared + ((locator & ~kLocatorShiftMask) + bucket * static_cast<uint32_t>(sizeof(Slots))));
         const uint32_t first = slots.x >> 16;
         // Beyond the first entry; also when the slot lies before both, then `offset` stays too large for the second.
         uint32_t offset = slot - (slots.x & 0xffff);
@@ -67,7 +67,7 @@ struct Decoder {
         uint32_t symbol = (slots.y + (second ? 1u << 16 : 0)) >> 16;
         const bool miss = (kAll || active) && offset >= frequency;
         if (warp_any(miss)) {
-            unusual(place, bucket, slot, slots.x & 0xffff, kAll || active, miss, offset, frequency, symbol);
+            unusual(locator, bucket, slot, slots.x & 0xffff, kAll || active, miss, offset, frequency, symbol);
             if (kFull && error != kOk) {
                 return false;
             }
@@ -94,15 +94,16 @@ struct Decoder {
     }
 
     // What a step does when a slot misses its bucket: walks, and takes escapes once it is sure that the step succeeds.
-    __device__ __forceinline__ void unusual(uint32_t place, uint32_t bucket, uint32_t slot, uint32_t start, bool active,
-                                            bool miss, uint32_t& offset, uint32_t& frequency, uint32_t& symbol) {
+    __device__ __forceinline__ void unusual(uint32_t locator, uint32_t bucket, uint32_t slot, uint32_t start,
+                                            bool active, bool miss, uint32_t& offset, uint32_t& frequency,
+                                            uint32_t& symbol) {
         bool escape = false;
         bool known = true;
         if (miss) {
             // Positions and cumulative values lie together: in shared memory, if they fit there.
             const unsigned char* blob = a.shared_tables > a.tables.positions ? fastcodec_shared : a.tables.blob;
             const uint32_t number =
-                ((place & ~kPlaceShiftMask) - kPlaces * static_cast<uint32_t>(sizeof(uint32_t))) / sizeof(Slots) +
+                ((locator & ~kLocatorShiftMask) - kLocators * static_cast<uint32_t>(sizeof(uint32_t))) / sizeof(Slots) +
                 bucket;
             const uint32_t first = reinterpret_cast<const uint32_t*>(blob + a.tables.positions)[number];
             known = first != kNoTable;
@@ -156,15 +157,15 @@ struct Decoder {
     // Every element is coded: those of a step follow each other.
     __device__ __forceinline__ void decode_dense() {
         const uint32_t lanes = group.lanes();
-        uint32_t place = place_of(index(group.lane));
+        uint32_t locator = locator_of(index(group.lane));
         uint32_t index_1 = index(group.lane + lanes);
         uint32_t index_2 = index(group.lane + 2 * lanes);
         uint32_t element = group.lane;
         if (kFull) {
             const uint32_t whole = n & ~(kWarpThreads - 1);
             while (element < whole) {
-                const uint32_t here = place;
-                place = place_of(index_1);
+                const uint32_t here = locator;
+                locator = locator_of(index_1);
                 index_1 = index_2;
                 look_ahead(index_2, element + 3 * kWarpThreads);
                 if (!step<true>(here, element, true)) {
@@ -174,8 +175,8 @@ struct Decoder {
             }
         }
         while (group.any(error == kOk && element - group.lane < n)) {
-            const uint32_t here = place;
-            place = place_of(index_1);
+            const uint32_t here = locator;
+            locator = locator_of(index_1);
             index_1 = index_2;
             look_ahead(index_2, element + 3 * lanes);
             if (step<false>(here, element, error == kOk && element < n)) {
@@ -200,9 +201,9 @@ struct Decoder {
         uint32_t queued = 0;
         uint32_t ahead[kFillBlocks];
         fetch(ahead, fetched);
-        // A step's idle lanes look up what the queue holds at their places: it must be a place from the beginning.
+        // A step's idle lanes look up what the queue holds at their locators: it must be one from the beginning.
         for (uint32_t k = 0; k < kQueueBlocks; ++k) {
-            item(k * lanes + group.lane).place = place_of(0);
+            item(k * lanes + group.lane).locator = locator_of(0);
         }
         do {
             while (group.any(queued < lanes && fetched < n)) {
@@ -238,7 +239,7 @@ struct Decoder {
     }
     template <bool kAll>
     __device__ __forceinline__ bool step(Queued taken, bool active) {
-        return step<kAll>(taken.place, taken.element, active);
+        return step<kAll>(taken.locator, taken.element, active);
     }
     __device__ __forceinline__ Queued& item(uint32_t i) const {
         return *reinterpret_cast<Queued*>(fastcodec_shared + (queue + i * static_cast<uint32_t>(sizeof(Queued))));
@@ -255,7 +256,7 @@ struct Decoder {
             const bool here = filling && element < n;
             const bool coded = here && ahead[k] != 0;
             const uint32_t votes = group.votes(coded);
-            const Queued found{element, place_of(ahead[k])};
+            const Queued found{element, locator_of(ahead[k])};
             if (coded) {
                 item(queued + __popc(votes & group.below)) = found;
             }
@@ -326,7 +327,7 @@ __device__ __forceinline__ void decode(const DecodeArguments& a) {
 }
 
 // A decoded pass: its symbols become fixed-point values (what the context network reads) and latents (what the
-// synthesis reads, in its type, at their places in the picture), each unless null.
+// synthesis reads, in its type, where they lie in the picture), each unless null.
 __device__ __forceinline__ void reconstruct(const ReconstructArguments& a) {
     const TilePass pass = a.passes[blockIdx.y];
     const uint32_t n = pass.positions * pass.channels.value;
@@ -355,19 +356,19 @@ __device__ __forceinline__ void reconstruct(const ReconstructArguments& a) {
         if (pass.latents == nullptr) {
             continue;
         }
-        // Every second place of the raster: with an odd width the colours alternate through it, with an even one each
-        // row begins with the other colour.
+        // Every second position of the raster: with an odd width the colours alternate through it, with an even one
+        // each row begins with the other colour.
         const uint32_t odd = pass.width.value & 1;
         const uint32_t raster = 2 * position + (odd & pass.parity);
         const uint32_t row = divide(raster, pass.width);
         const uint32_t column = raster - row * pass.width.value + (odd ? 0 : (row & 1) ^ pass.parity);
-        const uint64_t place =
+        const uint64_t offset =
             static_cast<uint64_t>(row) * pass.row_stride + static_cast<uint64_t>(column) * pass.column_stride + channel;
         const float latent = static_cast<float>(values[k]) * __ldg(pass.gain + channel);
         if (pass.latent_type == kFloat32) {
-            static_cast<float*>(pass.latents)[place] = latent;
+            static_cast<float*>(pass.latents)[offset] = latent;
         } else {
-            static_cast<uint16_t*>(pass.latents)[place] =
+            static_cast<uint16_t*>(pass.latents)[offset] =
                 pass.latent_type == kFloat16 ? float16_bits(latent) : bfloat16_bits(latent);
         }
     }
@@ -397,7 +398,7 @@ struct Encoder {
 
 template <bool kSkip>
 __device__ __forceinline__ void encode(const EncodeArguments& a) {
-    const TableSet& set = a.tables;
+    const DeviceTables& set = a.tables;
     copy_to_shared(set.blob + set.cumulative, a.shared_tables);
     __syncthreads();
     uint32_t number;
@@ -475,7 +476,7 @@ __device__ __forceinline__ void encode(const EncodeArguments& a) {
 }
 
 __device__ __forceinline__ void examine(const ExamineArguments& a) {
-    const TableSet& set = a.tables;
+    const DeviceTables& set = a.tables;
     const Table* tables = reinterpret_cast<const Table*>(set.blob + set.tables);
     const uint16_t* costs = reinterpret_cast<const uint16_t*>(set.blob + set.costs);
     examine_elements(a, [&](const TilePass& pass, uint32_t element, int32_t symbol, bool counts, uint32_t& faults) {

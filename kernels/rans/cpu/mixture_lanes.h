@@ -10,7 +10,7 @@
 
 #include <cstring>
 
-#include "cpu.h"
+#include "loops.h"
 
 namespace fastcodec::rans {
 namespace {

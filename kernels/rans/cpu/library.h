@@ -1,25 +1,21 @@
-// What the sources of the CPU coder's C interface share (cpu.cpp, cpu_encoder.cpp, cpu_decoder.cpp): the choice of a
+// What the sources of the CPU coder's C interface share (library.cpp, encoder.cpp, decoder.cpp): the choice of a
 // twin, table sets, memory and threads. The interface is called through ctypes, which lets go of Python's lock; every
 // function of it returns a Status or a rans::Error and throws nothing. Results do not depend on the number of threads.
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
-#include <exception>
 #include <mutex>
 #include <new>
-#include <system_error>
-#include <thread>
 #include <vector>
 
-#include "cpu.h"
-#include "entries.h"
-#include "host.h"
-
-#define FASTCODEC_API extern "C" __attribute__((visibility("default")))
+#include "../entries.h"
+#include "../status.h"
+#include "loops.h"
 
 namespace fastcodec::rans {
+
+using fastcodec::parallel_for;
 
 enum Isa : int { kIsaScalar = 0, kIsaAvx2 = 1, kIsaAvx512 = 2 };
 
@@ -44,7 +40,7 @@ struct Rows {
     std::vector<uint32_t> codes;
 };
 
-struct TableSet {
+struct CpuTables {
     Entries entries;
     std::vector<Bucket> buckets;
     std::vector<uint32_t> positions;
@@ -54,8 +50,10 @@ struct TableSet {
     mutable Rows rows;
 };
 
-// Runs at most this many elements on one thread: starting another takes as long as coding some ten thousand symbols.
-constexpr uint64_t kElementsPerThread = 1 << 15;
+// How many threads are of use: starting one takes as long as coding some ten thousand symbols.
+inline size_t useful_threads(uint32_t threads, uint64_t elements) {
+    return static_cast<size_t>(std::min<uint64_t>(threads, (elements >> 15) + 1));
+}
 
 // Memory that is not cleared: pages that a stream does not touch cost nothing.
 template <typename T>
@@ -74,50 +72,6 @@ class Buffer {
    private:
     T* data_;
 };
-
-// Calls body(0) .. body(items - 1), each once, on at most `threads` threads; passes on the first exception.
-template <typename Body>
-void parallel_for(size_t items, uint32_t threads, uint64_t elements, const Body& body) {
-    const size_t useful = static_cast<size_t>(elements / kElementsPerThread) + 1;
-    const size_t count = std::min({items, static_cast<size_t>(threads), useful});
-    if (count <= 1) {
-        for (size_t i = 0; i < items; ++i) {
-            body(i);
-        }
-        return;
-    }
-    std::atomic<size_t> next{0};
-    std::atomic<bool> failed{false};
-    std::exception_ptr failure;
-    const auto work = [&] {
-        try {
-            for (size_t i; (i = next.fetch_add(1)) < items;) {
-                body(i);
-            }
-        } catch (...) {
-            if (!failed.exchange(true)) {
-                failure = std::current_exception();
-            }
-            next.store(items);
-        }
-    };
-    std::vector<std::thread> helpers;
-    helpers.reserve(count - 1);
-    try {
-        while (helpers.size() + 1 < count) {
-            helpers.emplace_back(work);
-        }
-    } catch (const std::system_error&) {
-        // No more threads to be had: those that run share the work.
-    }
-    work();
-    for (std::thread& helper : helpers) {
-        helper.join();
-    }
-    if (failure) {
-        std::rethrow_exception(failure);
-    }
-}
 
 inline uint32_t largest(const uint8_t* indexes, size_t n) {
     uint8_t result = 0;

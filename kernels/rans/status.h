@@ -1,7 +1,7 @@
-// What the C interfaces of both host sides share: their statuses, and that they throw nothing.
+// What the C interfaces of both host sides, the CPU's and CUDA's, return.
 #pragma once
 
-#include <new>
+#include "../host.h"
 
 namespace fastcodec::rans {
 
@@ -22,13 +22,7 @@ enum Status : int {
 // The status that `body` returns, or that of what it throws.
 template <typename Body>
 int guarded(const Body& body) {
-    try {
-        return body();
-    } catch (const std::bad_alloc&) {
-        return kStatusNoMemory;
-    } catch (...) {
-        return kStatusInternal;
-    }
+    return fastcodec::guarded<kStatusNoMemory, kStatusInternal>(body);
 }
 
 }  // namespace fastcodec::rans

@@ -1,9 +1,9 @@
 // What the kernels that code share: warps and groups, a stream's part of a pass, and its words.
 #pragma once
 
-#include "cuda.h"
+#include "layout.h"
 
-#include "../intrinsics.cuh"
+#include "../../intrinsics.cuh"
 
 extern __shared__ __align__(16) unsigned char fastcodec_shared[];
 

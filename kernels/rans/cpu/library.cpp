@@ -1,11 +1,11 @@
-// The CPU library's C interface but for coding itself (cpu_encoder.cpp, cpu_decoder.cpp): constants, instruction sets,
-// what errors mean, and distributions. The loops are in the twins: cpu_scalar.cpp, cpu_avx2.cpp and cpu_avx512.cpp.
+// The CPU library's C interface but for coding itself (encoder.cpp, decoder.cpp): constants, instruction sets,
+// what errors mean, and distributions. The loops are in the twins: scalar.cpp, avx2.cpp and avx512.cpp.
 
 #include <algorithm>
 #include <cstring>
 #include <memory>
 
-#include "cpu_host.h"
+#include "library.h"
 
 using namespace fastcodec::rans;
 
@@ -35,7 +35,7 @@ void fill_buckets(const uint16_t* edges, Table table, Bucket* buckets, uint32_t*
     }
 }
 
-bool build_tables(TableSet& set, uint32_t count, bool skip, const int16_t* firsts, const uint16_t* sizes,
+bool build_tables(CpuTables& set, uint32_t count, bool skip, const int16_t* firsts, const uint16_t* sizes,
                   const uint16_t* frequencies, size_t entries) {
     if (!build_entries(set.entries, count, firsts, sizes, frequencies, entries)) {
         return false;
@@ -106,7 +106,7 @@ FASTCODEC_API const char* fastcodec_rans_error_text(uint32_t error) {
 FASTCODEC_API int fastcodec_rans_tables_new(uint32_t count, int skip, const int16_t* firsts, const uint16_t* sizes,
                                             const uint16_t* frequencies, size_t entries, void** tables) {
     return guarded([&] {
-        auto set = std::make_unique<TableSet>();
+        auto set = std::make_unique<CpuTables>();
         if (!build_tables(*set, count, skip != 0, firsts, sizes, frequencies, entries)) {
             return kStatusBadTables;
         }
@@ -115,7 +115,7 @@ FASTCODEC_API int fastcodec_rans_tables_new(uint32_t count, int skip, const int1
     });
 }
 
-FASTCODEC_API void fastcodec_rans_tables_free(void* tables) { delete static_cast<TableSet*>(tables); }
+FASTCODEC_API void fastcodec_rans_tables_free(void* tables) { delete static_cast<CpuTables*>(tables); }
 
 // The constants of mixture.h, for readers in other languages: components at most, bits of a weight, of a mean's
 // fraction, scale steps an octave, the scale of sigma = 1.

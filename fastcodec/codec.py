@@ -64,8 +64,8 @@ class Encoded(bytes):
         self.estimated_bits, self.quality = estimated_bits, quality
         return self
 
-    def __getnewargs__(self) -> tuple[bytes, float, int]:
-        return bytes(self), self.estimated_bits, self.quality
+    def __reduce__(self) -> tuple:
+        return Encoded, (bytes(self), self.estimated_bits, self.quality)
 
 
 @dataclass(frozen=True)

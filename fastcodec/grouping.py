@@ -9,7 +9,8 @@ from typing import TypeVar
 
 from .errors import FastcodecError, UnavailableError, name_in, within
 
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def each(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:

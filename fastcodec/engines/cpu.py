@@ -146,22 +146,23 @@ class CpuEngine:
             with stage("parameters"):
                 y_anchors, y_non_anchors = checkerboard.split(y.permute(0, 2, 3, 1))
                 weight = rounding.distortion_weight(model.config, model.inverse_gain, quality)
-                decoded = _Earlier()
+                decoded: tuple[list[Tensor], list[Tensor]] = [], []  # by groups, anchors and non-anchors
                 for group, channels in enumerate(entropy.groups):
-                    first = entropy.anchor_parameters(psi_anchors, quality, group, decoded.anchors)
+                    first = entropy.anchor_parameters(psi_anchors, quality, group, _joined(decoded[0]))
                     symbols = rounding.symbols(
                         y_anchors[..., channels], first.means, first.indexes, weight[channels], lengths
                     )
                     passes.append((symbols, first.indexes, model.tables))
                     anchors = reconstruct(symbols, first.means)
                     second = entropy.non_anchor_parameters(
-                        psi_non_anchors, anchors, height, width, quality, group, decoded.non_anchors
+                        psi_non_anchors, anchors, height, width, quality, group, _joined(decoded[1])
                     )
                     symbols = rounding.symbols(
                         y_non_anchors[..., channels], second.means, second.indexes, weight[channels], lengths
                     )
                     passes.append((symbols, second.indexes, model.tables))
-                    decoded.add(anchors, reconstruct(symbols, second.means))
+                    decoded[0].append(anchors)
+                    decoded[1].append(reconstruct(symbols, second.means))
         return passes
 
     def _estimate(self, passes: list[CodedPass], i: int) -> float:
@@ -253,22 +254,23 @@ class CpuEngine:
                     with stage("hyper"):
                         z = z.view(len(jobs), hyper_height, hyper_width, -1)
                         psi_anchors, psi_non_anchors = entropy.hyper_synthesis(z, height, width)
-                    decoded = _Earlier()
+                    decoded: tuple[list[Tensor], list[Tensor]] = [], []  # by groups, anchors and non-anchors
                     for number in range(len(entropy.groups)):
                         with stage("parameters"):
-                            first = entropy.anchor_parameters(psi_anchors, quality, number, decoded.anchors)
+                            first = entropy.anchor_parameters(psi_anchors, quality, number, _joined(decoded[0]))
                         with stage("rans"):
                             anchors = reconstruct(_decode_pass(decoder, first.indexes, tables), first.means)
                         with stage("parameters"):
                             second = entropy.non_anchor_parameters(
-                                psi_non_anchors, anchors, height, width, quality, number, decoded.non_anchors
+                                psi_non_anchors, anchors, height, width, quality, number, _joined(decoded[1])
                             )
                         with stage("rans"):
                             symbols = _decode_pass(decoder, second.indexes, tables)
-                            decoded.add(anchors, reconstruct(symbols, second.means))
+                            decoded[0].append(anchors)
+                            decoded[1].append(reconstruct(symbols, second.means))
                     with stage("rans"):
                         decoder.finish()
-                    latents = checkerboard.merge(decoded.anchors, decoded.non_anchors, height, width)
+                    latents = checkerboard.merge(torch.cat(decoded[0], 2), torch.cat(decoded[1], 2), height, width)
             except CorruptStreamError as error:
                 if error.tile is None:
                     raise
@@ -304,18 +306,9 @@ class CpuEngine:
                 pixels[:, *kept.within(area).slices] = x[:, *kept.within(target).slices]
 
 
-class _Earlier:
-    """Decoded latents of the groups of channels so far: int32 [B, positions, channels], None before the first."""
-
-    def __init__(self) -> None:
-        self.anchors: Tensor | None = None
-        self.non_anchors: Tensor | None = None
-
-    def add(self, anchors: Tensor, non_anchors: Tensor) -> None:
-        """A group more."""
-        if self.anchors is not None:
-            anchors, non_anchors = torch.cat([self.anchors, anchors], 2), torch.cat([self.non_anchors, non_anchors], 2)
-        self.anchors, self.non_anchors = anchors, non_anchors
+def _joined(groups: list[Tensor]) -> Tensor | None:
+    """The decoded latents of the groups of channels so far, int32 [B, positions, channels]; None before the first."""
+    return torch.cat(groups, 2) if groups else None
 
 
 def _tile_batches(numbers: Sequence[int], tiles: list[Rect], images: int) -> Iterator[list[int]]:

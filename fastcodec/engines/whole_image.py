@@ -64,7 +64,7 @@ class WholeImageEngine:
     def __init__(self, model: CompressionModel) -> None:
         """Raises ExactnessError for an integer system on a device whose float64 products are not exact."""
         model.update()
-        self.model = model.eval().to(memory_format=torch.channels_last)
+        self.model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload] # not in the stubs
         self.identity = identity_of(model)
         self.device = next(model.parameters()).device
         if model.portable:

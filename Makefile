@@ -14,7 +14,7 @@ CXX_SOURCES = find kernels tests bench fastcodec -name build -prune -o -type f \
 	\( -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh' \) -print0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench compressai gpu gpu-check gpu-pack site build-bare build venv clean distclean
+.PHONY: help demo test lint format docs bench compressai gpu gpu-check gpu-pack site build-bare build venv clean distclean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -35,6 +35,9 @@ format: venv  ## format Python, C++ and CUDA, and mend what ruff can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 	$(CXX_SOURCES) | xargs -0 -r $(BIN)/clang-format -i
+
+docs: build  ## build the guides and the reference of the docstrings into build/docs
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs $(ARGS)
 
 bench: build $(VENV)/bench.stamp  ## run the benchmarks, with the other coders beside ours (ARGS= to choose)
 	$(BIN)/python -m bench $(ARGS)
@@ -90,7 +93,7 @@ $(VENV)/venv.stamp: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "fastcodec needs Python 3.11 or newer: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) setuptools ninja
-	$(PIP) --no-build-isolation --editable '.[test,lint,demo]'
+	$(PIP) --no-build-isolation --editable '.[test,lint,docs,demo]'
 	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/venv.stamp

@@ -58,7 +58,7 @@ setup(
     ],
     include_package_data=False,
     package_data={
-        "fastcodec": ["**/*.npz", "**/*.safetensors", "**/*.bin", "**/*.json"],
+        "fastcodec": ["py.typed", "**/*.npz", "**/*.safetensors", "**/*.bin", "**/*.json"],
         # The sources too: the CUDA kernels are compiled where they run.
         "fastcodec.kernels": [f"**/*.{suffix}" for suffix in ("so", "fatbin", "h", "hpp", "cuh", "cpp", "cu")],
     },

@@ -146,7 +146,7 @@ def _latent_bits(model: released.Model, y: Tensor, psi: Tensor, quality: int) ->
     height, width = y.shape[2:]
     y_anchors, y_others = checkerboard.split(y.permute(0, 2, 3, 1))
     psi_anchors, psi_others = checkerboard.split(psi.contiguous())
-    weight = rounding.distortion_weight(model.config, model.inverse_gain, quality)
+    weight = model.distortion_weight(quality)
     lengths, total = model.code_lengths, 0.0
     anchors, others = (torch.zeros(half.shape, dtype=torch.int32) for half in (y_anchors, y_others))
 

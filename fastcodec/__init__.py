@@ -20,9 +20,10 @@ from .container import FileInfo, Limits, info
 from .errors import FastcodecError
 
 if TYPE_CHECKING:
-    from .codec import Codec, DecodedTensor, Encoded
+    from .codec import Codec
     from .convert import from_compressai, integerize
     from .images import Picture
+    from .results import DecodedTensor, Encoded
 
 __version__ = "0.1.0"
 __all__ = [
@@ -42,8 +43,8 @@ __all__ = [
 
 _MODULES = {
     "Codec": "codec",
-    "DecodedTensor": "codec",
-    "Encoded": "codec",
+    "DecodedTensor": "results",
+    "Encoded": "results",
     "Picture": "images",
     "from_compressai": "convert",
     "integerize": "convert",

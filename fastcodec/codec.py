@@ -1,7 +1,7 @@
 """The codec: image to .fic bytes and back.
 
 Here is what files hold beside the payloads of tiles, and which images and files are coded together. The coding itself,
-in the order of the papers, is the engines' (`engines/base.py`).
+in the order of the papers, is the engines' (`engines/engine.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
@@ -27,9 +26,8 @@ from .alpha import check_alpha, encode_alpha, read_alpha
 from .constants import DEFAULT_QUALITY, LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY
 from .container import DEFAULT_LIMITS, Container, Header, Limits, TileData
 from .engines import DeviceLike, device_of, engines_of
-from .engines.base import Engine
+from .engines.engine import Engine
 from .engines.whole_image import WholeImageEngine
-from .entropy.rdoq import worth_of_distortion
 from .errors import ModelMismatchError, NotPortableWarning, TargetError, UnsupportedError
 from .geometry import Grid, Rect
 from .grouping import batches, check_alike, each, neighbours, of_items
@@ -38,6 +36,7 @@ from .kernels import forks
 from .models.swift import release
 from .models.zoo.base import CompressionModel
 from .quality import checked_quality
+from .results import DecodedTensor, Encoded
 from .sources import FileLike, naming, several
 
 Precision = Literal["exact", "fast"]
@@ -46,48 +45,6 @@ Region: TypeAlias = "tuple[int, int, int, int]"
 
 _PACKAGE = __name__.partition(".")[0]
 _engines_lock = threading.Lock()  # a fork waits for the calls that take it (_calls.py)
-
-
-class Encoded(bytes):
-    """A .fic file, and what the entropy model expected of it.
-
-    estimated_bits: the float64 code length of the symbols under a Gaussian at the table's scale (p >= 1e-9), or in the
-    release's own tables, and under the hyper latents' prior, and the bits of lossless tiles; the file is larger by the
-    coder's loss, its states and the container. quality: 1..100, which matters where a size was asked for.
-    """
-
-    estimated_bits: float
-    quality: int
-
-    def __new__(cls, data: bytes, estimated_bits: float, quality: int) -> Encoded:
-        self = super().__new__(cls, data)
-        self.estimated_bits, self.quality = estimated_bits, quality
-        return self
-
-    def __reduce__(self) -> tuple:
-        return Encoded, (bytes(self), self.estimated_bits, self.quality)
-
-
-@dataclass(frozen=True)
-class DecodedTensor:
-    """Pixels on the codec's device, uint8 [files, 3, height, width]. They go to other libraries through DLPack."""
-
-    pixels: Tensor
-    _wait: Callable[[], object]
-
-    @_calls.counted
-    def check(self) -> None:
-        """Wait until the pixels are there. Raises CorruptStreamError, naming item and tile, for a damaged payload."""
-        self._wait()
-
-    def __reduce__(self) -> tuple:
-        """Pickled and copied are pixels that are there: raises what `check` raises."""
-        self.check()
-        return DecodedTensor, (self.pixels, _no_wait)
-
-
-def _no_wait() -> None:
-    """Of pixels that are there."""
 
 
 class Codec:
@@ -481,7 +438,7 @@ class Codec:
                 for payload, tile in zip(image_payloads, grid.tiles(), strict=True)
             ]
             if isinstance(self.model, release.Model):
-                worth = worth_of_distortion(self.model.config, quality)
+                worth = self.model.config.lagrangian(quality)
                 tiles = lossless.choose(picture.pixels, header, tiles, worth, self._decode_own)
             estimates = [8 * len(t.payload) if t.lossless else e for t, e in zip(tiles, estimates, strict=True)]
             out.append(Encoded(container.write(header, tiles), float(sum(estimates)), quality))
@@ -559,7 +516,7 @@ class Codec:
     def _decode_into(self, files: list[Container], area: Rect, out: Tensor) -> Callable[[], object]:
         """Decode files of equal size whose lossless tiles are the same, uint8 [files, height, width, 3]. What is
         returned waits for the result."""
-        wait: Callable[[], object] = _no_wait
+        wait: Callable[[], object] = list  # nothing to wait for
         if lossless.needs_network(files[0], area):
             wait = self._engine_for(files[0].header).decode_into(files, area, out).wait
         for file, pixels in zip(files, out, strict=True):

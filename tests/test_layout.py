@@ -1,4 +1,4 @@
-"""The rules of the layout (docs/architecture.md): imports go down, private names stay at home, nothing grows too large."""
+"""The rules of the layout (docs/architecture.md): imports go down, private names stay home, nothing grows too large."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ pytestmark = pytest.mark.skipif(not (ROOT / "kernels").is_dir(), reason="needs t
 
 # From the bottom up; the longest prefix of a module's name that stands here says where it is.
 LAYERS = (
-    ("fastcodec.kernels",),
-    ("fastcodec.errors", "fastcodec.constants", "fastcodec.geometry", "fastcodec.quality", "fastcodec._calls")
-    + ("fastcodec._threads", "fastcodec.machine", "fastcodec.files", "fastcodec.metrics", "fastcodec.grouping"),
-    ("fastcodec.entropy", "fastcodec.rans", "fastcodec.metadata", "fastcodec.png"),
-    ("fastcodec.models", "fastcodec.container", "fastcodec.images", "fastcodec.alpha", "fastcodec.lossless"),
-    ("fastcodec.engines",),
-    ("fastcodec.codec", "fastcodec.convert", "fastcodec.pillow", "fastcodec.adapters"),
-    ("fastcodec.crops", "fastcodec.graphics", "fastcodec.batch", "fastcodec.evaluate", "fastcodec.train")
-    + ("fastcodec.demo", "fastcodec.fit_tables"),
-    ("fastcodec.cli",),
-    ("fastcodec", "fastcodec.__main__", "bench"),
+    "fastcodec.kernels",
+    "fastcodec.errors fastcodec.constants fastcodec.geometry fastcodec.quality fastcodec.machine fastcodec.metrics "
+    "fastcodec.calls fastcodec.threads fastcodec.files fastcodec.grouping",
+    "fastcodec.entropy fastcodec.rans fastcodec.metadata fastcodec.png",
+    "fastcodec.models fastcodec.container fastcodec.images fastcodec.alpha fastcodec.lossless",
+    "fastcodec.engines",
+    "fastcodec.results fastcodec.codec fastcodec.convert fastcodec.pillow fastcodec.adapters",
+    "fastcodec.crops fastcodec.graphics fastcodec.batch fastcodec.evaluate fastcodec.train fastcodec.demo "
+    "fastcodec.fit_tables",
+    "fastcodec.cli",
+    "fastcodec fastcodec.__main__ bench",
 )
 MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 600, 60, 6
 #: Functions with a signature that is not ours to choose: a module's list of this name says which, and why.
@@ -71,7 +71,9 @@ def imports(module: str) -> Iterator[tuple[str, str | None, int]]:
 
 
 def layer(module: str) -> int:
-    prefixes = [(len(name), number) for number, names in enumerate(LAYERS) for name in names if within(module, name)]
+    prefixes = [
+        (len(name), number) for number, names in enumerate(LAYERS) for name in names.split() if within(module, name)
+    ]
     return max(prefixes)[1]
 
 
@@ -84,7 +86,7 @@ def where(module: str, line: int = 0) -> str:
 
 
 def test_every_module_has_its_layer():
-    assert [module for module in modules() if not any(within(module, name) for names in LAYERS for name in names)] == []
+    assert [module for module in modules() if not any(within(module, name) for name in " ".join(LAYERS).split())] == []
 
 
 def test_imports_go_down():

@@ -20,8 +20,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import fastcodec
-from fastcodec import batch, errors, rans
-from fastcodec.codec import Codec, DecodedTensor, Encoded
+from fastcodec import Codec, DecodedTensor, Encoded, batch, errors, rans
 from fastcodec.errors import CorruptStreamError, ModelMismatchError
 from fastcodec.images import to_picture
 from fastcodec.kernels import rans64

@@ -45,7 +45,8 @@ from .history import History, Made
 from .report import Report, Terminated, explain, per_pixel, say
 
 if TYPE_CHECKING:
-    from ..codec import Codec, Encoded
+    from ..codec import Codec
+    from ..results import Encoded
 
 FIC_SUFFIXES = frozenset({".fic"})
 TOGETHER = 16  # files of equal size that a GPU codes at once, if so many wait

@@ -13,7 +13,7 @@ from ..errors import UnavailableError
 from ..kernels import rans
 from ..models.swift.release import Model
 from . import cpu
-from .base import Engine
+from .engine import Engine
 
 DeviceLike: TypeAlias = "str | int | torch.device | None"
 

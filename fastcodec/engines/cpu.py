@@ -145,7 +145,7 @@ class CpuEngine:
                 psi_anchors, psi_non_anchors = entropy.hyper_synthesis(z, height, width)
             with stage("parameters"):
                 y_anchors, y_non_anchors = checkerboard.split(y.permute(0, 2, 3, 1))
-                weight = rounding.distortion_weight(model.config, model.inverse_gain, quality)
+                weight = model.distortion_weight(quality)
                 decoded: tuple[list[Tensor], list[Tensor]] = [], []  # by groups, anchors and non-anchors
                 for group, channels in enumerate(entropy.groups):
                     first = entropy.anchor_parameters(psi_anchors, quality, group, _joined(decoded[0]))

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from ..constants import LATENT_STRIDE, MIN_QUALITY
 from ..container import Container
-from ..entropy import rdoq as rounding
 from ..entropy.fixed_point import MEAN_BITS
 from ..errors import CorruptStreamError, FastcodecError, ImageError, SymbolRangeError, UnavailableError
 from ..geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, windows
@@ -306,7 +305,7 @@ class Engine:
             tiles, images = list(grid.tiles()), len(y)
             payloads: list[list[bytes]] = [[] for _ in range(images)]
             bits: list[list[float]] = [[] for _ in range(images)]
-            weight = rounding.distortion_weight(self.model.config, self.model.inverse_gain, quality)[None]
+            weight = self.model.distortion_weight(quality)[None]
             weight = weight.to(self.device)
             for group in _groups(range(len(tiles)), tiles, images):
                 passes, error = self._code(y, [tiles[number] for number in group], quality, weight)

@@ -1,4 +1,4 @@
-"""How the encoder rounds: by rate and distortion. The decoder has no part in it.
+"""The encoder's rounding: rate-distortion optimised quantisation (RDOQ). The decoder has no part in it.
 
 A symbol is y - mean rounded to the nearest integer, or to the next one towards zero where that saves more bits than its
 squared error is worth (docs/architecture.md has what that brings). kernels/triton/parameters.py does the same on a GPU.
@@ -6,17 +6,11 @@ squared error is worth (docs/architecture.md has what that brings). kernels/trit
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
-from ..constants import MAX_QUALITY, MIN_QUALITY
 from ..errors import SymbolRangeError
 from .fixed_point import MEAN_BITS
-
-if TYPE_CHECKING:
-    from ..models.swift.network import SwiftConfig
 
 # How dear a squared error in a latent is to the rounding, against the loss that the model was trained with: the
 # synthesis amplifies errors, of which all are towards the mean here, by more than the inverse gain alone says. Measured
@@ -25,15 +19,12 @@ WEIGHT = 40.0
 _SYMBOL_LIMIT = 2**15 - 1
 
 
-def distortion_weight(config: SwiftConfig, inverse_gain: Tensor, quality: int) -> Tensor:
-    """Bits that a unit of squared error in each latent is worth: float32 [M]. inverse_gain: [100, M]."""
-    return WEIGHT * worth_of_distortion(config, quality) * 255**2 / 3 * inverse_gain[quality - MIN_QUALITY].square()
+def distortion_weight(lagrangian: float, inverse_gain: Tensor) -> Tensor:
+    """Bits that a unit of squared error in each latent is worth: float32 [M].
 
-
-def worth_of_distortion(config: SwiftConfig, quality: int) -> float:
-    """lambda: the bits a pixel that one squared level of its mean squared error is worth at a quality."""
-    position = (quality - MIN_QUALITY) / (MAX_QUALITY - MIN_QUALITY)
-    return config.lambda_min * (config.lambda_max / config.lambda_min) ** position
+    lagrangian: lambda of the loss that the model was trained with; inverse_gain: [M]; both at the quality.
+    """
+    return WEIGHT * lagrangian * 255**2 / 3 * inverse_gain.square()
 
 
 def symbols(y: Tensor, means: Tensor, indexes: Tensor, weight: Tensor, lengths: Tensor) -> Tensor:

@@ -60,6 +60,11 @@ class SwiftConfig:
     # Channels of each group, in order; None: all in one.
     groups: tuple[int, ...] | None = None
 
+    def lagrangian(self, quality: int) -> float:
+        """lambda at a quality, 1..100: the bits a pixel that one squared level of its mean squared error is worth."""
+        position = (quality - MIN_QUALITY) / (MAX_QUALITY - MIN_QUALITY)
+        return self.lambda_min * (self.lambda_max / self.lambda_min) ** position
+
     @property
     def group_channels(self) -> list[slice]:
         """Each group's channels."""

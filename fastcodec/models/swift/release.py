@@ -22,10 +22,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ...constants import IDENTITY_BYTES
+from ...constants import IDENTITY_BYTES, MIN_QUALITY
 from ...entropy.code_length import code_lengths, code_lengths_of
 from ...entropy.gaussian import COUNT as SCALES_COUNT
 from ...entropy.gaussian import gaussian_tables
+from ...entropy.rdoq import distortion_weight
 from ...errors import FastcodecError, ModelMismatchError, UnsupportedError
 from ...images import replacing
 from ...kernels.rans import TableSet
@@ -104,6 +105,10 @@ class Model:
     code_lengths: Tensor  # float64 [64, K]: bits of a latent's symbol by scale index and magnitude
     #: Its file, absolute, and the back end that was asked for; None of a changed model.
     source: tuple[Path, Backend | None] | None = field(default=None, init=False)
+
+    def distortion_weight(self, quality: int) -> Tensor:
+        """Bits that a unit of squared error in each latent is worth to RDOQ at a quality: float32 [M]."""
+        return distortion_weight(self.config.lagrangian(quality), self.inverse_gain[quality - MIN_QUALITY])
 
     def __reduce_ex__(self, protocol: int) -> Any:
         if self.source is None:

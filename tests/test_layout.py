@@ -128,7 +128,8 @@ def test_one_style_of_imports():
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__")
+    """Whether a name is private; `_replace` and its like are public methods of named tuples."""
+    return name.startswith("_") and not name.startswith("__") and name not in ("_replace", "_asdict", "_fields")
 
 
 def defined(module: str) -> set[str]:

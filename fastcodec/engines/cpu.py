@@ -189,7 +189,13 @@ class CpuEngine:
         grid = header.grid
         tiles = list(grid.tiles())
         wanted = grid.latents_under(area)
-        pixels = np.empty((len(files), area.height, area.width, 3), np.uint8)
+        canvas = _Canvas(
+            grid,
+            area,
+            header.quality,
+            precision == "fast" and bfloat16_is_native(),
+            np.empty((len(files), area.height, area.width, 3), np.uint8),
+        )
         lossless = files[0].lossless_tiles
         # What continues the latents into a lossless tile may lie as far again.
         halo = SYNTHESIS_HALO * (2 if lossless else 1)
@@ -208,9 +214,9 @@ class CpuEngine:
                 part = tile.common(seen)
                 y[:, *part.within(seen).slices] = pending[number][:, *part.within(tile).slices]
             extend_latents(y, seen, grid, lossless)
-            self._synthesise_band(y, band, seen, grid, area, header.quality, precision, pixels)
+            self._synthesise_band(y, band, seen, canvas)
             pending = {n: latents for n, latents in pending.items() if tiles[n].bottom > band.bottom - halo}
-        return Decoded(pixels)
+        return Decoded(canvas.pixels)
 
     def decode_into(self, files: Sequence[Container], area: Rect, out: Tensor) -> Decoded:
         """`decode`, into a tensor, uint8 [files, height, width, 3] of any strides; the files may differ in quality."""
@@ -278,32 +284,32 @@ class CpuEngine:
             for i, number in enumerate(group):
                 yield number, latents[i * len(files) : (i + 1) * len(files)]
 
-    def _synthesise_band(
-        self,
-        y: Tensor,
-        band: Rect,
-        seen: Rect,
-        grid: Grid,
-        area: Rect,
-        quality: int,
-        precision: str,
-        pixels: np.ndarray,
-    ) -> None:
-        """g_s over a band of latents, y^ [B, h, w, M] in 1/16 covering `seen`, into the pixels of `area`."""
-        model = self.model
-        t = _position(quality)
-        fast = precision == "fast" and bfloat16_is_native()
+    def _synthesise_band(self, y: Tensor, band: Rect, seen: Rect, canvas: _Canvas) -> None:
+        """g_s over a band of latents, y^ [B, h, w, M] in 1/16 covering `seen`."""
+        model, grid = self.model, canvas.grid
+        t = _position(canvas.quality)
         with stage("synthesis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
-            y = y * (model.inverse_gain[quality - MIN_QUALITY] / 16)
+            y = y * (model.inverse_gain[canvas.quality - MIN_QUALITY] / 16)
             for window in windows(band, WINDOW_POSITIONS):
                 around = window.grown(SYNTHESIS_HALO, grid.latent_height, grid.latent_width)
                 latents = y[:, *around.within(seen).slices].permute(0, 3, 1, 2)
-                x = model.g_s(latents, t, fast=fast)
+                x = model.g_s(latents, t, fast=canvas.fast)
                 x = x[:, :, *window.within(around).scaled(LATENT_STRIDE).slices]
-                x = (x * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+                levels = (x * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
                 target = window.scaled(LATENT_STRIDE)
-                kept = target.common(area)
-                pixels[:, *kept.within(area).slices] = x[:, *kept.within(target).slices]
+                kept = target.common(canvas.area)
+                canvas.pixels[:, *kept.within(canvas.area).slices] = levels[:, *kept.within(target).slices]
+
+
+@dataclass(frozen=True)
+class _Canvas:
+    """What a decoder paints: a rectangle of an image's pixels, uint8 [files, height, width, 3], at a quality."""
+
+    grid: Grid
+    area: Rect
+    quality: int
+    fast: bool
+    pixels: np.ndarray
 
 
 def _joined(groups: list[Tensor]) -> Tensor | None:

@@ -13,7 +13,7 @@ and says what is the same as in CompressAI and what is not.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def _system(name: str) -> System:
     return SYSTEMS[name]
 
 
-def create(name: str, quality: int, **options) -> CompressionModel:
+def create(name: str, quality: int, **options: Any) -> CompressionModel:
     """An untrained system with the channels of a quality, from 1 on. ValueError for a name or a quality not there.
 
     options: rounding="latents" for y^ = round(y), as in He et al. 2021, in the systems that predict means.
@@ -100,7 +100,7 @@ def create(name: str, quality: int, **options) -> CompressionModel:
     return system.model(*system.channels[quality - 1], **options)
 
 
-def load(name: str, state: Mapping[str, Tensor], **options) -> CompressionModel:
+def load(name: str, state: Mapping[str, Tensor], **options: Any) -> CompressionModel:
     """A system with the weights of a state dict, this package's or CompressAI's, in evaluation mode, with its tables;
     an integer one where the state dict is of one (`integer.py`). On the CPU, in float32.
 

@@ -10,6 +10,7 @@ piecewise linear.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Self
 
 from torch import Tensor, nn
 
@@ -33,5 +34,5 @@ class Balle2017(FactorizedPrior):
         )
 
     @classmethod
-    def from_shapes(cls, state: Mapping[str, Tensor], **options) -> Balle2017:
+    def from_shapes(cls, state: Mapping[str, Tensor], **options: Any) -> Self:
         return cls(state["g_a.0.weight"].shape[0], **options)

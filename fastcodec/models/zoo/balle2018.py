@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...kernels import rans
 from .base import Coded, CompressionModel, channels_last, on_grid, positions
 from .entropy_bottleneck import EntropyBottleneck
-from .gaussian_conditional import GaussianConditional
+from .gaussian_conditional import Conditional, GaussianConditional
 from .layers import GDN, conv, deconv
 
 
@@ -32,6 +32,8 @@ class FactorizedPrior(CompressionModel):
     """p(y^) = prod_i p(y^_i), one density a channel (section 2 and appendix 6.1)."""
 
     stride = 16
+    g_a: nn.Sequential
+    g_s: nn.Sequential
 
     def __init__(self, n: int, m: int):
         super().__init__()
@@ -61,16 +63,17 @@ class FactorizedPriorReLU(FactorizedPrior):
 
 
 class Hyperprior(CompressionModel):
-    """z and the parameters psi = h_s(z^) of the latents: what all systems with hyper latents share.
+    """Hyper latents z and the parameters psi = h_s(z^) of the latents, which all systems with hyper latents share.
 
     A system of this kind adds h_a and h_s, and `encode_given` and `decode_given`, which code y once psi is known.
     """
 
     h_a: nn.Module
     h_s: nn.Module
+    gaussian_conditional: Conditional
     hyper_stride = 4  # latents a hyper latent
 
-    def __init__(self, n: int, gaussian_conditional: GaussianConditional | None):
+    def __init__(self, n: int, gaussian_conditional: Conditional | None):
         """n: channels of z. gaussian_conditional: None for a system that has several, and defines `latent_bits`."""
         super().__init__()
         self.entropy_bottleneck = EntropyBottleneck(n)

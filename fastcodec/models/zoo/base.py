@@ -1,4 +1,4 @@
-"""What every system of the zoo is: a network that compresses one image to one payload and back.
+"""The base of every system of the zoo: a network that compresses one image to one payload and back.
 
 A system defines its layers, `encode_latents` and `decode_latents`, the coding in the order of its paper, and `forward`
 for training. Everything is floating point: a payload decodes where the same library runs on the same kind of machine,
@@ -8,9 +8,10 @@ as with any other codec of this kind, and nowhere else for sure.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ _CONSTANTS = re.compile(r"(^|\.)(bound|pedestal|target|scale_bound|mask)$")
 class Coded:
     """An image's latents, coded: the passes in order, the latents as the decoder will have them, the code length."""
 
-    passes: list[rans.Pass | rans.MixturePass]
+    passes: Sequence[rans.Pass | rans.MixturePass]
     bits: float
     y_hat: Tensor  # [1, M, h, w]
     streams: int | None = None  # of the coder, which chooses for None; passes of one position can use but one
@@ -35,7 +36,7 @@ class Coded:
 
 @dataclass(frozen=True)
 class Compressed:
-    """A payload of the coder, the latents' rows and columns, and what the model expected it to take."""
+    """A payload of the coder, the latents' rows and columns, and the bits that the model expected it to take."""
 
     payload: bytes
     shape: tuple[int, int]
@@ -44,7 +45,7 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Report:
-    """What the conversion cost on the calibration images: code lengths in bits, of the same latents y."""
+    """The cost of the conversion on the calibration images: code lengths in bits, of the same latents y."""
 
     images: int
     float_bits: float
@@ -86,12 +87,13 @@ class CompressionModel(nn.Module):
     # --- to be defined by a system ----------------------------------------------------------------------------------
 
     @classmethod
-    def from_shapes(cls, state: Mapping[str, Tensor], **options) -> CompressionModel:
+    def from_shapes(cls, state: Mapping[str, Tensor], **options: Any) -> Self:
         """A system with the channels N and M of a state dict, whose weights are not loaded. KeyError for a foreign one.
 
-        options: what the class takes beside N and M.
+        options: those of the class beside N and M.
         """
-        return cls(state["g_a.0.weight"].shape[0], state["g_a.6.weight"].shape[0], **options)
+        make: Callable[..., Self] = cls  # a system takes what this base class does not
+        return make(state["g_a.0.weight"].shape[0], state["g_a.6.weight"].shape[0], **options)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """One training pass. x: RGB [B, 3, H, W] in 0..1, multiples of `stride`.
@@ -166,7 +168,7 @@ class CompressionModel(nn.Module):
             if isinstance(module, CodedEntropyModel) and (force or fit_quantiles or not module.updated):
                 module.update()
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         """Load a state dict of this class, or of CompressAI's in any of its layouts. RuntimeError for foreign keys."""
         state = {self._our_name(name): tensor for name, tensor in state_dict.items()}
         for name, tensor in _constants(self):

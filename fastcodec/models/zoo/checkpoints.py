@@ -15,7 +15,7 @@ from ...kernels import rans64
 from ...kernels.rans.tables import MAX_TABLES
 from .. import zoo
 from .base import CompressionModel
-from .entropy_bottleneck import CodedEntropyModel, EntropyBottleneck
+from .entropy_bottleneck import EntropyBottleneck
 from .gaussian_conditional import GaussianConditional
 from .rounded_gaussian import RoundedGaussianConditional
 
@@ -94,7 +94,7 @@ def system_of(state: Mapping[str, Any], name: str | None = None) -> CompressionM
     try:
         system = zoo.load(name, state, **facts.get("options", {}))
         for part in system.modules():
-            if isinstance(part, CodedEntropyModel):
+            if isinstance(part, EntropyBottleneck | GaussianConditional):
                 _check_tables(part)
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UnknownModelError(f"not the weights of {name}: {error}") from error
@@ -104,10 +104,10 @@ def system_of(state: Mapping[str, Any], name: str | None = None) -> CompressionM
     return system.to(device)
 
 
-def _check_tables(part: CodedEntropyModel) -> None:
+def _check_tables(part: EntropyBottleneck | GaussianConditional) -> None:
     """ValueError for tables that cannot code, or not everything: better here than at an image, or its decoder."""
     wanted = part.channels if isinstance(part, EntropyBottleneck) else part.scale_table.numel()
-    given = rans64.CdfTables.from_matrix(part._quantized_cdf, part._cdf_length, part._offset).count
+    given = rans64.CdfTables.from_matrix(*part.cdfs).count
     coded = sum(tables.count for tables in part.table_sets())
     if not given == coded == wanted:
         raise ValueError(f"{wanted} tables are needed, not {given}, of which the coder has {coded}")

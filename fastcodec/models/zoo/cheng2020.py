@@ -9,6 +9,7 @@ residual blocks; entropy models as in Minnen 2018 with M = N.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +152,7 @@ class _Transforms(ContextModel):
         )
 
     @classmethod
-    def from_shapes(cls, state: Mapping[str, Tensor], **options) -> _Transforms:
+    def from_shapes(cls, state: Mapping[str, Tensor], **options: Any) -> Self:
         return cls(state["g_a.0.conv1.weight"].shape[0], **options)
 
 

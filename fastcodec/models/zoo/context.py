@@ -1,4 +1,4 @@
-"""What context models are made of: masked convolutions, on the grid for training and on gathered rows for coding.
+"""Masked convolutions, which context models are made of: on the grid for training, on gathered rows for coding.
 
 Coding never runs a convolution over the grid for the context. The encoder, who has all latents, and the decoder, who
 has some, would give it different work, and floating-point sums come out differently; both gather the same neighbours
@@ -8,10 +8,13 @@ of the same positions into rows and multiply the same matrices of the same shape
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .gaussian_conditional import Conditional
 
 KERNEL = 5
 RADIUS = KERNEL // 2
@@ -39,6 +42,9 @@ def mask_of(taps: Sequence[tuple[int, int]], device: str | None = None) -> Tenso
 class MaskedConvolution(nn.Conv2d):
     """g_cm: (M . W) * y + b (He et al. 2021, equation 5), M channels to 2M, 5x5."""
 
+    mask: Tensor
+    bias: nn.Parameter
+
     def __init__(self, latents: int, taps: Sequence[tuple[int, int]]):
         super().__init__(latents, 2 * latents, KERNEL, padding=RADIUS)
         self.register_buffer("mask", mask_of(taps).expand_as(self.weight).clone())
@@ -56,12 +62,13 @@ class MaskedConvolution(nn.Conv2d):
         matrix = torch.cat([weight[:, :, dy + RADIUS, dx + RADIUS] for dy, dx in taps], 1)
         return lambda seen: F.linear(seen, matrix, self.bias)
 
-    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
+        errors = arguments[-1]
         mask = state_dict.get(prefix + "mask")
         own = mask_of(self.taps, "cpu")  # not the buffer, which has no values on the meta device
         if not self.any_mask and mask is not None and not torch.equal(mask.to(own), own.expand_as(mask)):
             errors.append(f"{prefix}mask is that of another context model: what it was trained to see is not seen here")
-        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
 def parameter_network(latents: int, parameters: int) -> nn.Sequential:
@@ -74,6 +81,19 @@ def parameter_network(latents: int, parameters: int) -> nn.Sequential:
         nn.LeakyReLU(inplace=True),
         nn.Conv2d(second, parameters * latents, 1),
     )
+
+
+class WithContext(nn.Module):
+    """Context g_cm, parameter network g_ep, and the distribution of the latents, which every order of coding runs."""
+
+    context_prediction: MaskedConvolution
+    entropy_parameters: nn.Sequential
+    gaussian_conditional: Conditional
+    context_first = False  # whether g_ep's input is (phi, psi) instead of (psi, phi)
+
+    def merged(self, psi: Tensor, phi: Tensor) -> Tensor:
+        """g_ep's input, channels in dimension 1."""
+        return torch.cat([phi, psi] if self.context_first else [psi, phi], 1)
 
 
 class Rows:

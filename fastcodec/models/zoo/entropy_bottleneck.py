@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,14 +24,17 @@ _MAX_REACH = 4000
 
 
 class CodedEntropyModel(nn.Module):
-    """What both entropy models share: quantised CDFs as buffers, of a size that only a checkpoint knows."""
+    """Quantised CDFs as buffers, of a size that only a checkpoint knows: what both entropy models share."""
 
-    _SIZED = ("_offset", "_quantized_cdf", "_cdf_length")
+    SIZED: tuple[str, ...] = ("_offset", "_quantized_cdf", "_cdf_length")  # CompressAI's names
+    _offset: Tensor
+    _quantized_cdf: Tensor
+    _cdf_length: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.likelihood_lower_bound = LowerBound(LEAST_LIKELIHOOD)
-        for name in self._SIZED:
+        for name in self.SIZED:
             self.register_buffer(name, torch.empty(0, dtype=torch.int32))
         self._table_sets: list[rans.TableSet] | None = None
 
@@ -39,12 +43,21 @@ class CodedEntropyModel(nn.Module):
         """Whether the CDFs are there, from `update` or from a checkpoint."""
         return self._offset.numel() > 0
 
+    @property
+    def cdfs(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The quantised CDFs, int32 [n, longest], their lengths and the symbols of their first entries, int32 [n]."""
+        return self._quantized_cdf, self._cdf_length, self._offset
+
+    def update(self) -> None:
+        """Make the CDFs of the distributions as they are."""
+        raise NotImplementedError
+
     def table_sets(self) -> list[rans.TableSet]:
         """The coder's tables. RuntimeError without CDFs."""
         if self._table_sets is None:
             if not self.updated:
                 raise RuntimeError("no tables yet: call the model's update() once its training is over")
-            self._table_sets = list(table_sets(self._quantized_cdf, self._cdf_length, self._offset))
+            self._table_sets = list(table_sets(*self.cdfs))
         return self._table_sets
 
     def _store(self, offset: Tensor, cdf: Tensor, lengths: Tensor) -> None:
@@ -52,8 +65,8 @@ class CodedEntropyModel(nn.Module):
         self._offset, self._quantized_cdf = offset.to(device, torch.int32), cdf.to(device)
         self._cdf_length, self._table_sets = lengths.to(device), None
 
-    def _load_from_state_dict(self, state_dict, prefix, *arguments) -> None:
-        for name in self._SIZED:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
+        for name in self.SIZED:
             if (stored := state_dict.get(prefix + name)) is not None:
                 setattr(self, name, torch.empty_like(stored, device=getattr(self, name).device))
         self._table_sets = None
@@ -69,6 +82,8 @@ class EntropyBottleneck(CodedEntropyModel):
 
     Symbols are round(z - median); quantiles holds the bounds of each channel's table and its median.
     """
+
+    target: Tensor
 
     def __init__(self, channels: int):
         super().__init__()
@@ -175,7 +190,7 @@ class EntropyBottleneck(CodedEntropyModel):
             groups.append((slice(begin, begin + tables.count), indexes.expand(positions, -1).contiguous(), tables))
         return groups
 
-    def _load_from_state_dict(self, state_dict, prefix, *arguments) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *arguments: Any) -> None:
         # CompressAI had three layouts: matrices.0, before it _matrix0, and before that _matrices.0.
         for ours, older, oldest in (
             ("matrices", "_matrix", "_matrices"),

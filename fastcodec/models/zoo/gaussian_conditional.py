@@ -1,13 +1,13 @@
 """Latents as Gaussians whose parameters the decoder knows (Ballé et al. 2018, equation 6; Minnen et al. 2018, eq. 2).
 
-p(y^ | z^) = prod_i [N(mu_i, sigma_i^2) * U(-1/2, 1/2)](y^_i), also He et al. 2021, equation 3. This is the place where
-another distribution goes (a mixture): models hand over their parameter network's output as it is, and ask nothing but
-`encode`, `decode` and, in training, `bits` of it.
+p(y^ | z^) = prod_i [N(mu_i, sigma_i^2) * U(-1/2, 1/2)](y^_i), also He et al. 2021, equation 3. Another
+distribution (a mixture) has the methods of `Conditional`, and takes a model's parameter network's output as it is.
 """
 
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -36,13 +36,30 @@ def gaussian_likelihood(residual: Tensor, scales: Tensor) -> Tensor:
     return 0.5 * (torch.erfc((magnitude - 0.5) * inverse) - torch.erfc((magnitude + 0.5) * inverse))
 
 
+class Conditional(Protocol):
+    """The distribution of the latents, given parameters [.., parameters_per_latent * M], channels in dimension 1."""
+
+    parameters_per_latent: int
+
+    def bits(self, y_hat: Tensor, parameters: Tensor) -> Tensor:
+        """The code length of each element, like y_hat [B, M, h, w], which may be y with noise for rounding."""
+
+    def encode(self, y: Tensor, parameters: Tensor) -> tuple[rans.Pass | rans.MixturePass, Tensor, float]:
+        """y [P, M] and its parameters to a pass, the decoded y^ [P, M], and its code length in bits."""
+
+    def decode(self, decoder: rans.Decoder, parameters: Tensor) -> Tensor:
+        """The inverse of `encode`: y^ [P, M]."""
+
+
 class GaussianConditional(CodedEntropyModel):
     """Codes y as symbols round(y - mu) by zero-mean tables, y^ = symbol + mu.
 
     with_means: parameters are [.., 2M], (scales, means) in this order; without, [.., M], scales, and mu = 0.
     """
 
-    _SIZED = (*CodedEntropyModel._SIZED, "scale_table")
+    SIZED = (*CodedEntropyModel.SIZED, "scale_table")
+    scale_table: Tensor
+    scale_bound: Tensor
 
     def __init__(self, with_means: bool = True):
         super().__init__()
@@ -72,7 +89,6 @@ class GaussianConditional(CodedEntropyModel):
         return scales, means
 
     def bits(self, y_hat: Tensor, parameters: Tensor) -> Tensor:
-        """The code length of each element, like y_hat [B, M, h, w], which may be y with noise for rounding."""
         scales, means = self.split(parameters)
         residual = y_hat if means is None else y_hat - means
         likelihood = gaussian_likelihood(residual, self.lower_bound_scale(scales))
@@ -84,7 +100,6 @@ class GaussianConditional(CodedEntropyModel):
         return torch.bucketize(scales.contiguous(), torch.sqrt(table[:-1] * table[1:])).to(torch.uint8)
 
     def encode(self, y: Tensor, parameters: Tensor) -> tuple[rans.Pass, Tensor, float]:
-        """y [P, M] and its parameters to a pass, the decoded y^ [P, M], and its code length in bits."""
         scales, means = self.split(parameters)
         symbols = torch.round(y if means is None else y - means)
         likelihood = gaussian_likelihood(symbols.double(), scales.double().clamp(min=LEAST_SCALE))
@@ -94,7 +109,6 @@ class GaussianConditional(CodedEntropyModel):
         return coded, symbols if means is None else symbols + means, float(bits)
 
     def decode(self, decoder: rans.Decoder, parameters: Tensor) -> Tensor:
-        """The inverse of `encode`: y^ [P, M]."""
         scales, means = self.split(parameters)
         (tables,) = self.table_sets()
         (symbols,) = decoder.decode([self.indexes(scales)], tables)

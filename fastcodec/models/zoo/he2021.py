@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...kernels import checkerboard, rans
 from .base import Coded
-from .context import KERNEL, NEIGHBOURS, RADIUS, RASTER_TAPS, Rows, mask_of
+from .context import KERNEL, NEIGHBOURS, RADIUS, RASTER_TAPS, Rows, WithContext, mask_of
 from .minnen2018 import ContextModel, JointAutoregressive, Rounding
 
 
@@ -22,11 +22,8 @@ def anchor_mask(height: int, width: int, like: Tensor) -> Tensor:
     return ((rows[:, None] + columns) % 2 == 0).to(like.dtype)
 
 
-class TwoPasses:
-    """All anchors by the hyperprior alone, then all non-anchors, which see the anchors around them.
-
-    For a module that has context_prediction, entropy_parameters, gaussian_conditional and `merged`.
-    """
+class TwoPasses(WithContext):
+    """All anchors by the hyperprior alone, then all non-anchors, which see the anchors around them."""
 
     def parameters_while_training(self, psi: Tensor, y_hat: Tensor) -> Tensor:
         """All parameters in one pass: g_ep(psi, g_cm(y_half) - b_half) (equation 11).
@@ -34,7 +31,7 @@ class TwoPasses:
         y_half is y^ with all non-anchors 0. At anchors g_cm sees nothing but those and gives its bias b, so that the
         difference is exactly 0 there. Coding has the same parameters by `encode_given`, but for the order of sums.
         """
-        anchors = anchor_mask(*y_hat.shape[2:], like=y_hat)
+        anchors = anchor_mask(y_hat.shape[2], y_hat.shape[3], like=y_hat)
         b_half = self.context_prediction.bias[:, None, None] * anchors
         phi = self.context_prediction(y_hat * anchors) - b_half
         return self.entropy_parameters(self.merged(psi, phi))

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ...kernels import checkerboard, rans
+from ..modules import ModuleList
 from .balle2018 import Hyperprior
 from .base import Coded, channels_last
 from .cheng2020 import AttentionBlock
@@ -26,6 +28,8 @@ from .context import MaskedConvolution
 from .gaussian_conditional import GaussianConditional
 from .he2021 import TwoPasses
 from .layers import conv, deconv
+
+_Item = TypeVar("_Item")
 
 _FIRST_GROUPS = (16, 16, 32, 64)  # the last one has the rest
 _GROUP = "latent_codec.y.latent_codec.y{}."
@@ -91,18 +95,16 @@ class ScalesFirst(nn.Module):
         return torch.cat([scales, means], 1)
 
 
-class Group(TwoPasses, nn.Module):
+class Group(TwoPasses):
     """A group of channels: its context within the group, its aggregation of all contexts, its distribution."""
+
+    context_first = True
 
     def __init__(self, channels: int, aggregation: nn.Sequential):
         super().__init__()
         self.context_prediction = MaskedConvolution(channels, checkerboard.LIVE_TAPS)
         self.entropy_parameters = aggregation
         self.gaussian_conditional = GaussianConditional()
-
-    def merged(self, side: Tensor, phi: Tensor) -> Tensor:
-        """The aggregation's input, channels in dimension 1; side: (Phi_ch, psi)."""
-        return torch.cat([phi, side], 1)
 
 
 class Elic2022(Hyperprior):
@@ -121,17 +123,17 @@ class Elic2022(Hyperprior):
         self.g_a, self.g_s = analysis(n, m), synthesis(n, m)
         self.h_a = _rectified(conv(m, n, 3, 1), conv(n, n), conv(n, n))
         self.h_s = self.hyper_synthesis(n, m)
-        self.channel_context = nn.ModuleList(
+        self.channel_context = ModuleList(
             _rectified(conv(sum(self.seen(sizes[:k])), 224, 5, 1), conv(224, 128, 5, 1), conv(128, 2 * size, 5, 1))
             for k, size in enumerate(sizes)
             if k > 0
         )
-        self.groups = nn.ModuleList(
+        self.groups = ModuleList(
             Group(size, self.aggregation(n, m, 2 * size, 1 if k == 0 else 2)) for k, size in enumerate(sizes)
         )
 
     @classmethod
-    def from_shapes(cls, state: Mapping[str, Tensor], **options) -> Elic2022:
+    def from_shapes(cls, state: Mapping[str, Tensor], **options: Any) -> Self:
         name = (_GROUP + "context_prediction.weight").format
         sizes = [state[name(0)].shape[1]]
         while name(len(sizes)) in state:
@@ -151,25 +153,29 @@ class Elic2022(Hyperprior):
         return _rectified(*[conv(*ends, 1, 1) for ends in itertools.pairwise((inputs, *between, outputs))])
 
     @staticmethod
-    def seen(before: Sequence) -> list:
+    def seen(before: Sequence[_Item]) -> list[_Item]:
         """Of the groups before one, those that its channel context sees."""
         return list(before)
 
-    def parameters_while_training(self, psi: Tensor, y_hat: Tensor) -> list[Tensor]:
-        """Those of each group."""
+    def parameters_while_training(self, psi: Tensor, y_hat: Tensor) -> Tensor:
+        """Those of each group, one after the other."""
         parts = y_hat.split(self.sizes, 1)
-        return [
+        parameters = [
             group.parameters_while_training(self._side(psi, parts[:k]), part)
             for k, (group, part) in enumerate(zip(self.groups, parts, strict=True))
         ]
+        return torch.cat(parameters, 1)
 
     def latent_bits(self, y_hat: Tensor, psi: Tensor) -> Tensor:
-        parts, parameters = y_hat.split(self.sizes, 1), self.parameters_while_training(psi, y_hat)
+        parts = y_hat.split(self.sizes, 1)
+        parameters = self.parameters_while_training(psi, y_hat).split([2 * size for size in self.sizes], 1)
         bits = [g.gaussian_conditional.bits(y, p) for g, y, p in zip(self.groups, parts, parameters, strict=True)]
         return torch.cat(bits, 1)
 
     def encode_given(self, y: Tensor, psi: Tensor) -> Coded:
-        passes, bits, decoded = [], 0.0, []
+        passes: list[rans.Pass | rans.MixturePass] = []
+        decoded: list[Tensor] = []
+        bits = 0.0
         for group, part in zip(self.groups, y.split(self.sizes, 1), strict=True):
             coded = group.encode_given(part, self._side(psi, decoded))
             passes += coded.passes
@@ -205,7 +211,7 @@ class Elic2022Chandelier(Elic2022):
         return _rectified(*[conv(*ends, 1, 1) for ends in itertools.pairwise(widths)]).append(ScalesFirst())
 
     @staticmethod
-    def seen(before: Sequence) -> list:
+    def seen(before: Sequence[_Item]) -> list[_Item]:
         return [*before[:1], *before[1:][-1:]]
 
 

@@ -21,6 +21,7 @@ import functools
 import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +87,7 @@ def require_exact(device: torch.device) -> None:
 
 
 class IntegerConvolution(nn.Module):
-    """What the layers of this module share: entry, exit, and the proof. Values are float64 that hold the integers.
+    """Entry, exit and proof of an integer layer. Values are float64 that hold the integers.
 
     weight: int16, output channels first; bias: int64 [outputs], in units of the accumulator; input_bits: int32
     [inputs], e; weight_bits: int32 [outputs], f; output_bits: int32 [], g.
@@ -155,12 +156,12 @@ class IntegerConvolution(nn.Module):
         if not float(bound.max()) < EXACT_LIMIT:
             raise ExactnessError(f"a sum can reach {float(bound.max()):.3g}: float64 is exact below 2^53")
 
-    def _load_from_state_dict(self, *arguments) -> None:
+    def _load_from_state_dict(self, *arguments: Any) -> None:
         super()._load_from_state_dict(*arguments)
         self._ready = None
         self.check()
 
-    def _apply(self, fn: Callable, recurse: bool = True):
+    def _apply(self, fn: Callable, recurse: bool = True) -> Self:
         self._ready = None
         return super()._apply(fn, recurse)
 
@@ -197,12 +198,18 @@ def _along(vector: Tensor, like: Tensor, axis: int) -> Tensor:
     return vector.view(shape)
 
 
+def _margins(layer: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, ...]:
+    if isinstance(layer.padding, str):
+        raise UnsupportedError(f"padding {layer.padding!r} has no integer twin")
+    return layer.padding
+
+
 class IntegerConv2d(IntegerConvolution):
     """A convolution as a gather of rows and a matrix product: no algorithm that a library might choose otherwise."""
 
     def __init__(self, layer: nn.Conv2d):
         super().__init__(layer.in_channels, layer.out_channels, layer.weight.shape)
-        self.kernel, self.stride, self.padding = layer.kernel_size, layer.stride, layer.padding
+        self.kernel, self.stride, self.padding = layer.kernel_size, layer.stride, _margins(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [B, inputs, h, w], to float64 [B, outputs, ...]."""
@@ -225,19 +232,19 @@ class IntegerConvTranspose2d(IntegerConvolution):
     def __init__(self, layer: nn.ConvTranspose2d):
         outputs, inputs = layer.out_channels, layer.in_channels
         super().__init__(inputs, outputs, (outputs, inputs, *layer.kernel_size))
-        self.kernel, self.stride, self.padding = layer.kernel_size, layer.stride, layer.padding
+        self.kernel, self.stride, self.padding = layer.kernel_size, layer.stride, _margins(layer)
         self.output_padding = layer.output_padding
 
     def _matrix(self) -> Tensor:
         return self.weight.transpose(1, 2).transpose(2, 3).flatten(0, 2)  # [outputs * kernel, inputs]
 
     def forward(self, x: Tensor) -> Tensor:
-        size = [
+        size = tuple(
             (n - 1) * step - 2 * pad + side + extra
             for n, step, pad, side, extra in zip(
                 x.shape[2:], self.stride, self.padding, self.kernel, self.output_padding, strict=True
             )
-        ]
+        )
         columns = product(self._constants()[1], self._enter(x, 1).flatten(2))
         return self._leave(F.fold(columns, size, self.kernel, padding=self.padding, stride=self.stride), 1)
 
@@ -284,7 +291,8 @@ class StoredTables(CodedEntropyModel):
     Making them from the CDFs takes logarithms, whose last bit may differ between machines, and with it a frequency.
     """
 
-    _SIZED = (*CodedEntropyModel._SIZED, "coder_tables")
+    SIZED = (*CodedEntropyModel.SIZED, "coder_tables")
+    coder_tables: Tensor
 
     def keep_tables(self, sets: Sequence[rans.TableSet]) -> None:
         """Store these as the tables."""
@@ -324,7 +332,9 @@ class IntegerGaussianConditional(StoredTables, GaussianConditional):
     """Means in steps of 2^-mean_bits, and table numbers by integer thresholds on the scales, int64 [levels - 1] in
     units of 2^-16."""
 
-    _SIZED = (*StoredTables._SIZED, "scale_table", "thresholds")
+    SIZED = (*StoredTables.SIZED, "scale_table", "thresholds")
+    thresholds: Tensor
+    mean_bits: Tensor
 
     def __init__(self, with_means: bool = True):
         super().__init__(with_means)
@@ -381,8 +391,8 @@ def integerized(model: CompressionModel, images: Iterable[Tensor]) -> Compressio
     largest_in, largest_out, latents, before = _calibrate(model, images)
     out = skeleton(model)
     for name, layer in out.named_modules():
-        if isinstance(layer, IntegerConvolution):
-            source = model.get_submodule(name)
+        source = model.get_submodule(name)
+        if isinstance(layer, IntegerConvolution) and isinstance(source, nn.Conv2d | nn.ConvTranspose2d):
             weight = source.weight.transpose(0, 1) if isinstance(source, nn.ConvTranspose2d) else source.weight
             try:
                 layer.set_from(weight, source.bias, largest_in[name], largest_out[name])

@@ -18,6 +18,7 @@ import copy
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ class GainedGaussianConditional(GaussianConditional):
     def encode(self, y: Tensor, parameters: Tensor) -> tuple[rans.Pass, Tensor, float]:
         coded, y_hat, bits = super().encode(y * self.gain, parameters * self.gain)
         if self.offset is not None:
-            y_hat = self._reconstructed(coded.symbols, parameters)
+            y_hat = self._reconstructed(coded.symbols, parameters, self.offset)
         return coded, y_hat, bits
 
     def decode(self, decoder: rans.Decoder, parameters: Tensor) -> Tensor:
@@ -62,13 +63,13 @@ class GainedGaussianConditional(GaussianConditional):
         scales, _ = self.split(parameters * self.gain)
         (tables,) = self.table_sets()
         (symbols,) = decoder.decode([self.indexes(scales)], tables)
-        return self._reconstructed(symbols, parameters)
+        return self._reconstructed(symbols, parameters, self.offset)
 
-    def _reconstructed(self, symbols: Tensor, parameters: Tensor) -> Tensor:
+    def _reconstructed(self, symbols: Tensor, parameters: Tensor, offset: Callable[[Tensor], Tensor]) -> Tensor:
         scales, means = self.split(parameters)
         q, coded = symbols.float(), symbols != 0
         magnitudes, gained = q[coded].abs(), (scales[coded] * self.gain).clamp(min=LEAST_SCALE)
-        offsets = self.offset(torch.stack([gained, torch.full_like(gained, self.gain)], 1))
+        offsets = offset(torch.stack([gained, torch.full_like(gained, self.gain)], 1))
         q[coded] = q[coded].sign() * (magnitudes - offsets)
         y_hat = q * (1 / self.gain)
         return y_hat if means is None else y_hat + means
@@ -83,10 +84,13 @@ class SteppedBottleneck(EntropyBottleneck):
     def at(self, step: float) -> SteppedBottleneck:
         """The same with another step, and the tables for it."""
         out = copy.copy(self)
-        out.step = step
-        offsets, cdfs, lengths = out._cdfs(self.quantiles / step)
-        out._table_sets = list(table_sets(cdfs, lengths, offsets))
+        out._set_step(step)
         return out
+
+    def _set_step(self, step: float) -> None:
+        self.step = step
+        offsets, cdfs, lengths = self._cdfs(self.quantiles / step)
+        self._table_sets = list(table_sets(cdfs, lengths, offsets))
 
     @property
     def medians(self) -> Tensor:
@@ -110,18 +114,20 @@ def _small_network(*widths: int) -> nn.Sequential:
 
 
 class VariableRate(Hyperprior):
-    """What the three systems add to their systems of one rate. `at` gives a system of one rate, which codes.
+    """Variable rate, added to a system of one rate: the base of three. `at` gives a system of one rate, which codes.
 
     variable_z: whether the hyper latents have a step of their own, as CompressAI's published weights have.
     """
 
     variable_rate = True
-    layout = (("gains", "Gain"), ("offsets.", "QuantABCD."))
+    layout: tuple[tuple[str, str], ...] = (("gains", "Gain"), ("offsets.", "QuantABCD."))
+    gaussian_conditional: GainedGaussianConditional
+    entropy_bottleneck: EntropyBottleneck
 
     def __init__(self, n: int, m: int, variable_z: bool = False):
         if variable_z:
             self.layout = (*self.layout, *_Z_LAYOUT)
-        super().__init__(n, m)
+        super().__init__(n, m)  # type: ignore[arg-type]  # that of the system of one rate, which comes next
         self.variable_z = variable_z
         self.gaussian_conditional = GainedGaussianConditional(self.gaussian_conditional.with_means)
         self.gains = nn.Parameter(torch.logspace(math.log10(_LEAST_GAIN), 0, _LEVELS))
@@ -133,7 +139,7 @@ class VariableRate(Hyperprior):
         self._rates: dict[int, VariableRate] = {}
 
     @classmethod
-    def from_shapes(cls, state: Mapping[str, Tensor], **options) -> VariableRate:
+    def from_shapes(cls, state: Mapping[str, Tensor], **options: Any) -> Self:
         return super().from_shapes(state, variable_z="gayn2zqstep.0.weight" in state, **options)
 
     def quality_of(self, level: int) -> int:
@@ -164,7 +170,7 @@ class VariableRate(Hyperprior):
         rate = copy.copy(self)
         rate._modules = dict(self._modules)
         rate.gaussian_conditional = self.gaussian_conditional.at(gain, lambda rows: self.offsets(rows)[:, 0])
-        if self.variable_z:
+        if isinstance(self.entropy_bottleneck, SteppedBottleneck):
             step = self.z_step_bound(self.z_step(self.gains.new_tensor([1 / gain])))
             rate.entropy_bottleneck = self.entropy_bottleneck.at(float(step))
         return rate
@@ -172,12 +178,12 @@ class VariableRate(Hyperprior):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         raise NotImplementedError("variable-rate systems are loaded from CompressAI's weights, not trained here")
 
-    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         self._rates.clear()
         kept = {name: tensor for name, tensor in state_dict.items() if name != "QuantOffset"}  # unused, in old files
         return super().load_state_dict(kept, strict, assign)
 
-    def _apply(self, *arguments, **options):
+    def _apply(self, *arguments: Any, **options: Any) -> Self:
         self._rates.clear()
         return super()._apply(*arguments, **options)
 
@@ -204,6 +210,7 @@ class JointAutoregressiveVariableRate(VariableRate, JointAutoregressive):
     """Minnen 2018, serial (CompressAI: mbt2018-vbr): the context, too, is told the gain."""
 
     layout = (*VariableRate.layout, ("gain_context.", "scale_to_context."))
+    gaussian_conditional: GainedGaussianConditional
 
     def __init__(self, n: int, m: int, variable_z: bool = False):
         super().__init__(n, m, variable_z)

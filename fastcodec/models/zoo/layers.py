@@ -5,6 +5,8 @@ Parameter and buffer names are CompressAI's, so that its checkpoints load as the
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,6 +39,8 @@ class _DeconvToPixels(nn.ConvTranspose2d):
     fast as PyTorch's own with 3 channels.
     """
 
+    bias: nn.Parameter
+
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
         if torch.is_grad_enabled() or x.device.type != "cpu" or output_size is not None:
             return super().forward(x, output_size)
@@ -59,18 +63,20 @@ class _BoundedBelow(torch.autograd.Function):
     """max(x, bound), whose gradient also passes below the bound where a descent step would raise x."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, bound: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bound: Tensor) -> Tensor:
         ctx.save_for_backward(x, bound)
         return torch.maximum(x, bound)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         x, bound = ctx.saved_tensors
         return gradient * ((x >= bound) | (gradient < 0)), None
 
 
 class LowerBound(nn.Module):
     """max(x, bound) for training: a plain clamp would leave what fell below the bound there for good."""
+
+    bound: Tensor
 
     def __init__(self, bound: float):
         super().__init__()
@@ -85,6 +91,8 @@ class NonNegative(nn.Module):
 
     A value v >= minimum is stored as sqrt(v + pedestal): learning is slow near 0, where GDN is touchy, and never stuck.
     """
+
+    pedestal: Tensor
 
     def __init__(self, minimum: float = 0.0):
         super().__init__()

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ...kernels import rans
 from .balle2018 import Hyperprior, analysis, synthesis
 from .base import Coded, on_grid, positions
-from .context import RADIUS, RASTER_TAPS, MaskedConvolution, Rows, parameter_network
-from .gaussian_conditional import GaussianConditional
+from .context import RADIUS, RASTER_TAPS, MaskedConvolution, Rows, WithContext, parameter_network
+from .gaussian_conditional import Conditional, GaussianConditional
 from .layers import conv, deconv
 from .rounded_gaussian import RoundedGaussianConditional
 
@@ -48,25 +48,20 @@ class MeanScaleHyperprior(Hyperprior):
             conv(middle, 2 * m, 3, 1),
         )
 
-    def conditional(self, rounding: Rounding) -> nn.Module:
-        """How latents are distributed, and coded."""
+    def conditional(self, rounding: Rounding) -> Conditional:
+        """The latents' distribution, by which they are coded."""
         return GaussianConditional() if rounding == "residuals" else RoundedGaussianConditional()
 
 
-class ContextModel(MeanScaleHyperprior):
+class ContextModel(WithContext, MeanScaleHyperprior):
     """(sigma, mu)_i = g_ep(psi_i, phi_i), phi_i = g_cm(y^ of the neighbours) (He et al. 2021, equation 4)."""
 
     taps: tuple[tuple[int, int], ...]
-    context_first = False  # whether g_ep's input is (phi, psi) instead of (psi, phi)
 
     def __init__(self, n: int, m: int, rounding: Rounding = "residuals"):
         super().__init__(n, m, rounding)
         self.context_prediction = MaskedConvolution(m, self.taps)
         self.entropy_parameters = parameter_network(m, self.gaussian_conditional.parameters_per_latent)
-
-    def merged(self, psi: Tensor, phi: Tensor) -> Tensor:
-        """g_ep's input, channels in dimension 1."""
-        return torch.cat([phi, psi] if self.context_first else [psi, phi], 1)
 
     def parameters_while_training(self, psi: Tensor, y_hat: Tensor) -> Tensor:
         return self.entropy_parameters(self.merged(psi, self.context_prediction(y_hat)))
@@ -79,7 +74,8 @@ class JointAutoregressive(ContextModel):
 
     def encode_given(self, y: Tensor, psi: Tensor) -> Coded:
         rows = positions(y)
-        passes, bits = [], 0.0
+        passes: list[rans.Pass | rans.MixturePass] = []
+        bits = 0.0
 
         def code(position: int, parameters: Tensor) -> Tensor:
             nonlocal bits

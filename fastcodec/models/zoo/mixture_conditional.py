@@ -35,13 +35,11 @@ class MixtureConditional(nn.Module):
         return logits.softmax(0), means, self.lower_bound_scale(scales)
 
     def bits(self, y_hat: Tensor, parameters: Tensor) -> Tensor:
-        """The code length of each element, like y_hat [B, M, h, w], which may be y with noise for rounding."""
         weights, means, scales = self.split(parameters)
         likelihood = (weights * gaussian_likelihood(y_hat - means, scales)).sum(0)
         return -torch.log2(self.likelihood_lower_bound(likelihood))
 
     def encode(self, y: Tensor, parameters: Tensor) -> tuple[rans.MixturePass, Tensor, float]:
-        """y [P, M] and its parameters to a pass, the decoded y^ [P, M], and its code length in bits."""
         symbols = torch.round(y)
         weights, means, scales = (part.double() for part in self.split(parameters))
         likelihood = (weights * gaussian_likelihood(symbols.double() - means, scales)).sum(0)
@@ -50,10 +48,9 @@ class MixtureConditional(nn.Module):
         return coded, symbols, float(bits)
 
     def decode(self, decoder: rans.Decoder, parameters: Tensor) -> Tensor:
-        """The inverse of `encode`: y^ [P, M]."""
         (symbols,) = decoder.decode_mixtures([self._integers(parameters)])
         return symbols.float()
 
     def _integers(self, parameters: Tensor) -> rans.Mixture:
-        """What the coder takes: encoder and decoder get the same from equal parameters."""
+        """The coder's mixtures: encoder and decoder get the same from equal parameters."""
         return rans.quantise_mixtures(*self.split(parameters))

@@ -1,4 +1,4 @@
-"""What floating-point results depend on, in words: a file says on what it was written, and its reader compares."""
+"""The kind of machine, on which floating-point results depend: a file names it, and its reader compares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Latents rounded to integers, y^ = round(y), as Gaussians with any mean: what one-pass encoding needs.
+"""Latents rounded to integers, y^ = round(y), as Gaussians with any mean, which one-pass encoding needs.
 
 He et al. 2021, section 4.3.1: all parameters can be had at once (equation 11) if y^ is known before its parameters are,
 so it must not depend on mu as round(y - mu) + mu does. The symbol is y^ - round(mu); what is left of mu, a fraction of
@@ -8,6 +8,7 @@ at most 1/2, chooses among tables that are as fine as their scale asks for.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,9 +35,13 @@ class RoundedGaussianConditional(GaussianConditional):
         super()._store(offset, cdf, lengths)
         self._fraction_tables = None
 
-    def _load_from_state_dict(self, state_dict, prefix, *arguments) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *arguments)
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        super()._load_from_state_dict(*arguments)
         self._fraction_tables = None
+
+    def split(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        scales, means = parameters.chunk(2, 1)
+        return scales, means
 
     def fraction_tables(self) -> tuple[rans.TableSet, Tensor, Tensor]:
         """The tables of N(f, sigma^2), f at the middles of equal parts of 0 .. 1/2; and for each scale, how many parts

@@ -943,7 +943,7 @@ def beside_unfused_network(machine: Machine, codec: Codec, sizes: Sizes, host: H
                 partial(
                     _all,
                     [
-                        partial(network.non_anchor_parameters, second, own[k], *size, quality, k, before[1][k])
+                        partial(network.non_anchor_parameters, second, own[k], size, quality, k, before[1][k])
                         for k in numbers
                     ],
                 ),

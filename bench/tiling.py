@@ -161,7 +161,7 @@ def _latent_bits(model: released.Model, y: Tensor, psi: Tensor, quality: int) ->
         found = model.entropy.anchor_parameters(psi_anchors, quality, number, known)
         total += coded(y_anchors, found, channels, anchors)
         own, known = anchors[..., channels].contiguous(), others[..., before].contiguous() if number else None
-        found = model.entropy.non_anchor_parameters(psi_others, own, height, width, quality, number, known)
+        found = model.entropy.non_anchor_parameters(psi_others, own, (height, width), quality, number, known)
         total += coded(y_others, found, channels, others)
     return total
 

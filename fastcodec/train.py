@@ -2,7 +2,7 @@
 
     loss = bits / pixel + lambda(t) * 255^2 * MSE                    (He et al. 2021, equation 1)
 
-With swift lambda is drawn anew for every image; models/tasks.py says what differs between models. A run is a cycle of
+With swift lambda is drawn anew for every image; models/tasks.py has the differences between models. A run is a cycle of
 fixed wall-clock length: warm-up, constant rate, then decay, over the last part of which swift's entropy side trains in
 the integer arithmetic that it will run in. A share of the crops are not photographs but drawn (`fastcodec.graphics`):
 text, windows, charts, flat colours, noise. A killed run resumes from its last checkpoint, at its place in the cycle; a
@@ -28,10 +28,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import metrics
 from .codec import Codec
@@ -40,10 +41,9 @@ from .errors import FastcodecError, ModelMismatchError
 from .images import read_picture
 from .kernels.processor import bfloat16_is_native
 from .models import tasks, zoo
-from .models.swift import export, release
+from .models.modules import in_layout
 
 LOSS_LIMIT = 1.0  # twice a photograph's usual loss
-EVALUATION_QUALITIES = (10, 40, 70, 100)
 EAGER_STEPS = 4  # before a capture: PyTorch chooses algorithms, and the optimiser makes its state
 PARTS = ("loss", "bpp", "z_bpp", "psnr", "norm", "skipped")  # of a step, as `_compute` returns them
 
@@ -76,7 +76,7 @@ class TrainingConfig:
     model: str = "swift"
     quality: int | None = None  # of a system of the zoo
     groups: tuple[int, ...] | None = None  # of swift's latents: channels of each
-    entropy_side: bool = False  # of swift alone: what decides probabilities learns, and the transforms stay
+    entropy_side: bool = False  # of swift alone: the transforms stay as they are
     start: Path | None = None  # a released model's file, or a state dict of the zoo, to go on from
     evaluate: Path | None = None  # a folder measured at every checkpoint, for the log only
 
@@ -84,10 +84,10 @@ class TrainingConfig:
 class Trainer:
     """Owns the model, its optimiser and its averaged weights, and the place in the cycle.
 
-    task: what is trained, if not what the configuration names.
+    task: another one than the configuration names.
     """
 
-    def __init__(self, config: TrainingConfig, task: tasks.Task | None = None):
+    def __init__(self, config: TrainingConfig, task: tasks.Task[Any] | None = None):
         self.config = config
         self.step, self.cycle_start, self.cycle_step = 0, time.time(), 0
         self.task = task or tasks.task(config.model, config.quality, config.groups, config.entropy_side)
@@ -100,7 +100,7 @@ class Trainer:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True) if checkpoint.exists() else None
         if state is None:
             torch.manual_seed(config.seed)
-            self.model = self.task.create(self.source.batch, config.start)
+            self.model: nn.Module = self.task.create(self.source.batch, config.start)
         else:
             trained = state.get("name", "swift")
             if trained != self.task.name:
@@ -108,13 +108,14 @@ class Trainer:
             self.model = self.task.blank(state["config"])
             self.model.load_state_dict(state["model"])
         memory = torch.channels_last if config.layout == "nhwc" else torch.contiguous_format
-        self.model.to(self.device, memory_format=memory)
+        in_layout(self.model.to(self.device), memory)
         # A copy built from scratch: deepcopy of a module would share nothing either, but would copy gradients too.
-        self.average = self.task.blank(self.task.describe(self.model)).to(self.device, memory_format=memory)
+        blank = self.task.blank(self.task.describe(self.model))
+        self.average: nn.Module = in_layout(blank.to(self.device), memory)
         self.average.load_state_dict(state["average"] if state else self.model.state_dict())
         self.average.requires_grad_(False)
         # A GPU reads the rate where a graph does; fused, it skips a step itself where `found_inf` says so.
-        options = {"fused": True, "capturable": True} if on_gpu else {}
+        options: dict[str, bool] = {"fused": True, "capturable": True} if on_gpu else {}
         self.optimiser = torch.optim.AdamW(
             self.parameter_groups(), lr=config.learning_rate, betas=(0.9, 0.98), **options
         )
@@ -176,12 +177,8 @@ class Trainer:
     def train_step(self, progress: float) -> dict[str, float]:
         """One optimiser step; returns its loss, rates and distortion."""
         batch, crop, _ = self._prepare(progress)
-        if self._resident is None:
-            x = self.source.batch(batch, crop).to(self.device).float() / 255
-        else:
-            x = self._resident.batch(batch, crop)
-            x = x.contiguous() if self.config.layout == "nchw" else x
-        parts = dict(zip(PARTS, self._compute(x, _places(batch, self.device)).tolist(), strict=True))
+        values = self._compute(self._images(batch, crop), _places(batch, self.device))
+        parts = dict(zip(PARTS, values.tolist(), strict=True))
         if not parts.pop("skipped"):
             self.step += 1
             self.cycle_step += 1
@@ -190,21 +187,25 @@ class Trainer:
         return parts | {"skipped": 1.0}
 
     def graph_step(self, progress: float) -> None:
-        """One optimiser step on a GPU, not waited for; its parts are added to what `_take_means` reads."""
+        """One optimiser step on a GPU, not waited for; its parts are added up for `_take_means`."""
         kind = self._prepare(progress)
         if kind not in self._graphs:
             self._graphs = {kind: self._capture(partial(self._resident_step, *kind[:2]))}  # the last is done with
         self._graphs[kind].replay()
-        if self.pool is not None:
+        if self._resident is not None and self.pool is not None:
             self._resident.redraw(self.pool)
         self.step += 1
         self.cycle_step += 1
 
-    def _resident_step(self, batch: int, crop: int) -> None:
+    def _images(self, batch: int, crop: int) -> Tensor:
+        """Crops of the training images, float [batch, 3, crop, crop] in 0..1."""
+        if self._resident is None:
+            return self.source.batch(batch, crop).to(self.device).float() / 255
         x = self._resident.batch(batch, crop)
-        if self.config.layout == "nchw":
-            x = x.contiguous()
-        parts = self._compute(x, _places(batch, self.device))
+        return x.contiguous() if self.config.layout == "nchw" else x
+
+    def _resident_step(self, batch: int, crop: int) -> None:
+        parts = self._compute(self._images(batch, crop), _places(batch, self.device))
         self._totals += torch.where(parts[-1] > 0, 0.0, parts)  # a skipped step's parts are not numbers
         self._totals[-1] += parts[-1]
 
@@ -224,7 +225,7 @@ class Trainer:
         return graph
 
     def _prepare(self, progress: float) -> tuple[int, int, bool]:
-        """Sets what a step reads, chance apart. Returns what decides its shape: batch, crop, in integers or not."""
+        """Sets rates and arithmetic of a step. Returns what its shape depends on: batch, crop, in integers or not."""
         config = self.config
         quantise = progress >= config.quantise_from
         self.task.quantise(self.model, quantise)
@@ -253,12 +254,13 @@ class Trainer:
         skipped = (~torch.isfinite(norm)).float()
         values = torch.stack([*parts, norm, skipped]).double()
         if self.on_gpu:
-            self.optimiser.found_inf = skipped
+            self.optimiser.found_inf = skipped  # type: ignore[attr-defined]  # read by fused ones, declared by none
         elif skipped:
             return values
         self.optimiser.step()
         with torch.no_grad():
-            means, weights = list(self.average.parameters()), list(self.model.parameters())
+            means: list[Tensor] = list(self.average.parameters())
+            weights: list[Tensor] = list(self.model.parameters())
             way = torch._foreach_sub(weights, means)
             torch._foreach_mul_(way, self._pull)
             torch._foreach_add_(means, way)
@@ -271,7 +273,7 @@ class Trainer:
         return self._loss(out, x, t)
 
     def _loss(self, out: dict[str, Tensor], x: Tensor, t: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What is minimised, and of PARTS loss, bpp, z_bpp and psnr, means over the images."""
+        """The mean loss with its outliers held back, and of PARTS loss, bpp, z_bpp and psnr, means over the images."""
         pixels = x.shape[2] * x.shape[3]
         mse = (out["x_hat"] - x).square().flatten(1).mean(1)
         bpp = (out["y_bits"] + out["z_bits"]) / pixels
@@ -340,7 +342,7 @@ class Trainer:
         torch.save(state, path.with_suffix(".tmp"))
         os.replace(path.with_suffix(".tmp"), path)
 
-    def log(self, **record) -> None:
+    def log(self, **record: Any) -> None:
         """Append a line to log.jsonl and show it."""
         line = json.dumps({"step": self.step, "progress": round(self.progress(), 4), **record})
         with open(self.config.run / "log.jsonl", "a") as stream:
@@ -399,7 +401,7 @@ class Trainer:
         except FastcodecError as error:
             self.log(event="not exported", error=str(error))
 
-    def _average_on_host(self) -> torch.nn.Module:
+    def _average_on_host(self) -> nn.Module:
         model = self.task.blank(self.task.describe(self.average))
         model.load_state_dict(self.average.state_dict())
         return model
@@ -408,31 +410,16 @@ class Trainer:
         """Real files of the images in `config.evaluate` with the averaged weights, for the log only."""
         if self.config.evaluate is None:
             return
-        if self.task.name != "swift":
-            self._evaluate_system()
-            return
-        path = self.config.run / "evaluated.safetensors"
-        export.export(self._average_on_host(), path)
-        codec = Codec(release.read_model(path))
+        codec = Codec(self.task.coder(self._average_on_host(), self.config.run))
         pictures = [read_picture(path) for path in image_files(self.config.evaluate)]
-        for quality in EVALUATION_QUALITIES:
+        for quality in self.task.qualities:
             bpp, psnr = [], []
             for picture in pictures:
                 data = codec.encode(picture, quality)
                 bpp.append(8 * len(data) / (picture.width * picture.height))
                 psnr.append(metrics.psnr(picture.pixels, codec.decode(data, out="picture").pixels))
-            self.log(event="evaluation", quality=quality, bpp=float(np.mean(bpp)), psnr=float(np.mean(psnr)))
-
-    def _evaluate_system(self) -> None:
-        """`_evaluate` for a system of the zoo."""
-        model = self._average_on_host()
-        model.update(fit_quantiles=True)
-        codec, bpp, psnr = Codec(model), [], []
-        for picture in map(read_picture, image_files(self.config.evaluate)):
-            data = codec.encode(picture)
-            bpp.append(8 * len(data) / (picture.width * picture.height))
-            psnr.append(metrics.psnr(picture.pixels, codec.decode(data, out="picture").pixels))
-        self.log(event="evaluation", bpp=float(np.mean(bpp)), psnr=float(np.mean(psnr)))
+            at = {} if quality is None else {"quality": quality}
+            self.log(event="evaluation", **at, bpp=float(np.mean(bpp)), psnr=float(np.mean(psnr)))
 
 
 def _places(batch: int, device: torch.device) -> Tensor:

@@ -327,7 +327,7 @@ def run(model: EntropyModel, z, symbols, height, width, quality) -> list[torch.T
         for number, channels in enumerate(model.groups):
             first = model.anchor_parameters(psi_anchors, quality, number, known[0])
             anchors = reconstruct(symbols[0][..., channels], first.means)
-            second = model.non_anchor_parameters(psi_non_anchors, anchors, height, width, quality, number, known[1])
+            second = model.non_anchor_parameters(psi_non_anchors, anchors, (height, width), quality, number, known[1])
             non_anchors = reconstruct(symbols[1][..., channels], second.means)
             decoded = anchors, non_anchors
             known = [new if old is None else torch.cat([old, new], 2) for old, new in zip(known, decoded, strict=True)]
@@ -527,7 +527,7 @@ def test_the_trained_network_is_the_exported_one(dtype, groups, generator):
             expected += [
                 entropy.anchor_parameters(expected_psi[0][i], quality, number, before[0]),
                 entropy.non_anchor_parameters(
-                    expected_psi[1][i], halves[0][i, :, channels], height, width, quality, number, before[1]
+                    expected_psi[1][i], halves[0][i, :, channels], (height, width), quality, number, before[1]
                 ),
             ]
         for (means, indexes), parameters in zip(found, expected, strict=True):

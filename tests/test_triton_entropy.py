@@ -343,7 +343,7 @@ def test_references_are_the_model(generator, later):
             (halves[:2], model.anchor_parameters(expected[0], quality + 1, group, at_anchors)),
             (
                 halves[2:],
-                model.non_anchor_parameters(expected[1], anchors[None], height, width, quality + 1, group, at_others),
+                model.non_anchor_parameters(expected[1], anchors[None], (height, width), quality + 1, group, at_others),
             ),
         ):
             assert torch.equal(means.int(), wanted.means[0])

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from fastcodec import machine as _machine
 from fastcodec.crops import CropSource
-from fastcodec.entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN_BITS
+from fastcodec.entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN, SCALE_INDEX
 from fastcodec.entropy.gaussian import COUNT, GREATEST_SCALE, LEAST_SCALE
 from fastcodec.images import replacing
 from fastcodec.kernels.checkerboard import LIVE_TAPS
@@ -216,11 +216,9 @@ class EntropySide(nn.Module):
             self.bias[net] = QualityTable(8, hidden)
             middle = [FixedPointLinear(hidden, hidden) for _ in range(1 + variant.deep)]
             self.second[net] = nn.Sequential(*middle)
-            self.means[net] = FixedPointLinear(
-                hidden, config.latents, output_bits=MEAN_BITS, low=-(2**15), high=2**15 - 1, gain=1 / self.scale
-            )
+            self.means[net] = FixedPointLinear(hidden, config.latents, output=MEAN, gain=1 / self.scale)
             gain = torch.full((config.latents,), 8.0)
-            self.indexes[net] = FixedPointLinear(hidden, config.latents, output_bits=0, high=COUNT - 1, gain=gain)
+            self.indexes[net] = FixedPointLinear(hidden, config.latents, output=SCALE_INDEX, gain=gain)
             nn.init.constant_(self.indexes[net].bias, 1.5)
         if not afresh:
             self._begin_as(start.groups[0])
@@ -427,8 +425,8 @@ def _rows(layer: FixedPointLinear, x: Tensor, part: slice) -> Tensor:
     if part == slice(None):
         return layer(x)
     weight, bias = layer.scaled()
-    unit = 2.0**layer.output_bits
-    return F.linear(x, weight[part], bias[part]).clamp(layer.low / unit, layer.high / unit)
+    unit = 2.0**layer.output.bits
+    return F.linear(x, weight[part], bias[part]).clamp(layer.output.low / unit, layer.output.high / unit)
 
 
 # ---- training

@@ -155,7 +155,7 @@ class CpuEngine:
                     passes.append((symbols, first.indexes, model.tables))
                     anchors = reconstruct(symbols, first.means)
                     second = entropy.non_anchor_parameters(
-                        psi_non_anchors, anchors, height, width, quality, group, _joined(decoded[1])
+                        psi_non_anchors, anchors, (height, width), quality, group, _joined(decoded[1])
                     )
                     symbols = rounding.symbols(
                         y_non_anchors[..., channels], second.means, second.indexes, weight[channels], lengths
@@ -268,7 +268,7 @@ class CpuEngine:
                             anchors = reconstruct(_decode_pass(decoder, first.indexes, tables), first.means)
                         with stage("parameters"):
                             second = entropy.non_anchor_parameters(
-                                psi_non_anchors, anchors, height, width, quality, number, _joined(decoded[1])
+                                psi_non_anchors, anchors, (height, width), quality, number, _joined(decoded[1])
                             )
                         with stage("rans"):
                             symbols = _decode_pass(decoder, second.indexes, tables)

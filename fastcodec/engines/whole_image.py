@@ -19,6 +19,7 @@ from ..constants import IDENTITY_BYTES
 from ..container import Container, Header
 from ..errors import CorruptStreamError, ModelMismatchError, UnsupportedError
 from ..geometry import Grid, Rect, ceil_div
+from ..models.modules import in_layout
 from ..models.zoo.base import CompressionModel
 from ..models.zoo.integerize import require_exact
 from ..models.zoo.portability import kind_of
@@ -64,7 +65,7 @@ class WholeImageEngine:
     def __init__(self, model: CompressionModel) -> None:
         """Raises ExactnessError for an integer system on a device whose float64 products are not exact."""
         model.update()
-        self.model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload] # not in the stubs
+        self.model = in_layout(model.eval(), torch.channels_last)
         self.identity = identity_of(model)
         self.device = next(model.parameters()).device
         if model.portable:

@@ -8,15 +8,33 @@ the exponent of each output channel's weights is lowered until the bound holds.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from .gaussian import COUNT
 
 ACTIVATION_BITS = 4
 ACTIVATION_MAX = 127
 WEIGHT_MAX = 127
-MEAN_BITS = 4
+MEAN_BITS = ACTIVATION_BITS  # the context takes y^ in units of the means and shifts it into activations
 EXACT_LIMIT = 2**24
 MAX_SHIFT = 20
+
+
+class Format(NamedTuple):
+    """Outputs of a layer: integers low..high that stand for value * 2^bits."""
+
+    bits: int
+    low: int
+    high: int
+
+
+ACTIVATION = Format(ACTIVATION_BITS, 0, ACTIVATION_MAX)
+SIGNED_ACTIVATION = Format(ACTIVATION_BITS, -ACTIVATION_MAX, ACTIVATION_MAX)
+MEAN = Format(MEAN_BITS, -(2**15), 2**15 - 1)
+SCALE_INDEX = Format(0, 0, COUNT - 1)
 
 
 def accumulator_bound(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor:

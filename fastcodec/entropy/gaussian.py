@@ -72,7 +72,7 @@ def build_frequencies(index: int) -> list[int]:
         mass = [*half, 2 * above[largest + 1]]  # the centre, the pairs (one side's), the sentinel
         slots = [1, *[2] * largest, 1]
 
-        def gain(i: int, frequency: int):
+        def gain(i: int, frequency: int) -> mpf:
             return mass[i] * log(1 + mpf(1) / frequency)
 
         # Nearly all at once: raise every entry while its gain stays above a threshold that the final one cannot reach.

@@ -1,7 +1,8 @@
-"""The encoder's rounding: rate-distortion optimised quantisation (RDOQ). The decoder has no part in it.
+"""Rate-distortion optimised quantisation (RDOQ) of the latents, in the encoder alone.
 
 A symbol is y - mean rounded to the nearest integer, or to the next one towards zero where that saves more bits than its
-squared error is worth (docs/architecture.md has what that brings). kernels/triton/parameters.py does the same on a GPU.
+squared error is worth: RDOQ as video encoders have it (Karczewicz, Ye, Chong, VCEG-AH21, 2008), each symbol by itself.
+docs/architecture.md has what it gains. kernels/triton/parameters.py does the same on a GPU.
 """
 
 from __future__ import annotations

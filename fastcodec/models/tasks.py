@@ -1,4 +1,4 @@
-"""What the trainer needs to know of a model: how it is made, run and weighed, and what becomes of it.
+"""Tasks of the trainer: how a model is made, run and weighed, and what becomes of it.
 
 `SwiftTask` is the project's own model, one network for all qualities; `ZooTask` one system of the papers at one rate.
 """
@@ -9,13 +9,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from . import zoo
-from .swift import export
+from . import Model, zoo
+from .swift import export, release
 from .swift.network import Swift, SwiftConfig
 from .swift.warm_start import regroup, warm_start
 
@@ -23,7 +23,10 @@ from .swift.warm_start import regroup, warm_start
 LAMBDAS = (0.0018, 0.0035, 0.0067, 0.0130, 0.0250, 0.0483, 0.0932, 0.1800)
 
 
-class Task(Protocol):
+Trained = TypeVar("Trained", bound=nn.Module)
+
+
+class Task(Protocol[Trained]):
     """One model to be trained. t, float [B] in 0..1, is each image's place on the range of qualities."""
 
     name: str
@@ -31,35 +34,40 @@ class Task(Protocol):
     quick: tuple[str, ...]
     #: Values of t at which the validation split is measured.
     points: tuple[float, ...]
+    #: Qualities of the files that are measured for the log; None for the one of a system with one rate.
+    qualities: tuple[int | None, ...]
     #: Whether images may be computed in bfloat16 where PyTorch thinks fit. The entropy side never is.
     autocast: bool
 
-    def create(self, crops: Callable[[int], Tensor], start: Path | None) -> nn.Module:
+    def create(self, crops: Callable[[int], Tensor], start: Path | None) -> Trained:
         """A model to begin with. crops: n -> uint8 [n, 3, H, W] of the training images; start: a file to go on from."""
 
-    def describe(self, model: nn.Module) -> dict[str, Any]:
-        """What `blank` needs, for a checkpoint."""
+    def describe(self, model: Trained) -> dict[str, Any]:
+        """The description that `blank` takes, for a checkpoint."""
 
-    def blank(self, description: Mapping[str, Any]) -> nn.Module:
+    def blank(self, description: Mapping[str, Any]) -> Trained:
         """A model of that shape, whose weights will be loaded."""
 
-    def run(self, model: nn.Module, x: Tensor, t: Tensor) -> dict[str, Tensor]:
+    def run(self, model: Trained, x: Tensor, t: Tensor) -> dict[str, Tensor]:
         """A training pass. x: RGB [B, 3, H, W] in 0..1. Returns x_hat like x; y_bits and z_bits, [B]."""
 
-    def lagrangian(self, model: nn.Module, t: Tensor) -> Tensor:
+    def lagrangian(self, model: Trained, t: Tensor) -> Tensor:
         """lambda of R + lambda * 255^2 * MSE for each image."""
 
     def importance(self, t: Tensor) -> Tensor:
         """The weight of each image's loss."""
 
-    def quantise(self, model: nn.Module, on: bool) -> None:
+    def quantise(self, model: Trained, on: bool) -> None:
         """Switches to the arithmetic of inference, where it differs."""
 
-    def export(self, model: nn.Module, folder: Path, step: int) -> None:
-        """Writes what a run is for beside its checkpoint. FastcodecError where these weights cannot be used."""
+    def export(self, model: Trained, folder: Path, step: int) -> None:
+        """Writes the weights as they are used beside a run's checkpoint. FastcodecError where they cannot be."""
+
+    def coder(self, model: Trained, folder: Path) -> Model:
+        """The model as a codec takes it; it may leave a file in the run's folder. Raises what `export` raises."""
 
 
-class SwiftTask:
+class SwiftTask(Task[Swift]):
     """`swift`: lambda over the whole range of qualities, the entropy side in integers at the end.
 
     groups: the channels of each group of latents, in a new model or in one that goes on from a release; None: those of
@@ -69,6 +77,7 @@ class SwiftTask:
 
     name = "swift"
     points = (0.0, 0.25, 0.5, 0.75, 1.0)
+    qualities = (10, 40, 70, 100)
     autocast = True
 
     def __init__(self, groups: tuple[int, ...] | None = None, entropy_side: bool = False):
@@ -113,8 +122,13 @@ class SwiftTask:
     def export(self, model: Swift, folder: Path, step: int) -> None:
         export.export(model, folder / "swift.safetensors", about={"steps": str(step)})
 
+    def coder(self, model: Swift, folder: Path) -> release.Model:
+        path = folder / "evaluated.safetensors"
+        export.export(model, path)
+        return release.read_model(path)
 
-class ZooTask:
+
+class ZooTask(Task[zoo.CompressionModel]):
     """A system of `fastcodec.models.zoo` with the channels and the lambda of one quality of CompressAI's.
 
     A finished run writes NAME-QUALITY.pth, a state dict for `zoo.load` and for CompressAI. Raises ValueError for a
@@ -123,6 +137,7 @@ class ZooTask:
 
     quick = ()
     points = (0.0,)
+    qualities = (None,)
     autocast = False
 
     def __init__(self, name: str, quality: int):
@@ -162,13 +177,17 @@ class ZooTask:
         trained.update(fit_quantiles=True)
         torch.save(trained.state_dict(), folder / f"{self.name}-{self.quality}.pth")
 
+    def coder(self, model: zoo.CompressionModel, folder: Path) -> zoo.CompressionModel:
+        model.update(fit_quantiles=True)
+        return model
+
 
 def task(
     name: str = "swift",
     quality: int | None = None,
     groups: tuple[int, ...] | None = None,
     entropy_side: bool = False,
-) -> Task:
+) -> Task[Any]:
     """The task of a model's name; quality, 1 to 8, is for the systems of the zoo alone, groups and entropy_side for
     swift. ValueError for others."""
     if name != "swift":

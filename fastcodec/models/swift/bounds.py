@@ -13,10 +13,10 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...errors import UnsupportedError
-from .network import Block, QualityTable, Swift
+from .network import Block, Convolution, QualityTable, Swift
 
 if TYPE_CHECKING:
     from .release import Model
@@ -81,7 +81,7 @@ def _block(found: dict[str, Tensor], name: str, block: Block, x: Tensor, limit: 
     return x
 
 
-def _outputs(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def _outputs(layer: Convolution, x: Tensor) -> Tensor:
     """Bounds of a convolution's outputs, its inputs being within x, a bound for each channel."""
     weight = layer.weight.double().abs().sum((2, 3))  # [outputs, inputs of a group]
     inputs = x[:, None] if layer.groups > 1 else x  # a group is a channel

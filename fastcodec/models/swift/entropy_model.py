@@ -19,15 +19,17 @@ from torch import Tensor
 
 from ...constants import MAX_QUALITY, MIN_QUALITY
 from ...entropy.fixed_point import (
-    ACTIVATION_BITS,
+    ACTIVATION,
     ACTIVATION_MAX,
     EXACT_LIMIT,
+    MEAN,
     MEAN_BITS,
+    SCALE_INDEX,
+    SIGNED_ACTIVATION,
     WEIGHT_MAX,
     accumulator_bound,
     weight_exponents,
 )
-from ...entropy.gaussian import COUNT as SCALES_COUNT
 from ...errors import ExactnessError
 from ...kernels import checkerboard
 from ...kernels import integer_layer as integer
@@ -39,20 +41,20 @@ Backend = Literal["int8", "float32", "reference"]
 # Beyond this the rounding term alone breaks the bound, and far beyond its power of two would wrap around.
 _MAX_SHIFT = 24
 
-#: Layer name -> (low, high) of its output. The names are those of the stored tensors; the layers of a later group of
+#: Layer name -> its outputs. The names are those of the stored tensors; the layers of a later group of
 #: channels have its number behind them, as in "g_cm.1".
-_RANGES = {
-    "h_s.head": (0, ACTIVATION_MAX),
-    "h_s.up1": (0, ACTIVATION_MAX),
-    "h_s.middle": (0, ACTIVATION_MAX),
-    "h_s.up2": (0, ACTIVATION_MAX),
-    "h_s.tail": (-ACTIVATION_MAX, ACTIVATION_MAX),
-    "g_ch": (-ACTIVATION_MAX, ACTIVATION_MAX),
-    "g_cm": (-ACTIVATION_MAX, ACTIVATION_MAX),
-    "g_ep.first": (0, ACTIVATION_MAX),
-    "g_ep.second": (0, ACTIVATION_MAX),
-    "g_ep.means": (-(2**15), 2**15 - 1),
-    "g_ep.indexes": (0, SCALES_COUNT - 1),
+_OUTPUTS = {
+    "h_s.head": ACTIVATION,
+    "h_s.up1": ACTIVATION,
+    "h_s.middle": ACTIVATION,
+    "h_s.up2": ACTIVATION,
+    "h_s.tail": SIGNED_ACTIVATION,
+    "g_ch": SIGNED_ACTIVATION,
+    "g_cm": SIGNED_ACTIVATION,
+    "g_ep.first": ACTIVATION,
+    "g_ep.second": ACTIVATION,
+    "g_ep.means": MEAN,
+    "g_ep.indexes": SCALE_INDEX,
 }
 HYPER_SYNTHESIS = ("h_s.head", "h_s.up1", "h_s.middle", "h_s.up2", "h_s.tail")
 
@@ -82,7 +84,8 @@ def integer_layer(name: str, weight: Tensor, bias: Tensor, shift: Tensor) -> Int
         raise ExactnessError(
             f"layer {name}: output channel {worst} can reach {int(bound[worst])}, float32 is exact below {EXACT_LIMIT}"
         )
-    return IntegerLayer(weight, bias, shift, *_RANGES[re.sub(r"\.\d+$", "", name)])
+    output = _OUTPUTS[re.sub(r"\.\d+$", "", name)]
+    return IntegerLayer(weight, bias, shift, output.low, output.high)
 
 
 def _quantise(layer: FixedPointLinear, extra_bias: Tensor | None = None) -> dict[str, Tensor]:
@@ -90,14 +93,14 @@ def _quantise(layer: FixedPointLinear, extra_bias: Tensor | None = None) -> dict
     with torch.no_grad():
         weight, bias = layer.scaled(extra_bias)
         largest = bias.abs().reshape(-1, weight.shape[0]).amax(0)
-        exponents = weight_exponents(weight, largest, layer.input_bits, layer.output_bits)
+        exponents = weight_exponents(weight, largest, layer.input_bits, layer.output.bits)
         scale = torch.exp2(exponents.double())
         shaped = scale.view(-1, *[1] * (weight.dim() - 1))
         whole = torch.floor(weight.double() * shaped + 0.5).clamp(-WEIGHT_MAX, WEIGHT_MAX)
         if whole.dim() == 4:  # [outputs, inputs, 3, 3] -> taps row-major, inputs fastest
             whole = whole.permute(0, 2, 3, 1)
         bias = torch.floor(bias.double() * scale * 2.0**layer.input_bits + 0.5)
-        shift = exponents + layer.input_bits - layer.output_bits
+        shift = exponents + layer.input_bits - layer.output.bits
     return {
         "weight": whole.flatten(1).to(torch.int8).contiguous(),
         "bias": bias.to(torch.int32).contiguous(),
@@ -124,7 +127,8 @@ def entropy_layers(model: Swift) -> dict[str, FixedPointLinear]:
             "g_ep.means": group.means,
             "g_ep.indexes": group.indexes,
         }
-        found |= {name: of_kind[kind] for kind, name in group_layers(number).items()}
+        names = group_layers(number)
+        found |= {names[kind]: layer for kind, layer in of_kind.items() if layer is not None}
     return found
 
 
@@ -148,8 +152,7 @@ def export_entropy_side(model: Swift) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Parameters:
-    """What the coder and the reconstruction need of each element: means in 1/16 (int32) and scale indexes (uint8),
-    both [B, positions, M]."""
+    """Means in 1/16 (int32) and scale indexes (uint8) of the elements of a pass, both [B, positions, M]."""
 
     means: Tensor
     indexes: Tensor
@@ -211,7 +214,7 @@ class EntropyModel:
 
     def group(self, number: int) -> tuple[dict[str, IntegerLayer], Tensor]:
         """A group's layers, by what they are (g_cm, g_ep.first ...; g_ch, too, of a later one), and the context shifts
-        of its channels and of those before it: what a GPU's kernels are given."""
+        of its channels and of those before it, for a GPU's kernels."""
         layers = {kind: self.layers[name] for kind, name in self._names[number].items()}
         return layers, self.context_shift[: self.groups[number].stop]
 
@@ -245,19 +248,18 @@ class EntropyModel:
         self,
         psi: Tensor,
         anchors: Tensor,
-        height: int,
-        width: int,
+        shape: tuple[int, int],
         quality: int,
         group: int = 0,
         before: Tensor | None = None,
     ) -> Parameters:
         """g_ep(psi, g_cm(anchors, before)): a group's second pass.
 
-        anchors: its decoded latents int32 [B, anchors, m] in 1/16; before: the earlier groups' at the non-anchors, or
-        None of the first group.
+        anchors: its decoded latents int32 [B, anchors, m] in 1/16; shape: the rows and columns of the grid; before: the
+        earlier groups' at the non-anchors, or None of the first group.
         """
         names, channels = self._names[group], self.groups[group]
-        rows = checkerboard.gather_context(self._context_input(anchors, channels), height, width)
+        rows = checkerboard.gather_context(self._context_input(anchors, channels), *shape)
         if before is not None:
             rows = torch.cat([rows, self._context_input(before, slice(0, channels.start))], 2)
         return self._parameters(names, psi, self._run(names["g_cm"], rows), quality)
@@ -277,6 +279,3 @@ class EntropyModel:
 def reconstruct(symbols: Tensor, means: Tensor) -> Tensor:
     """y^ = symbol + mean, in 1/16: int16 symbols and int32 means to int32, any shape."""
     return (symbols.to(torch.int32) << MEAN_BITS) + means
-
-
-assert ACTIVATION_BITS == MEAN_BITS  # the context reads y^ in 1/16 and shifts it into activations of 1/16

@@ -1,4 +1,4 @@
-"""From a trained `Swift` to its released form, and back.
+"""A trained `Swift` to its released form, and back.
 
 `export` writes what `release.py` reads; `restore` makes a network of it that training goes on with.
 """
@@ -27,9 +27,9 @@ def export(
 ) -> str:
     """Write the released form of a trained model; returns its identity in hex.
 
-    about: facts for the file's metadata (training steps and the like); latent_tables: what its latents are coded with,
-    64 tables with skip, if not with the Gaussian ones. Raises ExactnessError where the integer side
-    cannot be proved exact, UnsupportedError where features cannot be proved to stay inside half precision.
+    about: facts for the file's metadata (training steps and the like); latent_tables: those of its latents, 64 with
+    skip, if not the Gaussian ones. Raises ExactnessError where the integer side cannot be proved exact,
+    UnsupportedError where features cannot be proved to stay inside half precision.
     """
     tensors = {f"entropy.{name}": tensor for name, tensor in export_entropy_side(model).items()}
     for part in ("g_a", "h_a", "g_s"):
@@ -80,7 +80,7 @@ def restore(path: Path) -> Swift:
         model.log_inverse_gain.points.copy_(_fit_points(t, config, tensors["inverse_gain"].double().log()))
         for name, layer in entropy_layers(model).items():
             weight, bias, shift = (entropy[f"{name}.{part}"] for part in ("weight", "bias", "shift"))
-            scale = torch.exp2((shift - layer.input_bits + layer.output_bits).double())
+            scale = torch.exp2((shift - layer.input_bits + layer.output.bits).double())
             bias = bias.double() / (scale * 2.0**layer.input_bits) / layer.gain
             if bias.dim() > 1:  # a row a quality: all of it goes into the quality's table
                 (group,) = (group for group in model.groups if group.first is layer)

@@ -25,16 +25,28 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from itertools import accumulate, pairwise
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...constants import MAX_QUALITY, MIN_QUALITY
-from ...entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN_BITS, weight_exponents
+from ...entropy.fixed_point import (
+    ACTIVATION,
+    ACTIVATION_BITS,
+    ACTIVATION_MAX,
+    MEAN,
+    SCALE_INDEX,
+    SIGNED_ACTIVATION,
+    Format,
+    weight_exponents,
+)
 from ...entropy.gaussian import COUNT, GREATEST_SCALE, LEAST_SCALE
 from ...kernels import checkerboard
+from ..modules import ModuleList
 
+_Number = TypeVar("_Number", Tensor, float)
 _LOG_SCALE_STEP = math.log(GREATEST_SCALE / LEAST_SCALE) / (COUNT - 1)
 
 
@@ -74,7 +86,7 @@ class SwiftConfig:
         return [slice(begin, end) for begin, end in pairwise([0, *ends])]
 
 
-def quality_position(quality: Tensor | float) -> Tensor | float:
+def quality_position(quality: _Number) -> _Number:
     """Quality 1..100 to t in 0..1."""
     return (quality - MIN_QUALITY) / (MAX_QUALITY - MIN_QUALITY)
 
@@ -96,8 +108,14 @@ class QualityTable(nn.Module):
         return lower * (1 - weight) + upper * weight
 
 
-def _pointwise(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 1)
+class Convolution(nn.Conv2d):
+    """A convolution that has a bias."""
+
+    bias: nn.Parameter
+
+
+def _pointwise(inputs: int, outputs: int) -> Convolution:
+    return Convolution(inputs, outputs, 1)
 
 
 def bounded(x: Tensor, limit: float | None) -> Tensor:
@@ -122,7 +140,7 @@ class Block(nn.Module):
         super().__init__()
         self.limit = limit
         self.expand = _pointwise(channels, channels)
-        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.depthwise = Convolution(channels, channels, 3, padding=1, groups=channels)
         self.project = _pointwise(channels, channels)
         self.gate = _pointwise(channels, 2 * channels)
         self.merge = _pointwise(channels, channels)
@@ -146,14 +164,16 @@ class Analysis(nn.Module):
         c, m = config.features, config.latents
         self.head = _pointwise(192, c)
         self.modulation = QualityTable(config.quality_points, c)
-        self.blocks = nn.Sequential(*[Block(c, config.limit) for _ in range(config.blocks)])
-        self.down = nn.Conv2d(c, m, 5, stride=2, padding=2)
+        self.blocks = ModuleList(Block(c, config.limit) for _ in range(config.blocks))
+        self.down = Convolution(c, m, 5, stride=2, padding=2)
         self.tail = Block(m, config.limit)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         features = self.head(F.pixel_unshuffle(x - 0.5, 8))
         features = features * (1 + self.modulation(t))[:, :, None, None]
-        return self.tail(bounded(self.down(self.blocks(features)), self.tail.limit))
+        for block in self.blocks:
+            features = block(features)
+        return self.tail(bounded(self.down(features), self.tail.limit))
 
 
 class Synthesis(nn.Module):
@@ -166,8 +186,8 @@ class Synthesis(nn.Module):
         self.head = Block(m, config.limit)
         self.up = _pointwise(m, 4 * c)
         self.modulation = QualityTable(config.quality_points, c)
-        self.blocks = nn.Sequential(*[Block(c, config.limit) for _ in range(config.blocks)])
-        self.tail = nn.Conv2d(c, 192, 3, padding=1)
+        self.blocks = ModuleList(Block(c, config.limit) for _ in range(config.blocks))
+        self.tail = Convolution(c, 192, 3, padding=1)
 
     def forward(self, y: Tensor, t: Tensor, fast: bool = False) -> Tensor:
         """fast: the residual blocks' branches in bfloat16. The layers that carry the image itself stay in float32: a
@@ -177,7 +197,8 @@ class Synthesis(nn.Module):
         features = F.pixel_shuffle(self.up(self.head(y)), 2)
         features = bounded(features * (1 + self.modulation(t))[:, :, None, None], self.limit)
         with torch.autocast(y.device.type, torch.bfloat16) if fast else nullcontext():
-            features = self.blocks(features)
+            for block in self.blocks:
+                features = block(features)
         return F.pixel_shuffle(self.tail(features), 8) + 0.5
 
 
@@ -187,10 +208,10 @@ class HyperAnalysis(nn.Module):
     def __init__(self, config: SwiftConfig):
         super().__init__()
         self.limit = config.limit
-        self.head = nn.Conv2d(config.latents, 128, 3, padding=1)
+        self.head = Convolution(config.latents, 128, 3, padding=1)
         self.modulation = QualityTable(config.quality_points, 128)
-        self.down1 = nn.Conv2d(128, 128, 5, stride=2, padding=2)
-        self.down2 = nn.Conv2d(128, config.hyper_latents, 5, stride=2, padding=2)
+        self.down1 = Convolution(128, 128, 5, stride=2, padding=2)
+        self.down2 = Convolution(128, config.hyper_latents, 5, stride=2, padding=2)
 
     def forward(self, y: Tensor, t: Tensor) -> Tensor:
         features = _silu(self.head(torch.asinh(y)) + self.modulation(t)[:, :, None, None])
@@ -211,6 +232,8 @@ class FixedPointLinear(nn.Module):
     int8 with an exponent for each output channel and outputs are rounded and clamped as the integer layer does.
     """
 
+    gain: Tensor
+
     def __init__(
         self,
         inputs: int,
@@ -218,13 +241,11 @@ class FixedPointLinear(nn.Module):
         kernel: int = 1,
         *,
         input_bits: int = ACTIVATION_BITS,
-        output_bits: int = ACTIVATION_BITS,
-        low: int = 0,
-        high: int = ACTIVATION_MAX,
+        output: Format = ACTIVATION,
         gain: Tensor | None = None,
     ):
         super().__init__()
-        self.kernel, self.input_bits, self.output_bits, self.low, self.high = kernel, input_bits, output_bits, low, high
+        self.kernel, self.input_bits, self.output = kernel, input_bits, output
         shape = (outputs, inputs, kernel, kernel) if kernel > 1 else (outputs, inputs)
         fan_in = inputs * kernel * kernel
         self.weight = nn.Parameter(torch.randn(shape) * math.sqrt(1.0 / fan_in))
@@ -242,7 +263,7 @@ class FixedPointLinear(nn.Module):
         weight, bias = self.scaled(extra_bias)
         if self.quantise:
             largest_bias = bias.detach().abs().reshape(-1, weight.shape[0]).amax(0)
-            exponents = weight_exponents(weight.detach(), largest_bias, self.input_bits, self.output_bits)
+            exponents = weight_exponents(weight.detach(), largest_bias, self.input_bits, self.output.bits)
             scale = torch.exp2(exponents.float())
             shaped = scale.view(-1, *[1] * (weight.dim() - 1))
             weight = _round_ste(weight * shaped).clamp(-127, 127) / shaped
@@ -254,10 +275,10 @@ class FixedPointLinear(nn.Module):
             out = F.linear(x, weight) + bias[:, None, :]
         else:
             out = F.linear(x, weight, bias)
-        unit = 2.0**self.output_bits
+        unit = 2.0**self.output.bits
         if self.quantise:
             out = _round_ste(out * unit) / unit
-        return out.clamp(self.low / unit, self.high / unit)
+        return out.clamp(self.output.low / unit, self.output.high / unit)
 
 
 class HyperSynthesis(nn.Module):
@@ -270,7 +291,7 @@ class HyperSynthesis(nn.Module):
         self.up1 = FixedPointLinear(n, 4 * n)
         self.middle = FixedPointLinear(n, n, 3)
         self.up2 = FixedPointLinear(n, 4 * n)
-        self.tail = FixedPointLinear(n, config.hyper_features, 3, low=-ACTIVATION_MAX)
+        self.tail = FixedPointLinear(n, config.hyper_features, 3, output=SIGNED_ACTIVATION)
 
     @staticmethod
     def _up(layer: FixedPointLinear, x: Tensor) -> Tensor:
@@ -285,9 +306,11 @@ class HyperSynthesis(nn.Module):
 class Group(nn.Module):
     """Context and parameter network of a group of channels: g_cm, g_ch and the three 1x1 layers of g_ep.
 
-    What a position's phi is made of: at anchors, by g_ch, the latents of earlier groups at this position (none, and phi
-    is zero, in the first group); at non-anchors, by g_cm, these and the group's own anchors around it.
+    phi at anchors is g_ch of the latents of earlier groups at this position (none, and phi is zero, in the first
+    group), at non-anchors g_cm of these and of the group's own anchors around it.
     """
+
+    context_shift: Tensor
 
     def __init__(self, config: SwiftConfig, context_shift: Tensor, channels: slice):
         """context_shift: int32 [M], of all channels."""
@@ -295,19 +318,17 @@ class Group(nn.Module):
         before, m = channels.start, channels.stop - channels.start
         self.register_buffer("context_shift", context_shift[: channels.stop].clone())
         taps = len(checkerboard.LIVE_TAPS)
-        self.context = FixedPointLinear(taps * m + before, config.context_features, low=-ACTIVATION_MAX)
+        self.context = FixedPointLinear(taps * m + before, config.context_features, output=SIGNED_ACTIVATION)
         self.channel_context = None
         if before:
-            self.channel_context = FixedPointLinear(before, config.context_features, low=-ACTIVATION_MAX)
+            self.channel_context = FixedPointLinear(before, config.context_features, output=SIGNED_ACTIVATION)
         self.first = FixedPointLinear(config.hyper_features + config.context_features, config.hidden)
         self.quality_bias = QualityTable(config.quality_points, config.hidden)
         self.second = FixedPointLinear(config.hidden, config.hidden)
         # Means first, in units of y^ (2^context_shift keeps them of the context input's order), then scale indexes.
         mean_gain = torch.exp2(context_shift[channels].float())
-        self.means = FixedPointLinear(
-            config.hidden, m, output_bits=MEAN_BITS, low=-(2**15), high=2**15 - 1, gain=mean_gain
-        )
-        self.indexes = FixedPointLinear(config.hidden, m, output_bits=0, high=COUNT - 1, gain=torch.full((m,), 8.0))
+        self.means = FixedPointLinear(config.hidden, m, output=MEAN, gain=mean_gain)
+        self.indexes = FixedPointLinear(config.hidden, m, output=SCALE_INDEX, gain=torch.full((m,), 8.0))
         nn.init.constant_(self.indexes.bias, 1.5)
 
     def _scaled(self, y_hat: Tensor, channels: slice) -> Tensor:
@@ -399,7 +420,7 @@ class Swift(nn.Module):
             context_shift = torch.ones(config.latents, dtype=torch.int32)
         self.g_a, self.g_s = Analysis(config), Synthesis(config)
         self.h_a, self.h_s = HyperAnalysis(config), HyperSynthesis(config)
-        self.groups = nn.ModuleList(Group(config, context_shift, channels) for channels in config.group_channels)
+        self.groups = ModuleList(Group(config, context_shift, channels) for channels in config.group_channels)
         self.prior = HyperPrior(config.hyper_latents)
         self.log_gain = QualityTable(config.quality_points, config.latents)
         self.log_inverse_gain = QualityTable(config.quality_points, config.latents)
@@ -452,7 +473,8 @@ class Swift(nn.Module):
         height, width = y.shape[2:]
         psi_anchors, psi_non_anchors = checkerboard.split(self.h_s(z_hat).permute(0, 2, 3, 1))
         y_anchors, y_non_anchors = checkerboard.split(y.permute(0, 2, 3, 1))
-        bits, anchors, non_anchors = 0.0, y_anchors[..., :0], y_non_anchors[..., :0]  # what is decoded
+        anchors, non_anchors = y_anchors[..., :0], y_non_anchors[..., :0]  # what is decoded
+        bits = y.new_zeros(len(y))
         for group, channels in zip(self.groups, self.config.group_channels, strict=True):
             means, indexes = group(psi_anchors, group.context_at_anchors(anchors), t)
             of_anchors, bits_of_anchors = _quantise(y_anchors[..., channels], means, indexes, group.indexes.quantise)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
 import torch
@@ -33,12 +33,14 @@ from ...kernels.rans import TableSet
 from .entropy_model import ACTIVATION_MAX, Backend, EntropyModel
 from .network import Analysis, HyperAnalysis, HyperPrior, SwiftConfig, Synthesis
 
+_Module = TypeVar("_Module", bound=torch.nn.Module)
 _ENCODE_ONLY = ("g_a.", "h_a.", "gain", "prior.")
 PRIOR_TABLES = "prior_tables"
 LATENT_TABLES = "latent_tables"
 
 
 def check_latent_tables(tables: TableSet) -> None:
+    """Raises UnsupportedError unless a release's latents can be coded with these tables."""
     if tables.count != SCALES_COUNT or not tables.skip:
         raise UnsupportedError(f"latents need {SCALES_COUNT} tables with skip, not {tables}")
 
@@ -110,7 +112,7 @@ class Model:
         """Bits that a unit of squared error in each latent is worth to RDOQ at a quality: float32 [M]."""
         return distortion_weight(self.config.lagrangian(quality), self.inverse_gain[quality - MIN_QUALITY])
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         if self.source is None:
             return super().__reduce_ex__(protocol)
         path, backend = self.source
@@ -134,7 +136,6 @@ def read_model(path: Path, backend: Backend | None = None) -> Model:
         config = config_of(metadata["config"])
         digest = identity(tensors, metadata["config"])
         entropy = EntropyModel(part_of(tensors, "entropy."), backend)
-        transforms = [_module(kind, config, part_of(tensors, prefix)) for kind, prefix in _TRANSFORMS]
         prior = _module(HyperPrior, config.hyper_latents, part_of(tensors, "prior."))
         pmf = torch.from_numpy(hyper_pmfs(prior))
         tables, lengths = gaussian_tables(), code_lengths()
@@ -147,9 +148,9 @@ def read_model(path: Path, backend: Backend | None = None) -> Model:
             identity=bytes.fromhex(digest),
             config=config,
             about=metadata,
-            g_a=transforms[0],
-            h_a=transforms[1],
-            g_s=transforms[2],
+            g_a=_module(Analysis, config, part_of(tensors, "g_a.")),
+            h_a=_module(HyperAnalysis, config, part_of(tensors, "h_a.")),
+            g_s=_module(Synthesis, config, part_of(tensors, "g_s.")),
             entropy=entropy,
             gain=tensors["gain"],
             inverse_gain=tensors["inverse_gain"],
@@ -166,9 +167,6 @@ def read_model(path: Path, backend: Backend | None = None) -> Model:
         raise ModelMismatchError(f"{path}: not a released fastcodec model ({error})") from error
 
 
-_TRANSFORMS = ((Analysis, "g_a."), (HyperAnalysis, "h_a."), (Synthesis, "g_s."))
-
-
 def config_of(text: str) -> SwiftConfig:
     """The config of a release's metadata; releases without a limit of the features are older than it."""
     fields = {"limit": None, **json.loads(text)}
@@ -178,10 +176,11 @@ def config_of(text: str) -> SwiftConfig:
 
 
 def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _module(kind: Callable[[Any], torch.nn.Module], argument: Any, tensors: dict[str, Tensor]) -> torch.nn.Module:
+def _module(kind: Callable[[Any], _Module], argument: Any, tensors: dict[str, Tensor]) -> _Module:
     """A module with these tensors as its parameters, in float32, whatever PyTorch's default device and dtype are."""
     with torch.device("meta"):
         module = kind(argument)

@@ -5,7 +5,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from fastcodec import rans
 from fastcodec.entropy import gaussian
 from fastcodec.entropy.gaussian import SCALES, gaussian_tables
 from fastcodec.kernels.rans.tables import PROBABILITY_TOTAL, TableSet, quantise_pmf
@@ -193,3 +195,30 @@ def test_not_tables(tables, skip):
 
 def test_tables_at_the_ends_of_int16():
     assert TableSet([(32767, [1, 16383]), (-32768, [1, 16383])]).count == 2
+
+
+def test_scale_indexes() -> None:
+    """The nearest in log-scale, for all kinds of sigmas."""
+    sigmas = torch.from_numpy(np.geomspace(0.05, 100, 6000)).reshape(3, 1000, 2)
+    distance = (sigmas.log()[..., None] - torch.from_numpy(np.log(rans.GAUSSIAN_SCALES))).abs()
+    indexes = rans.scale_indexes(sigmas)
+    assert (indexes.dtype, indexes.shape) == (torch.uint8, sigmas.shape)
+    assert indexes.is_contiguous()
+    nearest = distance.min(-1).values
+    chosen = distance.gather(-1, indexes.long()[..., None])[..., 0]
+    assert torch.all(chosen <= nearest + 1e-6)
+    odd = torch.tensor([-1.0, 0.0, 0.1157, 0.1158, torch.inf, torch.nan])
+    assert rans.scale_indexes(odd).tolist() == [0, 0, 0, 1, 63, 63]
+    assert rans.scale_indexes(sigmas.half().transpose(0, 1)).is_contiguous()
+    own = [0.5, 2.0, 8.0]
+    assert rans.scale_indexes(torch.tensor([0.1, 0.99, 1.01, 3.99, 4.01]), own).tolist() == [0, 0, 1, 1, 2]
+    assert rans.scale_indexes(torch.tensor([7.0]), [1.0]).tolist() == [0]
+    for wrong in ([], [0.0, 1.0], [1.0, 1.0], [2.0, 1.0], np.ones((2, 2)), np.arange(1, 258)):
+        with pytest.raises(ValueError, match="1 to 256 numbers"):
+            rans.scale_indexes(sigmas, wrong)
+
+
+def test_thresholds_of_scale_indexes_are_the_same_everywhere() -> None:
+    """A NumPy whose powers differ in their last bits has the same float32 thresholds."""
+    edges = np.sqrt(rans.GAUSSIAN_SCALES[:-1] * rans.GAUSSIAN_SCALES[1:])
+    assert np.array_equal(np.float32(edges * (1 - 1e-12)), np.float32(edges * (1 + 1e-12)))

@@ -1,4 +1,4 @@
-"""CompressAI's models on fastcodec's coders: `install()`, and `uninstall()`.
+"""CompressAI's models on fastcodec's coders: `install()`, and `uninstall()`::
 
     import fastcodec.adapters.compressai as adapter
 

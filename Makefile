@@ -47,11 +47,11 @@ compressai: build $(VENV)/bench.stamp  ## run CompressAI's own tests, which pip 
 	$(BIN)/python tests/compressai_suite.py native
 
 gpu: gpu-check build-bare site  ## on a machine with a GPU: stages of tests, figures and training (STAGES=, DATA=, OUT=, SECONDS=)
-	@$(GPU_ENV) $(PYTHON) -m bench.gpu_stages $(STAGES) --seconds $(SECONDS) $(if $(DATA),--data $(DATA)) \
+	@$(GPU_ENV) $(PYTHON) -m bench.gpu $(STAGES) --seconds $(SECONDS) $(if $(DATA),--data $(DATA)) \
 		$(if $(OUT),--out $(OUT)) $(ARGS)
 
 gpu-pack: venv  ## training images and Kodak for such a machine, in few megabytes (DATA=, KODAK=, OUT=.gpu)
-	$(BIN)/python -m bench.gpu_pack $(DATA) $(or $(OUT),.gpu) $(if $(KODAK),--kodak $(KODAK)) $(ARGS)
+	$(BIN)/python -m bench.gpu.pack $(DATA) $(or $(OUT),.gpu) $(if $(KODAK),--kodak $(KODAK)) $(ARGS)
 
 build: venv  ## build the C++ libraries, and with nvcc the CUDA kernels
 	@$(BIN)/python kernels/build.py

@@ -11,7 +11,7 @@ import time
 from fastcodec import __version__
 from fastcodec import machine as _machine
 
-from . import _common
+from . import common
 
 NAMES = (
     *("coder", "mixture", "compressai", "gpu", "kodak", "processors", "overhead", "memory", "tiling", "large"),
@@ -29,12 +29,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"no benchmark named {', '.join(unknown)}; there are {', '.join(NAMES)}")
     missed = failed = 0
     for name in args.names or NAMES:
-        _common.console.rule(f"[bold]{name}", align="left")
+        common.console.rule(f"[bold]{name}", align="left")
         start = time.perf_counter()
         try:
             figures = importlib.import_module(f"bench.{name}").run()
-        except _common.CannotRunError as error:
-            _common.console.print(f"skipped: {error}", markup=False, soft_wrap=True)
+        except common.CannotRunError as error:
+            common.console.print(f"skipped: {error}", markup=False, soft_wrap=True)
             missed += 1
             continue
         result = {
@@ -46,10 +46,10 @@ def main(argv: list[str] | None = None) -> int:
             **figures,
         }
         failed += bool(figures.get("failures"))
-        path = _common.RESULTS / f"{name}.json"
+        path = common.RESULTS / f"{name}.json"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(_common.rounded(result), indent=1) + "\n", encoding="utf-8")
-        _common.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        path.write_text(json.dumps(common.rounded(result), indent=1) + "\n", encoding="utf-8")
+        common.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     return 1 if failed or (missed and args.names) else 0
 
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import time
 from collections.abc import Callable
@@ -15,10 +14,9 @@ import numpy as np
 import torch
 
 from fastcodec.entropy.gaussian import SCALES, gaussian_tables
-from fastcodec.kernels.rans import _cpu
 from fastcodec.rans import Decoder, Pass, available_isas, cost_bits, encode
 
-from . import _common, _compressai
+from . import common, rivals
 
 CHANNELS = 64
 REPEATS = 15
@@ -60,27 +58,13 @@ def seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
 
 
 def decode_seconds(payload: bytes, item: Pass, isa: str, repeats: int = REPEATS) -> float:
-    """Median time of the library's own decode call, into memory that is there already."""
-    library = _cpu.library()
+    """Median time of a decoder's `decode`, into memory that is there already."""
     symbols = torch.empty_like(item.symbols)
-    rows, channels = item.indexes.shape
-    error, tile = ctypes.c_uint32(), ctypes.c_uint32()
     times = []
     for _ in range(repeats + 1):
-        decoder = _cpu.Decoder([payload], 1, isa)
-        arguments = (
-            decoder._handle,
-            item.tables._cpu_handle.handle,
-            (ctypes.c_void_p * 1)(item.indexes.data_ptr()),
-            (ctypes.c_uint64 * 1)(rows),
-            (ctypes.c_uint64 * 1)(channels),
-            (ctypes.c_void_p * 1)(symbols.data_ptr()),
-            1,
-            ctypes.byref(error),
-            ctypes.byref(tile),
-        )
+        decoder = Decoder([payload], threads=1, isa=isa)
         start = time.thread_time()
-        library.fastcodec_rans_decoder_decode(*arguments)
+        decoder.decode([item.indexes], item.tables, out=[symbols])
         times.append(time.thread_time() - start)
         decoder.finish()
     assert torch.equal(symbols, item.symbols)
@@ -88,11 +72,9 @@ def decode_seconds(payload: bytes, item: Pass, isa: str, repeats: int = REPEATS)
 
 
 def native() -> list[dict]:
-    """Speed of each instruction set through the C interface, one stream of 32 lanes (and of 8)."""
+    """Speed of each instruction set on large tiles, one stream of 32 lanes (and of 8)."""
     rows = []
-    table = _common.table(
-        "Coder, C interface, Msymbol/s on one core", "indexes", "bits/symbol", "lanes", "twin", "encode", "decode"
-    )
+    table = common.table("Coder, Msymbol/s on one core", "indexes", "bits/symbol", "lanes", "twin", "encode", "decode")
     for name, (lowest, highest) in MIXES.items():
         item = draw(1 << 18, lowest, highest)
         count = item.symbols.numel()
@@ -113,12 +95,12 @@ def native() -> list[dict]:
                 rows.append(row)
                 speeds = (f"{row['encode']:.0f}", f"{row['decode']:.0f}")
                 table.add_row(name, f"{bits:.2f}", str(lanes), isa, *speeds)
-    _common.console.print(table)
+    common.console.print(table)
     return rows
 
 
 def _compressai_coder(item: Pass) -> tuple[Callable[[], object], Callable[[], object], Callable[[], int]]:
-    compressai = _compressai.load()
+    compressai = rivals.load()
     model = compressai.entropy_models.GaussianConditional(None)
     model.update_scale_table(SCALES.tolist(), force=True)
     # Its tensors are [batch, channels, height, width]; shape does not matter to its coder.
@@ -172,7 +154,7 @@ def own_coder(item: Pass, preset: str) -> tuple[Callable[[], object], Callable[[
 def tensors() -> list[dict]:
     """Tensors in, bytes out and back, as many symbols as a Kodak image has latents, beside other coders."""
     rows = []
-    table = _common.table(
+    table = common.table(
         f"{KODAK_SYMBOLS} symbols through Python, Msymbol/s on one thread",
         "coder",
         "bits/symbol",
@@ -194,8 +176,8 @@ def tensors() -> list[dict]:
         for name, make in coders.items():
             try:
                 made[name] = make(item)
-            except (_common.CannotRunError, ImportError) as error:
-                _common.console.print(f"{name}: {error}")
+            except (common.CannotRunError, ImportError) as error:
+                common.console.print(f"{name}: {error}")
         # In turns, so that what disturbs the machine disturbs all of them.
         times = {(name, way): [] for name in made for way in (0, 1)}
         for _ in range(REPEATS):
@@ -219,7 +201,7 @@ def tensors() -> list[dict]:
             rows.append(row)
             figures = (f"{bits:.2f}", str(row["bytes"]), f"{row['encode']:.1f}", f"{row['decode']:.1f}")
             table.add_row(name, *figures, ratio)
-    _common.console.print(table)
+    common.console.print(table)
     return rows
 
 
@@ -251,7 +233,7 @@ def table_bits(item: Pass) -> float:
 def losses() -> list[dict]:
     """A long payload of one lane against the ideal, coder and tables together, at several rates."""
     rows = []
-    table = _common.table("Loss against the ideal Gaussian code length", "index", "bits/symbol", "tables", "payload")
+    table = common.table("Loss against the ideal Gaussian code length", "index", "bits/symbol", "tables", "payload")
     for index in (4, 6, 8, 12, 16, 24, 32, 48, 63):
         item = draw(1 << 21, index, index + 1, seed=index)
         ideal = gaussian_bits(item)
@@ -265,7 +247,7 @@ def losses() -> list[dict]:
         rows.append(row)
         percents = (f"{row['tables_percent']:.3f} %", f"{row['payload_percent']:.3f} %")
         table.add_row(str(index), f"{row['bits_per_symbol']:.3f}", *percents)
-    _common.console.print(table)
+    common.console.print(table)
     return rows
 
 

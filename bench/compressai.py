@@ -18,7 +18,7 @@ import torch
 
 from fastcodec.adapters import compressai as adapter
 
-from . import _common, _compressai
+from . import common, rivals
 
 REPEATS = 15
 LATENTS = (192, 32, 48)  # of a Kodak image at M = 192
@@ -97,7 +97,7 @@ def medians(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
 def entropy_models(subjects: list[Subject]) -> list[dict]:
     """Tensors to strings and back through EntropyModel.compress and decompress."""
     rows = []
-    table = _common.table(
+    table = common.table(
         "EntropyModel.compress / decompress, one thread",
         "what",
         "coder",
@@ -136,7 +136,7 @@ def entropy_models(subjects: list[Subject]) -> list[dict]:
                 f"{row['decompress_ms']:.2f}",
                 f"{row['compress_times_compressai']:.1f} / {row['decompress_times_compressai']:.1f}",
             )
-    _common.console.print(table)
+    common.console.print(table)
     return rows
 
 
@@ -148,7 +148,7 @@ def classes(compressai: ModuleType) -> list[dict]:
     rng = np.random.default_rng(1)
     count, channels = int(np.prod(LATENTS)), LATENTS[0]
     rows = []
-    table = _common.table("The classes of compressai.ans, ns a symbol", "call", "CompressAI", "fastcodec", "times")
+    table = common.table("The classes of compressai.ans, ns a symbol", "call", "CompressAI", "fastcodec", "times")
     for rate, highest in (("low rate", 20), ("high rate", 48)):
         indexes = rng.integers(0, highest, count)
         symbols = np.rint(rng.normal(size=count) * np.array(SCALES)[indexes]).astype(int).tolist()
@@ -186,13 +186,13 @@ def classes(compressai: ModuleType) -> list[dict]:
             rows.append(row)
             figures = (f"{row[key]:.1f}" for key in ("compressai_ns", "fastcodec_ns", "times_compressai"))
             table.add_row(row["call"], *figures)
-    _common.console.print(table)
+    common.console.print(table)
     return rows
 
 
 def run() -> dict:
     """All figures of this benchmark."""
-    compressai = _compressai.load()
+    compressai = rivals.load()
     low_rate = gaussian(compressai, "latents, low rate", 1, (0, 20))
     hyper = factorised(compressai, "hyper latents", (192, 8, 12))
     subjects = [

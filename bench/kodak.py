@@ -21,9 +21,9 @@ from fastcodec import Codec
 from fastcodec.images import Picture
 from fastcodec.metrics import psnr
 
-from . import _compressai
-from ._common import CannotRunError, console, kodak, table
-from ._stages import STAGES, milliseconds
+from . import rivals
+from .common import CannotRunError, console, kodak, table
+from .stages import STAGES, milliseconds
 
 RIVAL_QUALITY = 4
 RIVAL_BPP = 0.4606  # of its published curve
@@ -146,7 +146,7 @@ class _Rival:
 
     def __init__(self) -> None:
         torch.manual_seed(1)
-        self.model = _compressai.load().zoo.mbt2018_mean(RIVAL_QUALITY, pretrained=False).eval()
+        self.model = rivals.load().zoo.mbt2018_mean(RIVAL_QUALITY, pretrained=False).eval()
         self.model.update(force=True)
         self.stages: dict[str, float] = {}
         for name, stage in RIVAL_STAGES.items():

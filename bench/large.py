@@ -1,7 +1,7 @@
 """Large photographs: BD-rate of real files against AVIF, WebP and JPEG, as they are and reduced to 2048 pixels.
 
 Kodak's pictures are small, and a codec that wins there may lose on a camera's: they are smoother, and of several tiles.
-The photographs are those of the folder $FASTCODEC_LARGE (`_common.large_photographs`), cut to 3072x2048 at most; and
+The photographs are those of the folder $FASTCODEC_LARGE (`common.large_photographs`), cut to 3072x2048 at most; and
 the same, whole, reduced to 2048 pixels along their longer side (Lanczos). PSNR over all three colours, of what comes
 back as eight bits.
 """
@@ -20,7 +20,7 @@ from fastcodec import Codec
 from fastcodec.metrics import bd_rate, psnr
 
 from ._coders import AVIF_OPTIONS, Coder, ours, pillow
-from ._common import console, large_photographs, table
+from .common import console, large_photographs, table
 
 OURS = "fastcodec"
 QUALITIES = (5, 20, 40, 60, 80, 95)

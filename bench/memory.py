@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ._common import console, mosaic, table
+from .common import console, mosaic, table
 
 MEGAPIXELS = (1, 4, 16, 50, 100)
 QUALITY = 60

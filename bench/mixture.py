@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastcodec.rans import Decoder, MixturePass, available_isas, encode, quantise_mixtures
 
-from . import _common, coder
+from . import coder, common
 
 SHAPE = (1536, 192)  # a Kodak image's latents
 REPEATS = 7
@@ -57,7 +57,7 @@ def ideal_bits(symbols: Tensor, weights: Tensor, means: Tensor, sigmas: Tensor) 
 def rates() -> list[dict]:
     """Bytes of a whole payload of one lane against the ideal, and how much of the loss rounding the parameters is."""
     rows = []
-    table = _common.table("Rate", "K, sigmas, means", "bits a symbol", "above ideal", "of which rounded parameters")
+    table = common.table("Rate", "K, sigmas, means", "bits a symbol", "above ideal", "of which rounded parameters")
     for case in RATES:
         symbols, mixtures = draw(*case, shape=(4 * SHAPE[0], SHAPE[1]))
         item = coded(symbols, mixtures)
@@ -77,7 +77,7 @@ def rates() -> list[dict]:
         rows.append(row)
         percents = (f"{row['above_ideal_percent']:.3f} %", f"{row['rounded_parameters_percent']:.3f} %")
         table.add_row(_name(case), f"{row['bits_per_symbol']:.3f}", *percents)
-    _common.console.print(table)
+    common.console.print(table)
     return rows
 
 
@@ -95,7 +95,7 @@ def _decoded(payload: bytes, item: MixturePass, isa: str) -> Tensor:
 def speeds() -> list[dict]:
     """Msymbol/s through Python, each instruction set and number of lanes; one stream, one thread."""
     rows = []
-    table = _common.table(
+    table = common.table(
         f"Msymbol/s on one core, {math.prod(SHAPE)} symbols", "K, sigmas, means", "lanes", "twin", "encode", "decode"
     )
     for case in SPEEDS:
@@ -118,7 +118,7 @@ def speeds() -> list[dict]:
                 }
                 rows.append(row)
                 table.add_row(_name(case), str(lanes), isa, f"{row['encode']:.0f}", f"{row['decode']:.0f}")
-    _common.console.print(table)
+    common.console.print(table)
     return rows
 
 

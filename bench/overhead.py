@@ -15,7 +15,7 @@ import numpy as np
 from fastcodec import Codec, container
 from fastcodec.images import Picture
 
-from ._common import console, kodak, table
+from .common import console, kodak, table
 
 QUALITIES = (1, 5, *range(10, 101, 10))
 FACTOR, FIXED_BYTES = 1.006, 44

@@ -20,7 +20,7 @@ from torch import Tensor
 from fastcodec.kernels import rans
 from fastcodec.models import zoo
 
-from ._common import console, mosaic, table
+from .common import console, mosaic, table
 
 N = 192
 SIZES = {"Kodak": (768, 512), "Tecnick": (1200, 1200)}

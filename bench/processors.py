@@ -18,8 +18,8 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-from ._common import CannotRunError, console, kodak, table
 from .coder import KODAK_SYMBOLS, draw, own_coder
+from .common import CannotRunError, console, kodak, table
 
 LIMITS = {
     "all": {},

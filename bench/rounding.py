@@ -20,7 +20,7 @@ from fastcodec.entropy import rdoq as rounding
 from fastcodec.images import Picture
 from fastcodec.metrics import bd_rate, psnr
 
-from ._common import console, table
+from .common import console, table
 
 WEIGHTS = (10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0)
 QUALITIES = (5, 20, 35, 50, 65, 80, 95)

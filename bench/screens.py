@@ -22,7 +22,7 @@ from fastcodec import Codec, graphics, info
 from fastcodec.lossless import Distortion
 
 from ._coders import AVIF_OPTIONS, Coder, ours, pillow
-from ._common import console, table
+from .common import console, table
 
 QUALITIES = (30, 60, 90, 100)
 WEBP_QUALITIES = (50, 75, 90, 100)

@@ -1,7 +1,7 @@
 """What tiling costs: BD-rate of files in tiles of 1024x1024 pixels against the same images as one tile.
 
 Hyper latents, context and streams of a tile depend on that tile alone, so its borders cost bits. The images are natural
-photographs of four tiles and more, at their own resolution, cut to 3072x2048 at most (`_common.large_photographs`).
+photographs of four tiles and more, at their own resolution, cut to 3072x2048 at most (`common.large_photographs`).
 Neither mosaics nor enlarged small images would do: the ones have borders of their own, the others have no detail.
 
 And where the cost comes from, in ideal code lengths of the same latents: tiles that see their own hyper latents alone,
@@ -35,7 +35,7 @@ from fastcodec.models.swift import release as released
 from fastcodec.models.swift.entropy_model import Parameters, reconstruct
 from fastcodec.models.swift.network import quality_position
 
-from ._common import console, large_photographs, table
+from .common import console, large_photographs, table
 
 QUALITIES = (10, 35, 60, 90)
 ONE_TILE = 1 << 12  # latents

@@ -8,10 +8,10 @@ import urllib.error
 
 import pytest
 
-from bench import _compressai
+from bench import rivals
 from fastcodec.adapters import compressai as adapter
 
-_compressai.load()
+rivals.load()
 adapter.install(os.environ.get("FASTCODEC_MODE", "compatible"))
 
 

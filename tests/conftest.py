@@ -76,9 +76,9 @@ def compressai():
         pytest.skip("CompressAI is not installed: `make bench` installs it")
     sys.path.insert(0, str(ROOT))
     try:
-        from bench import _compressai
+        from bench import rivals
 
-        return _compressai.load()
+        return rivals.load()
     finally:
         sys.path.pop(0)
 

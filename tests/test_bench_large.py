@@ -56,7 +56,7 @@ def test_photographs_are_read_cut_and_reduced(large, tmp_path, monkeypatch, caps
 
 
 def test_a_folder_without_large_photographs_is_said(large, tmp_path, monkeypatch):
-    from bench._common import CannotRunError
+    from bench.common import CannotRunError
 
     Image.new("RGB", (64, 64)).save(tmp_path / "small.png")
     monkeypatch.setenv("FASTCODEC_LARGE", str(tmp_path))

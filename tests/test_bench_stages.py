@@ -1,29 +1,17 @@
 """Times by the ranges that a profiler sees: of a toy function, of intervals as a GPU has them, and of the engine."""
 
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from torch.profiler import record_function
 
+from bench import stages
 from fastcodec import Codec
 
 
-@pytest.fixture(scope="module")
-def subject():
-    """A module of the checkout's benchmarks, which are not installed."""
-    sys.path.append(str(ROOT))
-    try:
-        import bench._stages
-    finally:
-        sys.path.remove(str(ROOT))
-    return bench._stages
-
-
-def test_a_nested_range_counts_once(subject):
+def test_a_nested_range_counts_once():
     def work(milliseconds):
         with record_function("outer"):
             time.sleep(milliseconds / 1e3)
@@ -37,7 +25,7 @@ def test_a_nested_range_counts_once(subject):
         with ThreadPoolExecutor(1) as pool:  # another thread's ranges are its own
             pool.submit(work, 1).result()
 
-    found = subject.milliseconds(toy, ("outer", "inner", "never"))
+    found = stages.milliseconds(toy, ("outer", "inner", "never"))
     assert list(found) == ["outer", "inner", "never", "other", "total"]
     assert 20 <= found["outer"] < found["inner"]
     assert found["inner"] >= 60
@@ -46,18 +34,21 @@ def test_a_nested_range_counts_once(subject):
     assert found["total"] == pytest.approx(sum(list(found.values())[:-1]))
 
 
-def test_work_belongs_to_the_innermost_range_of_its_stream(subject):
-    interval = subject.Interval
+def test_work_belongs_to_the_innermost_range_of_its_stream():
+    interval = stages.Interval
     ranges = [interval("outer", 0, 100, 7), interval("inner", 40, 60, 7), interval("copies", 0, 100, 13)]
-    work = [interval("kernel", *times) for times in ((0, 10, 7), (42, 50, 7), (90, 95, 7), (20, 50, 13), (200, 203, 7))]
-    assert subject.work_within(work, ranges) == {"outer": 15, "inner": 8, "copies": 30, subject.TOTAL: 3}
+    work = [interval("kernel", *times) for times in ((0, 10, 7), (20, 50, 13), (42, 50, 7), (90, 95, 7), (200, 203, 7))]
+    seen = stages.Profile([interval(stages.TOTAL, 0, 900, 1)], ranges, work)
+    assert [name for name, _ in seen.located()] == ["outer", "copies", "inner", "outer", stages.TOTAL]
+    found = stages.by_stage(seen, ("outer", "inner", "copies"))
+    assert found == pytest.approx({"outer": 0.015, "inner": 0.008, "copies": 0.030, "other": 0.003, "total": 0.056})
 
 
 @pytest.mark.usefixtures("network_tiles")
-def test_the_engine_marks_its_stages(subject):
+def test_the_engine_marks_its_stages():
     codec = Codec.load("swift", "cpu")
     image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     data = codec.encode(image)
-    found = subject.milliseconds(lambda: codec.decode(data))
+    found = stages.milliseconds(lambda: codec.decode(data))
     assert found["analysis"] == 0
     assert all(found[stage] > 0 for stage in ("hyper", "parameters", "rans", "synthesis", "other"))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench import gpu_pack
+from bench.gpu import pack as gpu_pack
 from fastcodec.crops import VALIDATION_EVERY, CropSource
 
 IMAGES = 240

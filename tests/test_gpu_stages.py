@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import gpu_stages
-from bench.gpu_stages import Stage, run
+from bench.gpu import __main__ as gpu_stages
+from bench.gpu.__main__ import Stage, run
 
 
 def python(name: str, code: str, seconds: float = 20.0, **options) -> Stage:

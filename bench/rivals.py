@@ -1,4 +1,4 @@
-"""Imports CompressAI where not all that it asks for is installed: `_compressai.load()`.
+"""Imports CompressAI where not all that it asks for is installed: `rivals.load()`.
 
 Its image codecs need neither torchvision's compiled operators nor torch_geometric, but its package imports both. The
 operators are declared (torchvision's wheel for CUDA lacks them beside a PyTorch for the CPU), and packages that are not
@@ -15,7 +15,7 @@ from functools import cache
 
 import torch
 
-from ._common import CannotRunError
+from .common import CannotRunError
 
 _OPTIONAL = ("torch_geometric", "torchvision", "pandas", "requests", "matplotlib", "PIL", "pytorch_msssim")
 

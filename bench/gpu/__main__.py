@@ -1,6 +1,6 @@
 """What a GPU that is there for minutes is used for, in stages, the most valuable first: `make gpu STAGES="..."`.
 
-    python -m bench.gpu_stages compile smoke train+ latency --out FOLDER --data FOLDER --seconds 250
+    python -m bench.gpu compile smoke train+ latency --out FOLDER --data FOLDER --seconds 250
 
 Each stage is a process group of its own with a time limit: one that hangs is killed with all that it started, one that
 fails costs only itself, and the next begins. A `+` behind a name starts the stage and goes on: training beside the
@@ -30,9 +30,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
-from fastcodec import machine as _machine
+from fastcodec import machine
 
-from . import _common
+from .. import common
 
 GRACE = 5.0  # seconds between asking a stage to end and killing it
 SHOWN = 40  # last lines of a stage that did not pass
@@ -55,18 +55,22 @@ def stages(out: Path, data: Path | None, seconds: float, train: Sequence[str] = 
     """All that there are, by name."""
     parallel = ("-n", str(max(1, min(9, (os.cpu_count() or 2) - 4)))) if find_spec("xdist") else ()
     run = Path("build/gpu/run")
-    trainer = ("-m", "bench.gpu_train", str(data), "--run", str(run), "--seconds", str(max(1.0, seconds - 15)), *train)
+    trainer = ("-m", "bench.gpu.train", str(data), "--run", str(run), "--seconds", str(max(1.0, seconds - 15)), *train)
+
+    def suite(name: str, seconds: int) -> tuple[str, ...]:
+        return ("-m", "bench.gpu.measure", name, f"--seconds={seconds}", f"--out={out / f'{name}.json'}")
+
     found = [
-        Stage("compile", ("-m", "bench.gpu_compile"), 75.0),
+        Stage("compile", ("-m", "bench.gpu.compile"), 75.0),
         Stage("smoke", (*TESTS, *parallel, f"--junitxml={out / 'smoke.xml'}", CODEC_TESTS, CODER_TESTS), 120.0),
-        Stage("latency", ("-m", "bench.gpu_latency", "--seconds=60", f"--out={out / 'latency.json'}"), 80.0, True),
+        Stage("latency", suite("latency", 60), 80.0, True),
         Stage(
             "train", trainer, seconds, keeps=tuple(run / n for n in ("swift.safetensors", "train.json", "log.jsonl"))
         ),
         Stage("tests", (*TESTS, *parallel, f"--junitxml={out / 'tests.xml'}", "tests"), 170.0),
         Stage("sanitizer", (*TESTS, "-k", "sanitizer", CODER_TESTS), 90.0),
-        Stage("codec", ("-m", "bench.gpu_codec", str(out / "codec.json")), 95.0, True),
-        Stage("coder", ("-m", "bench", "gpu"), 180.0, True),
+        Stage("codec", suite("codec", 75), 95.0, True),
+        Stage("rans", suite("rans", 75), 95.0, True),
         Stage("papers", ("-m", "bench", "papers"), 60.0, True),
     ]
     return {stage.name: stage for stage in found}
@@ -95,7 +99,7 @@ class Running:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            cwd=_common.ROOT,
+            cwd=common.ROOT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,
         )
@@ -103,6 +107,7 @@ class Running:
         self._reader.start()
 
     def _read(self, log: IO[str]) -> None:
+        assert self._process.stdout is not None
         for line in self._process.stdout:
             self._last.append(line.rstrip()[:300])
             log.write(f"[{self.stage.name}] {line}")
@@ -143,7 +148,7 @@ def run(chosen: Sequence[tuple[Stage, bool]], out: Path, seconds: float, say: Ca
         return seconds - (time.monotonic() - begun)
 
     def save() -> None:
-        found = {"machine": _machine.describe(), "stages": [asdict(outcome) for outcome in outcomes]}
+        found = {"machine": machine.describe(), "stages": [asdict(outcome) for outcome in outcomes]}
         unfinished = out / "gpu-stages.part"
         unfinished.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
         unfinished.replace(out / "gpu-stages.json")
@@ -151,8 +156,8 @@ def run(chosen: Sequence[tuple[Stage, bool]], out: Path, seconds: float, say: Ca
     def ended(number: int, running: Running) -> None:
         outcome = outcomes[number] = running.wait()
         for file in running.stage.keeps:
-            if (_common.ROOT / file).exists():
-                shutil.copy(_common.ROOT / file, out)
+            if (common.ROOT / file).exists():
+                shutil.copy(common.ROOT / file, out)
         say(f"{outcome.name}: {outcome.status} after {outcome.seconds:.0f} s, at {time.monotonic() - begun:.0f} s")
         for line in outcome.last:
             say(f"    {line}")
@@ -184,14 +189,14 @@ def run(chosen: Sequence[tuple[Stage, bool]], out: Path, seconds: float, say: Ca
 
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 if all stages passed."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_stages", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=(__doc__ or "").partition("\n")[0])
     names = ", ".join(stages(Path(), None, 0.0))
     parser.add_argument("stages", nargs="+", metavar="STAGE", help=f"of {names}; with + it goes on beside the next")
-    default = Path(os.environ.get("OUT") or _common.RESULTS)
+    default = Path(os.environ.get("OUT") or common.RESULTS)
     parser.add_argument("--out", type=Path, default=default, help="folder of results ($OUT, else bench/results)")
     parser.add_argument("--data", type=Path, help="folder of training images, for `train`")
     parser.add_argument("--seconds", type=float, default=480.0, help="for all of it (%(default)s)")
-    parser.add_argument("--train", default="", help="more options of bench.gpu_train, in one string")
+    parser.add_argument("--train", default="", help="more options of bench.gpu.train, in one string")
     arguments = parser.parse_args(argv)
     known = stages(arguments.out.resolve(), arguments.data, arguments.seconds, arguments.train.split())
     chosen = []
@@ -202,10 +207,10 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.data is None and any(stage.name == "train" for stage, _ in chosen):
         parser.error("train needs --data")
     outcomes = run(chosen, arguments.out.resolve(), arguments.seconds, lambda line: print(line, flush=True))
-    shown = _common.table("Stages", "stage", "outcome", "seconds")
+    shown = common.table("Stages", "stage", "outcome", "seconds")
     for outcome in outcomes:
         shown.add_row(outcome.name, outcome.status, f"{outcome.seconds:.0f}")
-    _common.console.print(shown)
+    common.console.print(shown)
     return 0 if all(outcome.status == "passed" for outcome in outcomes) else 1
 
 

@@ -1,6 +1,6 @@
 """Packs training images, and photographs to measure with, for a machine that gets few megabytes:
 
-    python -m bench.gpu_pack DATA OUT [--kodak FOLDER] [--megabytes 40] [--part 1/4]
+    python -m bench.gpu.pack DATA OUT [--kodak FOLDER] [--megabytes 40] [--part 1/4]
 
 OUT/train holds the validation images of DATA, all of them, so that the loss is that of a run on DATA itself;
 `validation.txt`, which names them; and as many of the other images as fit, as they are: files recoded to fit would
@@ -42,7 +42,7 @@ def pack(data: Path, out: Path, megabytes: float, part: tuple[int, int] = (1, 1)
     np.random.default_rng(SEED).shuffle(others)
     number, parts = part
     taken = 0
-    names = []
+    names: list[str] = []
     for file in [*held_out, *others[number - 1 :: parts]]:
         left -= file.stat().st_size
         if left < 0:
@@ -70,7 +70,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu_pack", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu.pack", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", type=Path, help="folder of training images, searched recursively")
     parser.add_argument("out", type=Path, help="folder to fill; what is in it goes")
     parser.add_argument("--kodak", type=Path, help="folder of the Kodak images")
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         print(pack(arguments.data, arguments.out, arguments.megabytes, arguments.part, arguments.kodak))
     except (OSError, ValueError) as error:
-        print(f"gpu_pack: {error}", file=sys.stderr)
+        print(f"pack: {error}", file=sys.stderr)
         return 1
     return 0
 

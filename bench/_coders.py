@@ -28,7 +28,7 @@ class Coder:
 
 def ours(codec: Codec, pixels: np.ndarray, **options: Any) -> bytes:
     """A file of ours."""
-    return codec.encode_picture(Picture(pixels), **options).data
+    return codec.encode(Picture(pixels), **options)
 
 
 def pillow(name: str, format: str, **options: Any) -> Coder:

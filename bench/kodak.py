@@ -50,8 +50,8 @@ def run() -> dict[str, Any]:
     files: dict[int, bytes] = {}
     for round_number in range(-1, ROUNDS):  # the first, untimed, warms caches and allocators
         for i, picture in enumerate(some):
-            files[i] = codec.encode_picture(picture, quality=quality).data
-            measured = {"encode": _timed(partial(codec.encode_picture, picture, quality=quality))}
+            files[i] = codec.encode(picture, quality=quality)
+            measured = {"encode": _timed(partial(codec.encode, picture, quality=quality))}
             for precision in ("exact", "fast"):
                 decode = partial(codec.decode_picture, files[i], precision=precision)
                 measured[f"decode, {precision}"] = _timed(decode)
@@ -108,7 +108,7 @@ def _matching_quality(codec: Codec, pictures: list[Picture]) -> int:
     """The quality whose mean rate is nearest to the rival's, by bisection."""
 
     def rate(quality: int) -> float:
-        return fmean(8 * len(codec.encode_picture(p, quality=quality).data) / (p.width * p.height) for p in pictures)
+        return fmean(8 * len(codec.encode(p, quality=quality)) / (p.width * p.height) for p in pictures)
 
     low, high = 1, 100
     while high - low > 1:
@@ -124,9 +124,9 @@ def _cost_of_fast(codec: Codec, pictures: list[Picture]) -> list[dict[str, float
     for quality in FAST_QUALITIES:
         exact, fast = [], []
         for picture in pictures:
-            data = codec.encode_picture(picture, quality=quality).data
+            data = codec.encode(picture, quality=quality)
             for values, precision in ((exact, "exact"), (fast, "fast")):
-                values.append(psnr(picture.pixels, codec.decode_picture(data, precision=precision).pixels))
+                values.append(psnr(picture.pixels, codec.decode(data, precision=precision, out="picture").pixels))
         losses = [a - b for a, b in zip(exact, fast, strict=True)]
         item = {
             "quality": quality,

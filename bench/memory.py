@@ -138,13 +138,13 @@ def _main(step: str, source: str, target: str, *place: str) -> None:
 
     codec = Codec.load("swift", "cpu")
     noise = np.random.default_rng(1).integers(0, 256, (REGION, REGION, 3), dtype=np.uint8)
-    codec.decode_picture(codec.encode_picture(Picture(noise), quality=QUALITY).data)  # warms allocators and threads
+    codec.decode(codec.encode(Picture(noise), quality=QUALITY), out="picture")  # warms allocators and threads
     before = _peak_bytes()
     times = []
     if step == "encode":
         picture = read_picture(source)
         start = time.perf_counter()
-        data = codec.encode_picture(picture, quality=QUALITY).data
+        data = codec.encode(picture, quality=QUALITY)
         times.append(time.perf_counter() - start)
         Path(target).write_bytes(data)
         peak = _peak_bytes()
@@ -153,7 +153,7 @@ def _main(step: str, source: str, target: str, *place: str) -> None:
         region = (*map(int, place), REGION, REGION) if place else None
         for _ in range(5 if region else 1):
             start = time.perf_counter()
-            picture = codec.decode_picture(data, region=region)
+            picture = codec.decode(data, region=region, out="picture")
             times.append(time.perf_counter() - start)
         peak = _peak_bytes()
         np.save(target, picture.pixels)

@@ -41,11 +41,11 @@ def run() -> dict[str, Any]:
     for quality in QUALITIES:
         sizes, estimates, lanes, thumbnails = [], [], [], []
         for _, picture in images:
-            encoded = codec.encode_picture(picture, quality=quality)
-            sizes.append(len(encoded.data))
+            encoded = codec.encode(picture, quality=quality)
+            sizes.append(len(encoded))
             estimates.append(encoded.estimated_bits / 8)
-            lanes.append(lanes_and_directory(encoded.data))
-            small = codec.encode_picture(_thumbnail(picture), quality=quality)
+            lanes.append(lanes_and_directory(encoded))
+            small = codec.encode(_thumbnail(picture), quality=quality)
             thumbnails.append(len(small.data) - small.estimated_bits / 8)
         room = [FACTOR * estimate + FIXED_BYTES - size for size, estimate in zip(sizes, estimates, strict=True)]
         row = {

@@ -101,10 +101,10 @@ def measure() -> None:
         seconds[what] = seconds.get(what, 0.0) + best
 
     for picture in pictures:
-        data = codec.encode_picture(picture, QUALITY).data
-        timed("encode", lambda picture=picture: codec.encode_picture(picture, QUALITY))
+        data = codec.encode(picture, QUALITY)
+        timed("encode", lambda picture=picture: codec.encode(picture, QUALITY))
         for name in ("exact", "fast"):
-            timed(f"decode, {name}", lambda data=data, name=name: codec.decode_picture(data, precision=name))
+            timed(f"decode, {name}", lambda data=data, name=name: codec.decode(data, precision=name, out="picture"))
     item = draw(KODAK_SYMBOLS, 1, 33)
     step_encode, step_decode, _ = own_coder(item, "size")
     timed("coder, encode", step_encode, 9)

@@ -33,8 +33,8 @@ def curve(codec: Codec, pictures: list[Picture], weight: float) -> tuple[list[fl
     sizes, qualities = [], []
     with mock.patch.object(rounding, "WEIGHT", weight):
         for quality in QUALITIES:
-            files = [codec.encode_picture(picture, quality).data for picture in pictures]
-            decoded = [codec.decode_picture(data).pixels for data in files]
+            files = [codec.encode(picture, quality) for picture in pictures]
+            decoded = [codec.decode(data, out="picture").pixels for data in files]
             sizes.append(math.exp(fmean(math.log(len(data)) for data in files)))
             qualities.append(fmean(psnr(p.pixels, d) for p, d in zip(pictures, decoded, strict=True)))
     return sizes, qualities

@@ -11,34 +11,30 @@ as they are; hyper-synthesis across borders; hyper-analysis too; and context too
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
 from statistics import fmean
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcodec import Codec, container
+from fastcodec import container, models
 from fastcodec.constants import HYPER_STRIDE, MIN_QUALITY
+from fastcodec.container import Header, TileData
+from fastcodec.engines.cpu import CpuEngine
 from fastcodec.entropy import rdoq as rounding
-from fastcodec.geometry import TILE_LATENTS, Grid, Rect, hyper_size
-from fastcodec.images import Picture
+from fastcodec.geometry import Grid, Rect, hyper_size
 from fastcodec.kernels import checkerboard
 from fastcodec.kernels.integer_layer import exact_float32
 from fastcodec.metrics import bd_rate, psnr
-from fastcodec.models.swift import release as released
 from fastcodec.models.swift.entropy_model import Parameters, reconstruct
 from fastcodec.models.swift.network import quality_position
+from fastcodec.models.swift.release import Model
 
 from .common import console, large_photographs, table
 
 QUALITIES = (10, 35, 60, 90)
-ONE_TILE = 1 << 12  # latents
 GOAL_PERCENT = 0.5
 PART_QUALITIES = (35, 60)
 WAYS = ("tiles", "hyper-synthesis across borders", "hyper-analysis too", "one tile")
@@ -46,13 +42,13 @@ WAYS = ("tiles", "hyper-synthesis across borders", "hyper-analysis too", "one ti
 
 def run() -> dict[str, Any]:
     """Each image's two curves and their BD-rate, and the mean."""
-    codec = Codec.load("swift", "cpu")
+    engine = CpuEngine(models.load("swift"))
     shown = table(
         "Tiles against one: bytes at four qualities", "image", "tiles", *(f"q{q}" for q in QUALITIES), "BD-rate"
     )
     rows = []
     for name, picture in large_photographs():
-        tiled, whole = (_curve(codec, picture, side) for side in (TILE_LATENTS, ONE_TILE))
+        tiled, whole = (_curve(engine, picture.pixels, one_tile) for one_tile in (False, True))
         result = bd_rate(whole["bytes"], whole["psnr_rgb"], tiled["bytes"], tiled["psnr_rgb"])
         row = {
             "image": name,
@@ -66,7 +62,7 @@ def run() -> dict[str, Any]:
         rows.append(row)
         extra = [f"{100 * (t / w - 1):+.2f} %" for t, w in zip(tiled["bytes"], whole["bytes"], strict=True)]
         shown.add_row(name[:24], str(row["tiles"]), *extra, f"{result.percent:+.3f} %")
-        row["bits"] = {f"quality {q}": _bits(codec.model, picture.pixels, q) for q in PART_QUALITIES}
+        row["bits"] = {f"quality {q}": _bits(engine.model, picture.pixels, q) for q in PART_QUALITIES}
     mean = fmean(row["bd_rate_percent"] for row in rows)
     shown.add_row("mean", "", *("" for _ in QUALITIES), f"{mean:+.3f} %")
     console.print(shown)
@@ -86,19 +82,23 @@ def run() -> dict[str, Any]:
     }
 
 
-def _curve(codec: Codec, picture: Picture, side: int) -> dict[str, list[float]]:
+def _curve(engine: CpuEngine, pixels: np.ndarray, one_tile: bool) -> dict[str, list[float]]:
+    """Bytes of files and PSNR at QUALITIES, no tile being lossless."""
     curve: dict[str, list[float]] = {"bytes": [], "psnr_rgb": []}
+    height, width = pixels.shape[:2]
     for quality in QUALITIES:
-        data = codec.encode_picture(picture, quality=quality, _tile_latents=side).data
-        with _tiles_of(side):
-            decoded = codec.decode_picture(data)
+        # Of a floating-point model, whose files these are not, the format has the whole image as one tile.
+        header = Header(width, height, quality, engine.model.identity, float_entropy=one_tile, written_on="")
+        (payloads,), _ = engine.encode([pixels], header.grid, quality, "size")
+        data = container.write(header, [TileData(payload) for payload in payloads])
+        decoded = engine.decode([container.read(data)], Rect(0, 0, height, width), "exact").wait()[0]
         curve["bytes"].append(len(data))
-        curve["psnr_rgb"].append(psnr(picture.pixels, decoded.pixels))
+        curve["psnr_rgb"].append(psnr(pixels, decoded))
     return curve
 
 
 @torch.inference_mode()
-def _bits(model: released.Model, pixels: np.ndarray, quality: int) -> dict[str, float]:
+def _bits(model: Model, pixels: np.ndarray, quality: int) -> dict[str, float]:
     """Ideal code lengths of an image's latents, hyper latents included, in each of WAYS."""
     grid = Grid(*pixels.shape[:2])
     whole = Rect(0, 0, grid.latent_height, grid.latent_width)
@@ -141,7 +141,7 @@ def _bits(model: released.Model, pixels: np.ndarray, quality: int) -> dict[str, 
     return dict(zip(WAYS, results, strict=True))
 
 
-def _latent_bits(model: released.Model, y: Tensor, psi: Tensor, quality: int) -> float:
+def _latent_bits(model: Model, y: Tensor, psi: Tensor, quality: int) -> float:
     """Of the symbols of latents y [1, M, h, w], coded as one tile with psi [1, h, w, features]."""
     height, width = y.shape[2:]
     y_anchors, y_others = checkerboard.split(y.permute(0, 2, 3, 1))
@@ -164,10 +164,3 @@ def _latent_bits(model: released.Model, y: Tensor, psi: Tensor, quality: int) ->
         found = model.entropy.non_anchor_parameters(psi_others, own, (height, width), quality, number, known)
         total += coded(y_others, found, channels, others)
     return total
-
-
-@contextmanager
-def _tiles_of(side: int) -> Iterator[None]:
-    """Decode as if the format's tiles had this many latents a side: the format itself knows one size only."""
-    with mock.patch.object(container, "Grid", partial(Grid, tile_latents=side)):
-        yield

@@ -28,7 +28,7 @@ def test_bits_of_tiles_and_of_one_tile_are_the_encoders(tiling, photographs, qua
         grid = Grid(*picture.shape[:2], tile_latents=side)
         assert grid.tile_count == (2 if side == 64 else 1)
         total = 0.0
-        for (z, channels, _), *latents in cpu.Engine(model).code_tiles([picture], grid, quality):
+        for (z, channels, _), *latents in cpu.CpuEngine(model).code_tiles([picture], grid, quality):
             total += float(model.hyper_code_lengths[channels.long(), z.long() + 127].sum())
             for symbols, indexes, _ in latents:
                 total += float(model.code_lengths[indexes.long(), symbols.long().abs()].sum())

@@ -175,7 +175,7 @@ class Subject:
         path = self.folder / f"{name}-{preset}-{quality}.fic"
         if not path.exists():
             unfinished = path.with_suffix(".part")
-            unfinished.write_bytes(self.cpu.encode_picture(picture, quality, preset).data)
+            unfinished.write_bytes(self.cpu.encode(picture, quality, preset))
             unfinished.replace(path)
         return path.read_bytes()
 

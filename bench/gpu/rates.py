@@ -68,7 +68,7 @@ def decode_rate(it: Subject, count: int) -> dict[str, Any]:
             decode().check()
         host = elapsed(decode)
         it.machine.synchronize()
-        expected = [it.cpu.decode_picture(data).pixels for data in files[:2]]  # of all would take long
+        expected = [it.cpu.decode(data, out="picture").pixels for data in files[:2]]  # of all would take long
         near(out, expected, f"batch of {count}, {preset}")
         same(it.codec.latents(files[-1]), it.cpu.latents(files[-1]), f"latents of a batch of {count}, {preset}")
         row[preset] = {
@@ -86,7 +86,7 @@ def decode_rate(it: Subject, count: int) -> dict[str, Any]:
 def encode_rate(it: Subject, count: int) -> dict[str, Any]:
     """Batches of this size from pixels on the host to files."""
     batch = it.batch(count)
-    return {p: rate(it, partial(it.codec.encode_pictures, batch.pictures, preset=p), batch) for p in PRESETS}
+    return {p: rate(it, partial(it.codec.encode_batch, batch.pictures, preset=p), batch) for p in PRESETS}
 
 
 def energy(it: Subject, count: int) -> dict[str, Any]:

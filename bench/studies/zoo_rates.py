@@ -18,27 +18,26 @@ from typing import Any
 
 import torch
 
-from fastcodec import container
-from fastcodec import machine as _machine
+from fastcodec import Codec, container, machine
+from fastcodec.engines.whole_image import network_input
 from fastcodec.evaluate import find_images
 from fastcodec.images import Picture, read_picture
 from fastcodec.kernels import rans
 from fastcodec.models import zoo
 from fastcodec.models.zoo import integerize as integer
 from fastcodec.models.zoo.balle2018 import Hyperprior
-from fastcodec.models.zoo.base import channels_last, coding
+from fastcodec.models.zoo.base import CompressionModel, channels_last, coding
 
 CALIBRATION_IMAGES = 8
 
 
-def latents_cost(codec: zoo.Codec, picture: Picture) -> tuple[float, float, int]:
+def latents_cost(model: CompressionModel, picture: Picture) -> tuple[float, float, int]:
     """The ideal code length of a picture's latents y in bits, what they take on one lane, and how many they are.
 
     One lane: files have more where that makes decoding faster, at 4 bytes each.
     """
-    model = codec.model
     with coding():
-        y = model.g_a(channels_last(codec._input(picture.pixels)))
+        y = model.g_a(channels_last(network_input(model, picture.pixels)))
         coded = model.encode_latents(y)
         hyper, z_bits = 0, 0.0
         if isinstance(model, Hyperprior):
@@ -48,21 +47,21 @@ def latents_cost(codec: zoo.Codec, picture: Picture) -> tuple[float, float, int]
     return coded.bits - z_bits, 8.0 * len(payload), y.numel()
 
 
-def measure(codec: zoo.Codec, pictures: Sequence[Picture]) -> dict[str, Any]:
+def measure(model: CompressionModel, pictures: Sequence[Picture]) -> dict[str, Any]:
     """Sums over the pictures: bits of files, payloads and latents alone, ideal and real. Every file is verified."""
     out = dict.fromkeys(("pixels", "file_bits", "payload_bits", "estimated_bits", "latents", "latent_bits"), 0)
     out["latent_ideal"] = 0
-    worst = 0.0
+    codec, worst = Codec(model), 0.0
     for picture in pictures:
-        encoded = codec.encode_picture(picture)
-        codec.verify(encoded.data)
+        encoded = codec.encode(picture)
+        codec.verify(encoded)
         out["pixels"] += picture.width * picture.height
-        out["file_bits"] += 8 * len(encoded.data)
-        out["payload_bits"] += 8 * len(container.read(encoded.data).tile(0).payload)
+        out["file_bits"] += 8 * len(encoded)
+        out["payload_bits"] += 8 * len(container.read(encoded).tile(0).payload)
         out["estimated_bits"] += encoded.estimated_bits
         # The goal of every system: real bytes <= 1.01 estimate + 100 bytes.
-        worst = max(worst, len(encoded.data) / (1.01 * encoded.estimated_bits / 8 + 100))
-        ideal, real, count = latents_cost(codec, picture)
+        worst = max(worst, len(encoded) / (1.01 * encoded.estimated_bits / 8 + 100))
+        ideal, real, count = latents_cost(model, picture)
         out["latent_ideal"] += ideal
         out["latent_bits"] += real
         out["latents"] += count
@@ -74,19 +73,18 @@ def measure(codec: zoo.Codec, pictures: Sequence[Picture]) -> dict[str, Any]:
     }
 
 
-def study(model: zoo.CompressionModel, pictures: Sequence[Picture], calibration: Sequence[Picture]) -> dict[str, Any]:
+def study(model: CompressionModel, pictures: Sequence[Picture], calibration: Sequence[Picture]) -> dict[str, Any]:
     """All figures of one system; "integers" is None where it has no integer twin."""
-    codec = zoo.Codec(model)
-    record: dict[str, Any] = {"images": len(pictures), "floats": measure(codec, pictures), "integers": None}
+    record: dict[str, Any] = {"images": len(pictures), "floats": measure(model, pictures), "integers": None}
     try:
-        twin, report = integer.integerized(model, [codec._input(picture.pixels) for picture in calibration])
+        twin = integer.integerized(model, [network_input(model, picture.pixels) for picture in calibration])
     except ValueError as error:
         return record | {"why_no_integers": str(error)}
-    whole = measure(zoo.Codec(twin), pictures)
+    whole = measure(twin, pictures)
     return record | {
         "integers": whole,
-        "calibration_images": report.images,
-        "cost_on_calibration": report.cost,
+        "calibration_images": twin.report.images,
+        "cost_on_calibration": twin.report.cost,
         "cost_in_code_length": whole["estimated_bits"] / record["floats"]["estimated_bits"] - 1,
         "cost_in_bytes": whole["payload_bits"] / record["floats"]["payload_bits"] - 1,
     }
@@ -113,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"  in integers  {record['cost_in_code_length']:+.4%} code length, {record['cost_in_bytes']:+.4%} bytes")
     if args.out is not None:
         known = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {"systems": {}}
-        known["machine"] = _machine.describe()
+        known["machine"] = machine.describe()
         known["systems"][args.name] = record
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")

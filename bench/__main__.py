@@ -9,7 +9,7 @@ import sys
 import time
 
 from fastcodec import __version__
-from fastcodec import machine as _machine
+from fastcodec import machine
 
 from . import common
 
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
             "version": __version__,
             "date": time.strftime("%Y-%m-%d"),
             "seconds": round(time.perf_counter() - start, 1),
-            "machine": _machine.describe(),
+            "machine": machine.describe(),
             **figures,
         }
         failed += bool(figures.get("failures"))

@@ -28,7 +28,7 @@ def test_figures(name, pixels):
     codec = Codec(model)
     files = [codec.encode(picture) for picture in pictures]
     floats, whole = record["floats"], record["integers"]
-    assert floats["file_bits"] == sum(8 * len(file.data) for file in files)
+    assert floats["file_bits"] == sum(8 * len(file) for file in files)
     assert floats["estimated_bits"] == pytest.approx(sum(file.estimated_bits for file in files))
     assert floats["pixels"] == 128 * 128 + 70 * 90
     # Payloads have the hyper latents too, and files the container's some 90 bytes.

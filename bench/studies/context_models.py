@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcodec import machine as _machine
+from fastcodec import machine
 from fastcodec.crops import CropSource
 from fastcodec.entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN, SCALE_INDEX
 from fastcodec.entropy.gaussian import COUNT, GREATEST_SCALE, LEAST_SCALE
@@ -566,7 +566,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "model": release.stem,
             **asdict(effort),
             **{key: getattr(args, key) for key in ("crops", "crop")},
-            "machine": _machine.describe(),
+            "machine": machine.describe(),
             "variants": results,
         }
         args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastcodec import machine as _machine
+from fastcodec import machine
 from fastcodec.crops import CropSource
 from fastcodec.errors import FastcodecError
 from fastcodec.evaluate import find_images
@@ -509,7 +509,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "model": f"swift {latents_config.identity}",
         **{name: getattr(args, name) for name in (*LATENTS_OPTIONS, *TRAINING_OPTIONS)},
         "share_of_entropy": latents.share,
-        "machine": _machine.describe(),
+        "machine": machine.describe(),
         "runs": {},
     }
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastcodec import machine as _machine
+from fastcodec import machine
 from fastcodec.images import replacing
 from fastcodec.models.swift import release as released
 from fastcodec.models.swift.network import Block, FixedPointLinear, Swift, SwiftConfig
@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results[name] = json.loads(path.read_text("utf-8"))
     print(table(results))
     if args.out:
-        record = {"model": start.stem, "minutes": args.minutes, "machine": _machine.describe(), "variants": results}
+        record = {"model": start.stem, "minutes": args.minutes, "machine": machine.describe(), "variants": results}
         args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return 0
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastcodec.errors import ImageError
-from fastcodec.evaluate import find_images
+from fastcodec.folders import image_files
 from fastcodec.geometry import Grid
 from fastcodec.images import Picture, read_picture
 
@@ -60,7 +60,7 @@ def large_photographs(cut: bool = True) -> Iterator[tuple[str, Picture]]:
     """
     folder = os.environ.get("FASTCODEC_LARGE")
     if folder:
-        files = find_images(Path(folder))
+        files = image_files(Path(folder))
     else:
         import skimage.data
 

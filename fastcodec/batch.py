@@ -16,15 +16,17 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Literal, Protocol
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from .errors import ImageError
 
 BYTES_PER_PIXEL = 16  # at the peak of one image; measured at 100 megapixels: 11 to compress, 15 to decompress
 _STOP_SECONDS = 3.0  # how long an interrupted run waits for what is being coded
+_Item = TypeVar("_Item")  # what is coded
+_Result = TypeVar("_Result")  # what it becomes
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,17 @@ class Task:
     source_bytes: int = 0
     data: bytes | None = None  # the source's, if it is no file
 
+    @property
+    def output(self) -> Path:
+        """The target of a task that has one; ValueError for another."""
+        if self.target is None:
+            raise ValueError(f"{self.source}: nothing is written")
+        return self.target
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task. `record` is what there is to say about its file, ready for JSON."""
+    """The end of a task. `record` describes its file, ready for JSON."""
 
     task: Task
     status: Literal["done", "skipped", "failed"]
@@ -47,8 +56,8 @@ class Outcome:
     error: BaseException | None = None
 
 
-class Steps(Protocol):
-    """What a batch does to each file. `code` runs in the coding threads, the others in the reading and writing ones."""
+class Steps(Protocol[_Item, _Result]):
+    """The steps of a file in a batch. `code` runs in the coding threads, the others in the reading and writing ones."""
 
     def existing(self, task: Task) -> dict[str, Any] | None:
         """A record if the task is done already, else None."""
@@ -56,19 +65,19 @@ class Steps(Protocol):
     def pixels(self, task: Task) -> int:
         """About how many pixels the task will hold in memory; reads a header at most."""
 
-    def read(self, task: Task) -> Any:
+    def read(self, task: Task) -> _Item:
         """The input of `code`."""
 
-    def code(self, item: Any) -> Any:
+    def code(self, item: _Item) -> _Result:
         """The work itself."""
 
-    def kind(self, item: Any) -> Hashable | None:
-        """What items must have in common for `code_many`; None for one that must be coded alone."""
+    def kind(self, item: _Item) -> Hashable | None:
+        """The kind of an item, of which `code_many` takes one at a time; None for one that must be coded alone."""
 
-    def code_many(self, items: Sequence[Any]) -> list[Any]:
+    def code_many(self, items: Sequence[_Item]) -> list[_Result]:
         """`code` for items of one kind. If it raises, each is coded alone. Not asked for unless `run` gathers."""
 
-    def write(self, task: Task, item: Any, result: Any, seconds: float) -> dict[str, Any]:
+    def write(self, task: Task, item: _Item, result: _Result, seconds: float) -> dict[str, Any]:
         """Write the result, which took `code` so many seconds, and return the file's record."""
 
 
@@ -109,7 +118,38 @@ def plan(
     name: a.png.fic, a.jpg.fic; names that `folded` gives alike count as one. Whoever would still meet another output,
     or overwrite an input, or whose output's name is too long for its file system, fails.
     """
-    found: list[tuple[Path, Path]] = []  # file, its place relative to `out`
+    found, failures = _find(inputs, out, recursive, wanted)
+    # A file given twice is done once.
+    pairs = list({(os.path.realpath(source), place): (source, place) for source, place in found}.values())
+    if out is None:
+        return [Task(source, None, _size(source)) for source, _ in pairs], failures
+    shared = Counter(place.with_suffix("") for _, place in pairs)
+    alike: dict[str, set[str]] = {}  # folded stems -> folded names
+    for _, place in pairs:
+        alike.setdefault(folded(place.with_suffix("")), set()).add(folded(place))
+    sources = {os.path.realpath(source) for source, _ in pairs}
+    tasks: list[Task] = []
+    taken: dict[str, list[Task]] = {}  # by the folded target
+    for source, place in pairs:
+        stem = place.with_suffix("")
+        name = place.name if shared[stem] > 1 or len(alike[folded(stem)]) > 1 else place.stem
+        target = out if out_is_file else out / place.with_name(name + suffix)
+        others = taken.setdefault(folded(target), [])
+        if os.path.realpath(target) in sources:
+            failures.append(_failure(source, ImageError(f"its output {target} would overwrite an input"), target))
+        elif why := _not_writable(target, out, others):
+            failures.append(_failure(source, ImageError(why), target))
+        else:
+            others.append(Task(source, target, _size(source)))
+            tasks.append(others[-1])
+    return tasks, failures
+
+
+def _find(
+    inputs: Sequence[Path], out: Path | None, recursive: bool, wanted: Collection[str]
+) -> tuple[list[tuple[Path, Path]], list[Outcome]]:
+    """The files of a batch, each with its place relative to `out`, and the inputs that are none."""
+    found: list[tuple[Path, Path]] = []
     failures: list[Outcome] = []
     for given in inputs:
         try:
@@ -132,41 +172,19 @@ def plan(
             found.append((given, Path(given.name)))
         else:
             failures.append(_failure(given, ImageError("no such file or folder")))
+    return found, failures
 
-    # A file given twice is done once.
-    pairs = list({(os.path.realpath(source), place): (source, place) for source, place in found}.values())
-    shared = Counter(place.with_suffix("") for _, place in pairs)
-    alike: dict[str, set[str]] = {}  # folded stems -> folded names
-    for _, place in pairs:
-        alike.setdefault(folded(place.with_suffix("")), set()).add(folded(place))
-    sources = {os.path.realpath(source) for source, _ in pairs}
-    tasks, taken = [], {}
-    for source, place in pairs:
-        task = Task(source, None, _size(source))
-        if out is not None:
-            stem = place.with_suffix("")
-            name = place.name if shared[stem] > 1 or len(alike[folded(stem)]) > 1 else place.stem
-            target = out if out_is_file else out / place.with_name(name + suffix)
-            task = replace(task, target=target)
-            if os.path.realpath(target) in sources:
-                failures.append(_failure(source, ImageError(f"its output {target} would overwrite an input"), target))
-                continue
-            # Sources whose whole names are alike (a.png, A.png) come from where these are two; so may their outputs.
-            kept = taken.get(folded(target), [])
-            other = next((other for other, at in kept if at == target), None)
-            if kept and (other is not None or not _tells_alike_apart(out)):
-                message = f"its output {target} is that of {other or kept[0][0]} too: give them different folders"
-                failures.append(_failure(source, ImageError(message), target))
-                continue
-            if too_long := _too_long(target):
-                message = (
-                    f"its output's name is too long for the file system: {too_long}: rename it, or name an output file"
-                )
-                failures.append(_failure(source, ImageError(message), target))
-                continue
-            taken.setdefault(folded(target), []).append((source, target))
-        tasks.append(task)
-    return tasks, failures
+
+def _not_writable(target: Path, out: Path, others: Sequence[Task]) -> str | None:
+    """Why nothing can be written to `target` below `out`, if so. others: the tasks before it whose targets are folded
+    alike."""
+    # Sources whose whole names are alike (a.png, A.png) come from where these are two; so may their outputs.
+    other = next((other for other in others if other.target == target), None)
+    if others and (other is not None or not _tells_alike_apart(out)):
+        return f"its output {target} is that of {(other or others[0]).source} too: give them different folders"
+    if too_long := _too_long(target):
+        return f"its output's name is too long for the file system: {too_long}: rename it, or name an output file"
+    return None
 
 
 def folded(path: str | os.PathLike) -> str:
@@ -251,18 +269,18 @@ class _Room:
             self.changed.notify_all()
 
 
-class _Pool:
+class _Pool(Generic[_Item, _Result]):
     """Codes items one by one, in so many threads."""
 
-    def __init__(self, steps: Steps, jobs: int):
+    def __init__(self, steps: Steps[_Item, _Result], jobs: int):
         self._steps, threads = steps, max(1, available_cores() // jobs)
         self._executor = ThreadPoolExecutor(jobs, "coder", initializer=_use_threads, initargs=(threads,))
 
-    def submit(self, item: Any) -> Future[tuple[Any, float]]:
+    def submit(self, item: _Item) -> Future[tuple[_Result, float]]:
         """To the result, and the seconds that it took."""
         return self._executor.submit(self._one, item)
 
-    def _one(self, item: Any) -> tuple[Any, float]:
+    def _one(self, item: _Item) -> tuple[_Result, float]:
         start = time.perf_counter()
         return self._steps.code(item), time.perf_counter() - start
 
@@ -270,7 +288,7 @@ class _Pool:
         self._executor.shutdown(wait=wait, cancel_futures=True)
 
 
-class _Gatherer:
+class _Gatherer(Generic[_Item, _Result]):
     """Codes what waits, `most` items of a kind together: for a device that does many at once.
 
     Two threads take turns, so that one prepares work for the device while it does the other's.
@@ -278,17 +296,18 @@ class _Gatherer:
 
     THREADS = 2
 
-    def __init__(self, steps: Steps, most: int):
+    def __init__(self, steps: Steps[_Item, _Result], most: int):
         self._steps, self._most = steps, most
-        self._waiting: list[tuple[Hashable | None, Any, Future]] = []
+        self._waiting: list[tuple[Hashable | None, _Item, Future[tuple[_Result, float]]]] = []
         self._changed, self._closed = threading.Condition(), False
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(self.THREADS)]
         for thread in self._threads:
             thread.start()
 
-    def submit(self, item: Any) -> Future[tuple[Any, float]]:
+    def submit(self, item: _Item) -> Future[tuple[_Result, float]]:
         """As `_Pool.submit`; a batch's time is shared out evenly."""
-        kind, future = self._steps.kind(item), Future()
+        kind = self._steps.kind(item)
+        future: Future[tuple[_Result, float]] = Future()
         with self._changed:
             if self._closed:
                 raise RuntimeError("shut down")
@@ -296,7 +315,7 @@ class _Gatherer:
             self._changed.notify()
         return future
 
-    def _take(self) -> list[tuple[Any, Future]]:
+    def _take(self) -> list[tuple[_Item, Future[tuple[_Result, float]]]]:
         """The item that has waited longest, and others of its kind; none when it is over."""
         with self._changed:
             while not self._waiting and not self._closed:
@@ -343,8 +362,76 @@ class _Gatherer:
                 thread.join()
 
 
+class _Servers(Generic[_Item, _Result]):
+    """Threads that take one task after the other, read it, have it coded and write it.
+
+    outcomes: those of the tasks; an error that is not of a file but ends the batch; None as a thread ends. `stopped` is
+    set where no task is to begin any more, `ending` where what is refused or cancelled by `coders` is no failure.
+    """
+
+    def __init__(
+        self,
+        tasks: Iterable[Task],
+        steps: Steps[_Item, _Result],
+        coders: _Pool[_Item, _Result] | _Gatherer[_Item, _Result],
+        count: int,
+    ):
+        self._queue, self._lock = iter(tasks), threading.Lock()
+        self._steps, self._coders = steps, coders
+        self._room = _Room(_memory() // 2 // BYTES_PER_PIXEL)
+        self.stopped, self.ending = threading.Event(), threading.Event()
+        self.outcomes: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
+        self.threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(count)]
+
+    def _serve(self) -> None:
+        try:
+            while not self.stopped.is_set():
+                with self._lock:
+                    task = next(self._queue, None)
+                if task is None:
+                    break
+                if (outcome := self._one(task)) is not None:
+                    self.outcomes.put(outcome)
+        except BaseException as error:  # not of a file: of the batch
+            self.stopped.set()
+            self.outcomes.put(error)
+        finally:
+            self.outcomes.put(None)
+
+    def _one(self, task: Task) -> Outcome | None:
+        steps, taken = self._steps, 0
+        try:
+            if (record := steps.existing(task)) is not None:
+                return Outcome(task, "skipped", record)
+            pixels = steps.pixels(task)
+            self._room.take(pixels, self.stopped)
+            taken = pixels
+            if self.stopped.is_set():
+                return None
+            item = steps.read(task)
+            if self.stopped.is_set():
+                return None
+            result, seconds = self._coders.submit(item).result()
+            if self.stopped.is_set():
+                return None
+            return Outcome(task, "done", steps.write(task, item, result, seconds))
+        except Exception as error:
+            if self.ending.is_set() and isinstance(error, RuntimeError | CancelledError):
+                return None
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                self.stopped.set()
+            return Outcome(task, "failed", error=error)
+        finally:
+            self._room.give(taken)
+
+
 def run(
-    tasks: Iterable[Task], steps: Steps, *, jobs: int, report: Callable[[Outcome], None], together: int = 1
+    tasks: Iterable[Task],
+    steps: Steps[_Item, _Result],
+    *,
+    jobs: int,
+    report: Callable[[Outcome], None],
+    together: int = 1,
 ) -> None:
     """Do all tasks, `jobs` of them coding at a time; `report` is called for each, in this thread, as they end.
 
@@ -353,58 +440,15 @@ def run(
     A task that raises fails alone. Raises StoppedError when a full disk ends the batch, or this thread is interrupted:
     then what was being written is finished or removed, and what has been written stays.
     """
-    queue = iter(tasks)
-    lock, stopped, ending = threading.Lock(), threading.Event(), threading.Event()
-    outcomes: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
-    room = _Room(_memory() // 2 // BYTES_PER_PIXEL)
-
-    def one(task: Task) -> Outcome | None:
-        taken = 0
-        try:
-            if (record := steps.existing(task)) is not None:
-                return Outcome(task, "skipped", record)
-            pixels = steps.pixels(task)
-            room.take(pixels, stopped)
-            taken = pixels
-            item = None if stopped.is_set() else steps.read(task)
-            if stopped.is_set():
-                return None
-            result, seconds = coders.submit(item).result()
-            if stopped.is_set():
-                return None
-            return Outcome(task, "done", steps.write(task, item, result, seconds))
-        except Exception as error:
-            if ending.is_set() and isinstance(error, RuntimeError | CancelledError):
-                return None  # refused or cancelled by `coders` as the run ends
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                stopped.set()
-            return Outcome(task, "failed", error=error)
-        finally:
-            room.give(taken)
-
-    def serve() -> None:
-        try:
-            while not stopped.is_set():
-                with lock:
-                    task = next(queue, None)
-                if task is None:
-                    break
-                if (outcome := one(task)) is not None:
-                    outcomes.put(outcome)
-        except BaseException as error:  # not of a file: of the batch
-            stopped.set()
-            outcomes.put(error)
-        finally:
-            outcomes.put(None)
-
-    # One reads ahead and one writes behind, and one more of each for every four that code.
-    servers = [threading.Thread(target=serve, daemon=True) for _ in range(jobs + 2 + jobs // 2)]
     coders = _Pool(steps, jobs) if together == 1 else _Gatherer(steps, together)
+    # One reads ahead and one writes behind, and one more of each for every four that code.
+    servers = _Servers(tasks, steps, coders, jobs + 2 + jobs // 2)
+    outcomes, stopped = servers.outcomes, servers.stopped
     cause: BaseException | None = None
     try:
-        for server in servers:
-            server.start()
-        running = len(servers)
+        for thread in servers.threads:
+            thread.start()
+        running = len(servers.threads)
         while running:
             outcome = outcomes.get()
             if outcome is None:
@@ -420,21 +464,21 @@ def run(
     finally:
         if cause is not None:
             stopped.set()
-            ending.set()
+            servers.ending.set()
         coders.shutdown(wait=cause is None)
     if cause is None and not stopped.is_set():
         return
     # A second interrupt, or a reader of the report who has gone, ends the waiting.
     with contextlib.suppress(KeyboardInterrupt, OSError):
         end = time.monotonic() + _STOP_SECONDS
-        for server in servers:
-            if server.ident is not None:
-                server.join(max(0.0, end - time.monotonic()))
+        for thread in servers.threads:
+            if thread.ident is not None:
+                thread.join(max(0.0, end - time.monotonic()))
         while not outcomes.empty():  # what ended in the meantime
             outcome = outcomes.get()
             if isinstance(outcome, Outcome):
                 report(outcome)
-    raise StoppedError(cause, any(server.is_alive() for server in servers)) from cause
+    raise StoppedError(cause, any(thread.is_alive() for thread in servers.threads)) from cause
 
 
 def _use_threads(count: int) -> None:

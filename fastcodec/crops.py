@@ -20,6 +20,7 @@ from torch import Tensor
 
 from . import graphics
 from .errors import FastcodecError, ImageError
+from .folders import image_files
 from .images import read_picture
 
 VALIDATION_EVERY = 40  # one image in so many is held out of training,
@@ -28,7 +29,6 @@ DRAWN_PICTURES = 384  # graphics that are held in memory; each step on the host 
 DRAWN_SIDE = 512
 VALIDATION_GRAPHICS = 36  # drawn pictures that are held out,
 VALIDATION_SEED = 2021  # and their seed
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".avif"}
 
 
 class CropSource:
@@ -195,7 +195,7 @@ def draw_over(seed: int, photograph: np.ndarray) -> np.ndarray:
 
 def _split(folder: Path, crop: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """The images of at least `crop` pixels each way: those held out, and those to train on."""
-    files = image_files(folder)
+    files = image_files(folder, recursive=True)
     with ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         loaded = zip(files, pool.map(_load, files), strict=True)
         images = [(path, image) for path, image in loaded if image is not None and min(image.shape[:2]) >= crop]
@@ -225,11 +225,6 @@ def _random_part(random: np.random.Generator, image: np.ndarray, side: int) -> n
     """A square of the image at a random place."""
     top, left = (random.integers(n - side + 1) for n in image.shape[:2])
     return image[top : top + side, left : left + side]
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The files below a folder whose names end as those of images do, sorted."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _load(path: Path) -> np.ndarray | None:

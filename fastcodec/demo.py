@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .codec import Codec
 from .errors import FastcodecError, ImageError
-from .evaluate import find_images
+from .folders import image_files
 from .images import Picture, read_picture, write_picture
 from .metrics import psnr
 
@@ -68,7 +68,7 @@ class Result:
 def find_photographs(folder: Path | None = None) -> list[Path]:
     """Up to six photographs: of the folder given, else of Kodak, else those that scikit-image ships."""
     if folder is not None:
-        files = find_images(folder)
+        files = image_files(folder)
         if not files:
             raise ImageError(f"{folder}: no image in this folder")
         return files[:MAX_PHOTOGRAPHS]

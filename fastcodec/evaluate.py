@@ -1,4 +1,4 @@
-"""`fastcodec eval DIR`: what the codec gives on a folder of images, and how that compares with other codecs.
+"""`fastcodec eval DIR`: the codec on a folder of images, and BD-rates against other codecs (rate_distortion.py).
 
 Everything is measured on real files: bits per pixel from the bytes written, PSNR and MS-SSIM from the pixels decoded
 again. The means over the images form the curve that BD-rates are taken from, as in the published results.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,34 +16,32 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .container import MAX_QUALITY, MIN_QUALITY
+from .constants import MAX_QUALITY, MIN_QUALITY
 from .errors import FastcodecError, ImageError
+from .folders import image_files
+from .rate_distortion import (
+    FIRST,
+    REFERENCE_VARIABLE,
+    Comparison,
+    Mean,
+    Reference,
+    compare,
+    find_reference,
+    importance,
+    is_kodak,
+    plot,
+    read_reference,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .codec import Codec
+    from .codec import Codec, Precision, Preset
+    from .images import Picture
 
 DEFAULT_QUALITIES = (1, 5, *range(10, 101, 10))
-REFERENCE_VARIABLE = "FASTCODEC_REFERENCE"
-IMAGE_SUFFIXES = frozenset(
-    f".{kind}"
-    for kind in ("avif", "bmp", "gif", "j2k", "jp2", "jpeg", "jpg", "pgm", "png", "ppm", "tga", "tif", "tiff", "webp")
-)
-# Which of the reference curves a reader looks for first, and which the plot shows: (beginning of the name, colour).
-_FIRST = ("VVC", "BPG", "AV1", "JPEG", "jpeg (Pillow", "WebP", "webp (Pillow")
-_PLOTTED = (
-    ("VVC", "#1b1b1b"),
-    ("AV1", "#00798c"),
-    ("mbt2018-mean", "#8d6a9f"),
-    ("jxl", "#c28f2c"),
-    ("WebP", "#5b8e55"),
-    ("JPEG2000", "#9a9a9a"),
-    ("JPEG", "#6f6f6f"),
-)
-_OURS = "#d1495b"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +97,13 @@ def _positive(text: str) -> int:
 # ---- measuring
 
 
+class Coding(NamedTuple):
+    """Settings of a measurement: the encoder's preset, the decoder's precision."""
+
+    preset: Preset = "size"
+    precision: Precision = "exact"
+
+
 @dataclass(frozen=True)
 class Measurement:
     """One image at one quality."""
@@ -117,41 +121,20 @@ class Measurement:
     decode_seconds: float
 
 
-@dataclass(frozen=True)
-class Mean:
-    """A point of the curve: means over the images at one quality, each image counting alike."""
-
-    quality: int
-    images: int
-    bytes: int  # in all
-    bpp: float
-    psnr_rgb: float
-    ms_ssim_rgb: float | None
-    encode_seconds: float
-    decode_seconds: float
-    overhead: float  # of all real bits over all estimated bits: 0.004 is 0.4 %
-
-
-def measure(codec: Codec, path: Path, quality: int, *, precision: str = "exact", preset: str = "size") -> Measurement:
-    """Encode and decode one image file. Raises what the codec and the reader raise, and ImageError if sizes differ."""
-    from .images import read_picture
-
-    return _measure(codec, path, read_picture(path), quality, precision, preset)
-
-
-def _measure(codec: Codec, path: Path, picture: Any, quality: int, precision: str, preset: str) -> Measurement:
+def measure(codec: Codec, file: Path, picture: Picture, quality: int, coding: Coding) -> Measurement:
+    """Encode and decode the picture of a file. Raises what the codec raises, and ImageError if sizes differ."""
     from .metrics import ms_ssim, psnr
 
     start = time.perf_counter()
-    encoded = codec.encode(picture, quality, preset)
+    encoded = codec.encode(picture, quality, coding.preset)
     middle = time.perf_counter()
-    decoded = codec.decode(encoded, out="picture", precision=precision)
+    decoded = codec.decode(encoded, out="picture", precision=coding.precision)
     end = time.perf_counter()
     height, width = picture.pixels.shape[:2]
     if decoded.pixels.shape != picture.pixels.shape:
-        raise ImageError(f"{path}: {picture.pixels.shape} went in, but {decoded.pixels.shape} came out")
+        raise ImageError(f"{file}: {picture.pixels.shape} went in, but {decoded.pixels.shape} came out")
     return Measurement(
-        file=path.name,
+        file=file.name,
         width=width,
         height=height,
         quality=quality,
@@ -189,22 +172,13 @@ def means(measurements: Iterable[Measurement]) -> list[Mean]:
     return points
 
 
-def find_images(folder: Path) -> list[Path]:
-    """The images of a folder by suffix, sorted, hidden ones left out; or the one image named."""
-    if not folder.is_dir():
-        return [folder]
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-
-
 def evaluate(
     codec: Codec,
     files: Sequence[Path],
     qualities: Sequence[int],
-    *,
-    precision: str = "exact",
-    preset: str = "size",
-    jobs: int = 1,
-    report: Callable[[Path, Exception | None], None] = lambda file, error: None,
+    coding: Coding,
+    jobs: int,
+    report: Callable[[Path, Exception | None], None],
 ) -> list[Measurement]:
     """Measure every file at every quality. A file that fails is reported and left out, at all qualities.
 
@@ -216,7 +190,7 @@ def evaluate(
 
         try:
             picture = read_picture(file)
-            measured = [_measure(codec, file, picture, q, precision, preset) for q in qualities]
+            measured = [measure(codec, file, picture, quality, coding) for quality in qualities]
         except Exception as error:  # one bad file must not end a long run
             report(file, error)
             return []
@@ -227,86 +201,6 @@ def evaluate(
         return [item for file in files for item in one(file)]
     with ThreadPoolExecutor(jobs) as pool:
         return [item for measured in pool.map(one, files) for item in measured]
-
-
-# ---- reference curves and BD-rates
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The BD-rate of our curve against a reference curve."""
-
-    reference: str
-    metric: str  # psnr_rgb or ms_ssim_rgb
-    percent: float  # below 0: we need fewer bits
-    low: float  # the range compared, in dB
-    high: float
-    coverage: float  # the part of our curve that it speaks for
-
-
-def find_reference() -> Path | None:
-    """The reference curves that this installation finds by itself, or None."""
-    named = os.environ.get(REFERENCE_VARIABLE)
-    if named:
-        return Path(named)
-    beside = Path(__file__).resolve().parents[2] / "shared" / "reference" / "rd-kodak.json"
-    return beside if beside.is_file() else None
-
-
-def read_reference(path: Path) -> dict[str, Any]:
-    """A file of curves: {"dataset": text, "curves": {name: {"bpp": [...], "psnr_rgb": [...], "ms_ssim_rgb": [...]}}}.
-
-    Raises ValueError, naming the file, if it is anything else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        for curve in content["curves"].values():
-            rates = curve["bpp"]
-            if any(len(curve[metric]) != len(rates) for metric in ("psnr_rgb", "ms_ssim_rgb") if metric in curve):
-                raise ValueError("a curve has columns of different length")
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a file of rate-distortion curves ({type(error).__name__}: {error})") from error
-    return content
-
-
-def is_kodak(files: Iterable[str]) -> bool:
-    """Whether the files are the 24 Kodak images, no more and no fewer."""
-    return sorted(Path(name).stem for name in files) == [f"kodim{i:02d}" for i in range(1, 25)]
-
-
-def compare(points: Sequence[Mean], curves: dict[str, dict[str, list[float]]]) -> list[Comparison]:
-    """BD-rates against every curve that overlaps ours, by PSNR and by MS-SSIM; those that matter most come first."""
-    from .metrics import bd_rate, ms_ssim_db
-
-    def in_db(metric: str, values: Iterable[float | None]) -> list[float]:
-        known = [math.nan if v is None else v for v in values]
-        return [ms_ssim_db(v) for v in known] if metric == "ms_ssim_rgb" else known
-
-    comparisons = []
-    for metric in ("psnr_rgb", "ms_ssim_rgb"):
-        ours = [(p.bpp, getattr(p, metric)) for p in points if getattr(p, metric) is not None]
-        for name in sorted(curves, key=_importance):
-            theirs = curves[name]
-            if metric not in theirs or not ours:
-                continue
-            result = bd_rate(
-                theirs["bpp"], in_db(metric, theirs[metric]), [r for r, _ in ours], in_db(metric, [v for _, v in ours])
-            )
-            if result is not None:
-                comparisons.append(Comparison(name, metric, **asdict(result)))
-    return comparisons
-
-
-def _importance(name: str) -> int:
-    """Sorts the curves of `_FIRST` first; the others keep their order."""
-    return next((i for i, start in enumerate(_FIRST) if _is(name, start)), len(_FIRST))
-
-
-def _is(name: str, start: str) -> bool:
-    """Whether a curve is the one called `start`: JPEG is not JPEG2000."""
-    return name.startswith(start) and not name[len(start) :][:1].isdigit()
 
 
 # ---- showing
@@ -368,7 +262,7 @@ def _show_comparisons(console: Console, comparisons: Sequence[Comparison]) -> No
             f"{by_psnr.low:.1f}–{by_psnr.high:.1f}" if by_psnr else "–",
             f"{100 * by_psnr.coverage:.0f} %" if by_psnr else "–",
             _percent(by_similarity),
-            end_section=_importance(name) == len(_FIRST) - 1,
+            end_section=importance(name) == len(FIRST) - 1,
         )
     console.print(table)
 
@@ -379,64 +273,6 @@ def _percent(item: Comparison | None) -> str:
     return f"[{'green' if item.percent < 0 else 'red'}]{item.percent:+.1f} %[/]"
 
 
-def plot(path: Path, name: str, points: Sequence[Mean], curves: dict[str, dict[str, list[float]]], title: str) -> None:
-    """Draw our rate-distortion curves among a readable few of the references'. Needs matplotlib."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    from .metrics import ms_ssim_db
-
-    panels: list[tuple[str, str, Callable[[float], float]]] = [("psnr_rgb", "PSNR (dB, RGB)", float)]
-    if any(p.ms_ssim_rgb is not None for p in points):
-        panels.append(("ms_ssim_rgb", "MS-SSIM (dB, RGB)", ms_ssim_db))
-    chosen = []
-    for start, colour in _PLOTTED:
-        known = [n for n in curves if _is(n, start)]
-        if known:
-            chosen.append((known[0], colour))
-    if not chosen:  # the curves of another run, say
-        palette = [colour for _, colour in _PLOTTED]
-        chosen = list(zip(curves, palette, strict=False))
-    style = {
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": "#888888",
-        "svg.fonttype": "none",
-    }
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(6.4 * len(panels), 5.2), layout="constrained")
-        for i, (metric, label, scale) in enumerate(panels):
-            axes = figure.add_subplot(1, len(panels), i + 1)
-            ours = [(p.bpp, scale(getattr(p, metric))) for p in points if getattr(p, metric) is not None]
-            ours = [(x, y) for x, y in ours if math.isfinite(y)]
-            if not ours:
-                continue
-            right = 1.08 * max(x for x, _ in ours)
-            lowest, highest = min(y for _, y in ours), max(y for _, y in ours)
-            for reference, colour in chosen:
-                if metric in curves[reference]:
-                    pairs = sorted(zip(curves[reference]["bpp"], map(scale, curves[reference][metric]), strict=True))
-                    x, y = zip(*pairs, strict=True)
-                    axes.plot(x, y, color=colour, linewidth=1.3, marker="o", markersize=2.6, label=reference)
-                    highest = max([highest, *(v for u, v in pairs if u <= right)])
-                    lowest = min([lowest, *(v for u, v in pairs if u <= right)])
-            x, y = zip(*ours, strict=True)
-            axes.plot(x, y, color=_OURS, linewidth=2.6, marker="o", markersize=5, label=name, zorder=10)
-            margin = 0.03 * (highest - lowest) or 1
-            axes.set(xlim=(0, right), ylim=(lowest - margin, highest + margin), xlabel="bits per pixel", ylabel=label)
-            axes.grid(color="#dddddd", linewidth=0.6)
-            axes.set_axisbelow(True)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
-        # Ours was drawn last, to lie on top; it is named first.
-        order = [len(labels) - 1, *range(len(labels) - 1)]
-        figure.axes[0].legend([handles[i] for i in order], [labels[i] for i in order], loc="lower right", frameon=False)
-        figure.suptitle(f"{name} on {title}", fontweight="bold")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=160)
-
-
 # ---- the command
 
 
@@ -444,27 +280,27 @@ def main(args: argparse.Namespace) -> int:
     """Run `fastcodec eval`. Returns 0, 1 if an image failed or none was there, 2 if the request makes no sense."""
     from rich.console import Console
 
-    console, errors = Console(), Console(stderr=True)
-
-    def complain(message: str) -> None:
-        errors.print(f"fastcodec eval: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
-
+    errors = Console(stderr=True)
     try:
-        reference_path = args.reference or find_reference()
-        reference = read_reference(reference_path) if reference_path else None
+        path = args.reference or find_reference()
+        reference = read_reference(path) if path else None
         if args.plot:
             _check_plot(args.plot)
     except ValueError as error:
-        complain(str(error))
+        _complain(errors, str(error))
         return 2
     try:
-        files = find_images(args.folder)
+        files = image_files(args.folder)
         if not files:
             raise ImageError(f"{args.folder}: no image in this folder")
-        return _run(args, files, reference, reference_path, console, errors, complain)
+        return _run(args, files, reference, Console(), errors)
     except (FastcodecError, OSError) as error:
-        complain(str(error))
+        _complain(errors, str(error))
         return 1
+
+
+def _complain(errors: Console, message: str) -> None:
+    errors.print(f"fastcodec eval: {message}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_plot(path: Path) -> None:
@@ -477,54 +313,15 @@ def _check_plot(path: Path) -> None:
 
 
 def _run(
-    args: argparse.Namespace,
-    files: list[Path],
-    reference: dict[str, Any] | None,
-    reference_path: Path | None,
-    console: Console,
-    errors: Console,
-    complain: Callable[[str], None],
+    args: argparse.Namespace, files: list[Path], reference: Reference | None, console: Console, errors: Console
 ) -> int:
-    import torch
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from . import __version__
-    from . import machine as _machine
     from .codec import Codec
 
     codec = Codec.load(args.model, device=args.device)
-    failures: dict[str, str] = {}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // args.jobs))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    try:
-        _warm_up(codec, files, args.precision)
-        with Progress(*columns, console=errors, transient=True) as progress:
-            task = progress.add_task("evaluating", total=len(files))
-
-            def report(file: Path, error: Exception | None) -> None:
-                if error is not None:
-                    text = str(error) if isinstance(error, FastcodecError) else f"{type(error).__name__}: {error}"
-                    failures[file.name] = text if str(file) in text else f"{file}: {text}"
-                    complain(failures[file.name])
-                progress.advance(task)
-
-            measurements = evaluate(
-                codec,
-                files,
-                args.quality,
-                precision=args.precision,
-                preset=args.preset,
-                jobs=args.jobs,
-                report=report,
-            )
-    finally:
-        torch.set_num_threads(threads)
+    measurements, failures = _measured(args, codec, files, errors)
     points = means(measurements)
-    name = f"fastcodec {args.model}"
-    curves: dict[str, Any] = reference["curves"] if reference else {}
-    of_kodak = reference is not None and str(reference.get("dataset", "")).startswith("Kodak")
-    if points and of_kodak and not is_kodak({m.file for m in measurements}):
+    curves = reference.curves if reference else {}
+    if points and reference and reference.dataset.startswith("Kodak") and not is_kodak({m.file for m in measurements}):
         if args.reference is None:
             curves = {}
         else:
@@ -535,32 +332,15 @@ def _run(
         _show(console, points, measurements, args.per_image)
     if comparisons:
         _show_comparisons(console, comparisons)
+    name, dataset = f"fastcodec {args.model}", _dataset(args.folder, measurements)
     if args.json:
-        about = getattr(getattr(codec, "model", None), "about", {})
-        steps = {key: value for key, value in about.items() if key != "config"}
         result = {
-            "dataset": _dataset(args.folder, measurements),
-            "version": __version__,
-            "model": {"name": args.model, "identity": _identity(codec), **steps},
-            "precision": args.precision,
-            "preset": args.preset,
-            "jobs": args.jobs,
-            "machine": _machine.describe(),
-            "curves": {
-                name: {
-                    "quality": [p.quality for p in points],
-                    "bpp": [p.bpp for p in points],
-                    "psnr_rgb": [p.psnr_rgb for p in points],
-                    **(
-                        {"ms_ssim_rgb": [p.ms_ssim_rgb for p in points]}
-                        if points and all(p.ms_ssim_rgb is not None for p in points)
-                        else {}
-                    ),
-                }
-            },
+            "dataset": dataset,
+            **_circumstances(args, codec),
+            "curves": {name: _curve(points)},
             "means": [asdict(p) for p in points],
             "bd_rates": [asdict(c) for c in comparisons],
-            "reference": reference_path.name if reference_path and comparisons else None,
+            "reference": reference.path.name if reference and comparisons else None,
             "images": [asdict(m) for m in measurements],
             "failures": failures,
         }
@@ -568,14 +348,65 @@ def _run(
         args.json.write_text(json.dumps(_finite(result), indent=1) + "\n", encoding="utf-8")
         console.print(f"wrote {args.json}", highlight=False, soft_wrap=True)
     if args.plot and points:
-        plot(args.plot, name, points, curves, _dataset(args.folder, measurements))
+        plot(args.plot, name, points, curves, dataset)
         console.print(f"wrote {args.plot}", highlight=False, soft_wrap=True)
     if failures:
-        complain(f"{len(failures)} of {len(files)} images failed: {', '.join(failures)}")
+        _complain(errors, f"{len(failures)} of {len(files)} images failed: {', '.join(failures)}")
     return 1 if failures else 0
 
 
-def _warm_up(codec: Codec, files: Sequence[Path], precision: str) -> None:
+def _measured(
+    args: argparse.Namespace, codec: Codec, files: list[Path], errors: Console
+) -> tuple[list[Measurement], dict[str, str]]:
+    """The measurements, and the failures by the files' names: under a progress bar, with the cores shared by jobs."""
+    import torch
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    failures: dict[str, str] = {}
+    coding = Coding(args.preset, args.precision)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // args.jobs))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        _warm_up(codec, files, coding.precision)
+        with Progress(*columns, console=errors, transient=True) as progress:
+            task = progress.add_task("evaluating", total=len(files))
+
+            def report(file: Path, error: Exception | None) -> None:
+                if error is not None:
+                    text = str(error) if isinstance(error, FastcodecError) else f"{type(error).__name__}: {error}"
+                    failures[file.name] = text if str(file) in text else f"{file}: {text}"
+                    _complain(errors, failures[file.name])
+                progress.advance(task)
+
+            return evaluate(codec, files, args.quality, coding, args.jobs, report), failures
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _circumstances(args: argparse.Namespace, codec: Codec) -> dict[str, Any]:
+    """The version, the model, the settings and the machine, for JSON."""
+    from . import __version__, machine
+
+    about = getattr(getattr(codec, "model", None), "about", {})
+    steps = {key: value for key, value in about.items() if key != "config"}
+    return {
+        "version": __version__,
+        "model": {"name": args.model, "identity": _identity(codec), **steps},
+        "precision": args.precision,
+        "preset": args.preset,
+        "jobs": args.jobs,
+        "machine": machine.describe(),
+    }
+
+
+def _curve(points: Sequence[Mean]) -> dict[str, Any]:
+    curve: dict[str, Any] = {name: [getattr(p, name) for p in points] for name in ("quality", "bpp", "psnr_rgb")}
+    similarities = [p.ms_ssim_rgb for p in points]
+    return curve | ({"ms_ssim_rgb": similarities} if points and None not in similarities else {})
+
+
+def _warm_up(codec: Codec, files: Sequence[Path], precision: Precision) -> None:
     """Run the codec once, untimed, so that the first image does not pay for loading and for tables."""
     from .images import Picture, read_picture
 

@@ -38,14 +38,6 @@ Output = Literal["pil", "numpy", "tensor", "picture"]
 MAX_PIXELS = DEFAULT_LIMITS.max_pixels  # one limit for the images that come in and the files that come out
 STRIP_PIXELS = 1 << 22
 
-# What a folder of images is searched for; a file that is named may have any suffix.
-# fmt: off
-IMAGE_SUFFIXES = frozenset({
-    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".dib", ".gif",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".jp2", ".j2k", ".qoi", ".dds", ".psd", ".heic", ".heif",
-})
-# fmt: on
-
 # Formats that Pillow hands to an interpreter (Ghostscript, the system's metafile player) instead of decoding them.
 _PROGRAMS = {"EPS", "WMF"}
 # Formats that Pillow does not save an image in as it is: pages, and icons, which it scales.
@@ -440,7 +432,7 @@ def _convert(
     pixels_in = _unturned(pixels, orientation)
     alpha_in = None if alpha is None else _unturned(alpha, orientation)
 
-    colour = ahead.colour
+    colour = ahead.colour  # the transparent one, of a picture with alpha
     if colour is None and image.mode == "RGB" and max(png.transparent_colour(image), default=0) > 255:
         colour = tuple(value >> 8 for value in png.transparent_colour(image))
         notices.append("its transparent colour has 16 bits, its pixels had 8 left: colours near it are transparent too")
@@ -454,7 +446,7 @@ def _convert(
             if alpha_in is not None:
                 alpha_in[top:bottom] = np.where(values == image.info["transparency"], 0, 255)
             continue
-        if colour is not None:
+        if colour is not None and alpha_in is not None:
             pixels_in[top:bottom] = array = np.asarray(strip)
             transparent = (array == colour).all(2)
             if ahead.low_halves is not None:
@@ -484,6 +476,12 @@ def _convert(
     return Picture(pixels, alpha, icc, exif, xmp, tuple(notices))
 
 
+def _extrema(image: Image.Image) -> tuple[float, float]:
+    """The least and the greatest value of an image of one channel."""
+    pair: Any = image.getextrema()  # one for each channel, where there are several
+    return pair
+
+
 def _target_mode(image: Image.Image, notices: list[str], gray_tile: bool) -> Literal["L", "LA", "RGB", "RGBA"]:
     """The mode that `image` is coded in; adds what its conversion means to `notices`."""
     mode, see_through = image.mode, image.has_transparency_data
@@ -502,13 +500,13 @@ def _target_mode(image: Image.Image, notices: list[str], gray_tile: bool) -> Lit
         notices.append("16-bit input reduced to 8 bits")
         return "LA" if isinstance(image.info.get("transparency"), int) else "L"
     if mode == "I":
-        low, high = image.getextrema()
+        low, high = _extrema(image)
         if low < 0 or high > 0xFFFF:
             raise ImageError(f"32-bit integers in {low}..{high}: what is white is not said; scale them to 8 or 16 bits")
         notices.append("32-bit integer input taken as 16-bit and reduced to 8 bits")
         return "L"
     if mode == "F":
-        low, high = image.getextrema()
+        low, high = _extrema(image)
         if not (0 <= low <= high <= 1):
             raise ImageError(f"floating-point values in {low:g}..{high:g}: only 0 (black) to 1 (white) is understood")
         notices.append("floating-point input (0 to 1) reduced to 8 bits")

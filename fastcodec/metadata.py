@@ -141,12 +141,12 @@ def with_resolution(exif: bytes | None, resolution: Resolution) -> bytes | None:
     if not all(0 < part.numerator < 1 << 32 for part in parts):
         return exif
     order = _order(exif)
-    entries = {
+    entries: dict[int, tuple[int, int, bytes]] = {
         tag: (_RATIONAL, 1, struct.pack(order + "II", part.numerator, part.denominator))
         for tag, part in zip(_RESOLUTION_TAGS, parts, strict=False)
     }
-    unit = {ExifTags.Base.ResolutionUnit: (_SHORT, 1, struct.pack(order + "H", _DOTS_PER_INCH))}
-    return _with_entries(exif, entries | unit)
+    entries[ExifTags.Base.ResolutionUnit] = (_SHORT, 1, struct.pack(order + "H", _DOTS_PER_INCH))
+    return _with_entries(exif, entries)
 
 
 def _checked_resolution(value: Any) -> Resolution | None:
@@ -230,8 +230,8 @@ def given_metadata(options: Mapping[str, Any]) -> dict[str, Any]:
     """Of the options of a `save`, those that count instead of an image's own metadata; a kind that is None or empty is
     left out."""
     given = {name: options[name] or None for name in INFO_NAMES if name in options}
-    if isinstance(given.get("exif"), Image.Exif):
-        given["exif"] = given["exif"].tobytes()
+    if isinstance(exif := given.get("exif"), Image.Exif):
+        given["exif"] = exif.tobytes()
     if "exif" in given and given["exif"] is None:
         given.setdefault("dpi", None)  # for which EXIF would be made
     return given
@@ -245,7 +245,7 @@ def orientation_of(image: Image.Image, given: Mapping[str, Any]) -> Any:
             info = {key: value for key, value in info.items() if key not in _SOURCES[name]}
             info |= {name: given[name]} if given[name] else {}
         image = Image.new("1", (1, 1))
-        image.info = info
+        image.info.update(info)
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # damaged EXIF may raise anything; Pillow shows such an image as it lies

@@ -40,6 +40,8 @@ class FicImageFile(ImageFile.ImageFile):
     format_description = "fastcodec learned image"
 
     def _open(self) -> None:
+        if self.fp is None:
+            raise SyntaxError("no file to read")
         try:
             data = _read_one(self.fp)
             header = container.read(data, _limits()).header
@@ -53,9 +55,10 @@ class FicImageFile(ImageFile.ImageFile):
 
     def load(self) -> Any:
         """Decode the pixels, the first time."""
-        if getattr(self, "_data", None) is not None:
+        data: bytes | None = getattr(self, "_data", None)
+        if data is not None:
             try:
-                image = _codec(_limits()).decode(self._data)
+                image = _codec(_limits()).decode(data)
             except FastcodecError as error:
                 raise OSError(f"cannot decode the .fic file: {error}") from error
             self.im = image.im

@@ -1,4 +1,4 @@
-"""What Pillow does not tell of a PNG: its cICP chunk, and a transparent colour of other than 8 bits.
+"""Facts of a PNG that Pillow does not tell: its cICP chunk, and a transparent colour of other than 8 bits.
 
 Pillow reduces 16-bit colours to 8 bits, and widens gray levels of 2 and 4 bits to 8, but leaves the transparent colour
 (tRNS) as the file has it, so that another one turns transparent. The pixels of 16 bits are gone once they are loaded:
@@ -25,7 +25,7 @@ _WIDENED = {"L;2": (3, 85), "L;4": (15, 17), "L": (255, 1)}  # Pillow's name: ma
 
 @dataclass(frozen=True)
 class Ahead:
-    """What is known of a PNG before its pixels are loaded."""
+    """Facts of a PNG from before its pixels are loaded."""
 
     cicp: bytes | None = None
     level: int | None = None  # the transparent gray level, of 8 bits
@@ -68,9 +68,8 @@ def transparent_colour(image: Image.Image) -> tuple[int, ...]:
 def _low_halves(stream: Any, transparent: list[int], rows: int) -> np.ndarray:
     stream.seek(0)
     again = Image.open(stream, formats=["PNG"])  # not closed: its stream is the caller's
-    name, extents, offset, _ = again.tile[0]
     # PNG's samples are big-endian. Taken for little-endian ones, their "upper" halves are the lower ones.
-    again.tile = [(name, extents, offset, "RGB;16L")]
+    again.tile = [again.tile[0]._replace(args="RGB;16L")]
     again.load()
     width, height = again.size
     equal = np.empty((height, width), bool)

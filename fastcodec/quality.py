@@ -9,7 +9,8 @@ from .constants import MAX_QUALITY, MIN_QUALITY
 
 def checked_quality(quality: int) -> int:
     """The quality as an int. ValueError unless it is a whole number, of whatever type, from 1 to 100."""
-    known = isinstance(quality, numbers.Real) and not isinstance(quality, bool)
+    given: object = quality  # NumPy's integers and whole floats are as good
+    known = isinstance(given, numbers.Real) and not isinstance(given, bool)
     if not known or not MIN_QUALITY <= quality <= MAX_QUALITY or quality != int(quality):
         raise ValueError(f"quality {quality!r} is not an integer from {MIN_QUALITY} to {MAX_QUALITY}")
     return int(quality)

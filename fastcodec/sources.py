@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 from .errors import within
 
@@ -27,17 +27,18 @@ def contents(file: FileLike) -> memoryview:
     """
     if isinstance(file, str | os.PathLike):
         return memoryview(Path(file).read_bytes())
-    if isinstance(file, io.TextIOBase):
+    given: Any = file  # callers without types give anything
+    if isinstance(given, io.TextIOBase):
         raise TypeError("the file is open as text: open it in binary mode, 'rb'")
     try:
-        view = memoryview(file)  # first: an mmap can be read as well, but once
+        view = memoryview(given)  # first: an mmap can be read as well, but once
     except TypeError:
-        if not callable(getattr(file, "read", None)):
+        if not callable(getattr(given, "read", None)):
             raise TypeError(
                 "a .fic file is given as its bytes (bytes, bytearray, memoryview ...), as its path (str or "
-                f"os.PathLike) or as a binary file object, not as {type(file).__name__}"
+                f"os.PathLike) or as a binary file object, not as {type(given).__name__}"
             ) from None
-        data = file.read()
+        data = given.read()
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"a binary file object's read() gives bytes, not {type(data).__name__}") from None
         view = memoryview(data)

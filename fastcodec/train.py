@@ -36,8 +36,9 @@ from torch import Tensor, nn
 
 from . import metrics
 from .codec import Codec
-from .crops import CropSource, ResidentCrops, drawing_pool, image_files
+from .crops import CropSource, ResidentCrops, drawing_pool
 from .errors import FastcodecError, ModelMismatchError
+from .folders import image_files
 from .images import read_picture
 from .kernels.processor import bfloat16_is_native
 from .models import tasks, zoo
@@ -411,7 +412,7 @@ class Trainer:
         if self.config.evaluate is None:
             return
         codec = Codec(self.task.coder(self._average_on_host(), self.config.run))
-        pictures = [read_picture(path) for path in image_files(self.config.evaluate)]
+        pictures = [read_picture(path) for path in image_files(self.config.evaluate, recursive=True)]
         for quality in self.task.qualities:
             bpp, psnr = [], []
             for picture in pictures:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastcodec import Codec, Encoded, evaluate
+from fastcodec import Codec, Encoded, evaluate, rate_distortion
 from fastcodec.errors import ImageError
 from fastcodec.evaluate import Mean, Measurement
 from fastcodec.images import Picture, read_picture
@@ -150,12 +150,13 @@ def test_images_must_come_back_in_their_size(folder):
         def decode(self, data, out, precision):
             return Picture(self.picture.pixels[:-1].copy())
 
+    path = folder / "gray.png"
     with pytest.raises(ImageError, match="came out"):
-        evaluate.measure(Cropping(), folder / "gray.png", 50)
+        evaluate.measure(Cropping(), path, read_picture(path), 50, evaluate.Coding())
 
 
-def test_a_lossless_result_is_no_number_in_json(tmp_path):
-    Image.new("L", (40, 40), 128).save(tmp_path / "flat.png")
+def test_a_lossless_result_is_no_number_in_json():
+    picture = Picture(np.full((40, 40), 128, np.uint8))
 
     class Perfect:
         def encode(self, picture, quality, preset):
@@ -165,7 +166,7 @@ def test_a_lossless_result_is_no_number_in_json(tmp_path):
         def decode(self, data, out, precision):
             return self.picture
 
-    measured = evaluate.measure(Perfect(), tmp_path / "flat.png", 50)
+    measured = evaluate.measure(Perfect(), Path("flat.png"), picture, 50, evaluate.Coding())
     assert measured.psnr_rgb == math.inf
     assert evaluate._finite({"psnr_rgb": [measured.psnr_rgb]}) == {"psnr_rgb": [None]}
 
@@ -179,7 +180,7 @@ def test_the_curves_that_matter_come_first():
     reference = {"bpp": [0.2, 0.6, 1.8], "psnr_rgb": [27.0, 30.0, 35.0]}
     far = {"bpp": [0.2, 0.6], "psnr_rgb": [50.0, 55.0]}
     names = ("mine", "JPEG2000", "jpeg2000 (Pillow, measured)", "webp (Pillow, measured)", "JPEG", "VVC (VTM)")
-    comparisons = evaluate.compare(points, dict.fromkeys(names, reference) | {"BPG": far})
+    comparisons = rate_distortion.compare(points, dict.fromkeys(names, reference) | {"BPG": far})
     assert [c.reference for c in comparisons] == [
         "VVC (VTM)",
         "JPEG",
@@ -196,7 +197,7 @@ def test_ms_ssim_is_compared_where_known():
     points = curve((0.1, 27.0), (0.3, 30.0), (0.9, 35.0))
     similarity = [point.ms_ssim_rgb for point in points]
     reference = {"bpp": [0.2, 0.6, 1.8], "psnr_rgb": [27.0, 30.0, 35.0], "ms_ssim_rgb": similarity}
-    comparisons = evaluate.compare(points, {"other": reference})
+    comparisons = rate_distortion.compare(points, {"other": reference})
     assert {c.metric: round(c.percent, 6) for c in comparisons} == {"psnr_rgb": -50, "ms_ssim_rgb": -50}
 
 
@@ -211,8 +212,8 @@ def test_only_kodak_is_compared_with_kodak_unasked(folder, tmp_path, monkeypatch
     out = capsys.readouterr().out
     assert "compare unlike things" in out
     assert "any" in out
-    assert evaluate.is_kodak(f"kodim{i:02d}.png" for i in range(1, 25))
-    assert not evaluate.is_kodak(f"kodim{i:02d}.png" for i in range(1, 24))
+    assert rate_distortion.is_kodak(f"kodim{i:02d}.png" for i in range(1, 25))
+    assert not rate_distortion.is_kodak(f"kodim{i:02d}.png" for i in range(1, 24))
 
 
 def test_the_plot_is_drawn(folder, tmp_path):

@@ -385,7 +385,7 @@ def test_hyper_latents_and_latents_are_clamped_to_their_declared_ranges(both, ge
                 assert torch.equal(ours, theirs)
             bounded = latents.clamp(-(127 << shift), 127 << shift)
             far, near = (
-                model.non_anchor_parameters(psi, y[..., last], 8, 5, 50, number, y[..., before] if number else None)
+                model.non_anchor_parameters(psi, y[..., last], (8, 5), 50, number, y[..., before] if number else None)
                 for y in (latents, bounded)
             )
         assert torch.equal(far.means, near.means)

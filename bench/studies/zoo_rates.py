@@ -20,7 +20,7 @@ import torch
 
 from fastcodec import Codec, container, machine
 from fastcodec.engines.whole_image import network_input
-from fastcodec.evaluate import find_images
+from fastcodec.folders import image_files
 from fastcodec.images import Picture, read_picture
 from fastcodec.kernels import rans
 from fastcodec.models import zoo
@@ -100,8 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="JSON; a system's record joins those that it has")
     args = parser.parse_args(arguments)
     model = zoo.load(args.name, torch.load(args.weights, map_location="cpu", weights_only=True))
-    pictures = [read_picture(path) for path in find_images(args.images)]
-    calibration = [read_picture(path) for path in find_images(args.calibration)[:CALIBRATION_IMAGES]]
+    pictures = [read_picture(path) for path in image_files(args.images)]
+    calibration = [read_picture(path) for path in image_files(args.calibration)[:CALIBRATION_IMAGES]]
     record = study(model, pictures, calibration)
     floats, whole = record["floats"], record["integers"]
     print(f"{args.name}: {record['images']} images, {floats['bits_per_pixel']:.3f} bits a pixel")

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from .. import __version__
 from .._threads import wait_briefly
@@ -25,6 +26,8 @@ from ..container import DEFAULT_LIMITS
 from ..errors import FastcodecError
 from .files import STDIN
 from .report import Terminated, explain, say, say_error
+
+_Command: TypeAlias = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,14 +78,40 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=False)
 
-    def command(name: str, summary: str, execute: Callable[[argparse.Namespace], int], details: str = ""):
+    def command(name: str, summary: str, execute: _Command, details: str = "") -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}", allow_abbrev=False
         )
         sub.set_defaults(execute=execute, command=name)
         return sub
 
-    sub = command("compress", "compress images to .fic files", _batch("compress"), _COMPRESS_DETAILS)
+    _add_compress(command("compress", "compress images to .fic files", _batch("compress"), _COMPRESS_DETAILS))
+    _add_decompress(command("decompress", "decompress .fic files to images", _batch("decompress"), _DECOMPRESS_DETAILS))
+
+    sub = command("info", "tell what .fic files hold", _call("info"), "Reads the header only.")
+    sub.add_argument("files", nargs="+", type=_input, metavar="FILE", help=".fic files, or - for standard input")
+    sub.add_argument("--json", action="store_true", help="one JSON object a file")
+    _add_limit(sub)
+
+    details = "Decodes every tile's symbols and checks every coder state and checksum; writes nothing."
+    sub = command("verify", "check that .fic files are sound", _batch("verify"), details)
+    _add_batch_arguments(sub, ".fic files, or folders of them", output=False)
+
+    summary = "make a model whose files decode on every device"
+    _add_integerize(command("integerize", summary, _call("integerize"), _INTEGERIZE_DETAILS))
+
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    for name, module, summary in (
+        ("eval", "evaluate", "measure the codec on a folder of images"),
+        ("train", "train", "train a model"),
+    ):
+        sub = command(name, summary, _call(module))
+        if chosen == name:
+            importlib.import_module(f"fastcodec.{module}").add_arguments(sub)
+    return parser
+
+
+def _add_compress(sub: argparse.ArgumentParser) -> None:
     _add_batch_arguments(sub, "image files, or folders of them")
     sizing = sub.add_mutually_exclusive_group()
     sizing.add_argument(
@@ -102,7 +131,8 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         help="smallest files, or up to 3 %% larger ones that decode with more parallel lanes (%(default)s)",
     )
 
-    sub = command("decompress", "decompress .fic files to images", _batch("decompress"), _DECOMPRESS_DETAILS)
+
+def _add_decompress(sub: argparse.ArgumentParser) -> None:
     _add_batch_arguments(sub, ".fic files, or folders of them")
     sub.add_argument("--format", metavar="F", help="png, jpg, webp, tif, ppm ...; png if OUT's name does not say")
     sub.add_argument(
@@ -120,22 +150,8 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     sub.add_argument("--region", type=_region, metavar="X,Y,W,H", help="only this rectangle of pixels")
 
-    sub = command("info", "tell what .fic files hold", _call("info"), "Reads the header only.")
-    sub.add_argument("files", nargs="+", type=_input, metavar="FILE", help=".fic files, or - for standard input")
-    sub.add_argument("--json", action="store_true", help="one JSON object a file")
-    _add_limit(sub)
 
-    sub = command(
-        "verify",
-        "check that .fic files are sound",
-        _batch("verify"),
-        "Decodes every tile's symbols and checks every coder state and checksum; writes nothing.",
-    )
-    _add_batch_arguments(sub, ".fic files, or folders of them", output=False)
-
-    sub = command(
-        "integerize", "make a model whose files decode on every device", _call("integerize"), _INTEGERIZE_DETAILS
-    )
+def _add_integerize(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("model", type=_path, metavar="MODEL", help="a checkpoint of CompressAI's, or of the trainer")
     sub.add_argument(
         "-o", "--out", type=_path, required=True, metavar="FILE", help="the model file to write, for --model"
@@ -145,16 +161,6 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     )
     sub.add_argument("--system", metavar="NAME", help="which system it is, where the checkpoint does not tell")
     _add_device(sub)
-
-    chosen = next((word for word in argv if not word.startswith("-")), None)
-    for name, module, summary in (
-        ("eval", "evaluate", "measure the codec on a folder of images"),
-        ("train", "train", "train a model"),
-    ):
-        sub = command(name, summary, _call(module))
-        if chosen == name:
-            importlib.import_module(f"fastcodec.{module}").add_arguments(sub)
-    return parser
 
 
 _COMPRESS_DETAILS = (
@@ -227,7 +233,7 @@ def _add_limit(parser: argparse.ArgumentParser) -> None:
 # ---- commands are imported when they run
 
 
-def _batch(name: str) -> Callable[[argparse.Namespace], int]:
+def _batch(name: str) -> _Command:
     def run(arguments: argparse.Namespace) -> int:
         from . import batches
 
@@ -236,7 +242,7 @@ def _batch(name: str) -> Callable[[argparse.Namespace], int]:
     return run
 
 
-def _call(module: str) -> Callable[[argparse.Namespace], int]:
+def _call(module: str) -> _Command:
     def run(arguments: argparse.Namespace) -> int:
         package = "fastcodec.cli" if module in ("info", "integerize") else "fastcodec"
         return importlib.import_module(f"{package}.{module}").main(arguments)
@@ -277,7 +283,7 @@ def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 def _device(text: str) -> str:
-    if not re.fullmatch(r"auto|cpu|sim|cuda(:\d+)?", text):  # sim: codec.py
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not cpu, cuda, cuda:N or auto")
     return text
 
@@ -296,12 +302,12 @@ def _colour(text: str) -> tuple[int, int, int]:
     from PIL import ImageColor
 
     try:
-        red, green, blue, alpha = ImageColor.getcolor(text, "RGBA")
+        red, green, blue, *alpha = ImageColor.getrgb(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a colour: give a name (white), #rrggbb or rgb(r,g,b)"
         ) from None
-    if alpha != 255:
+    if alpha not in ([], [255]):
         raise argparse.ArgumentTypeError(f"{text!r} is not opaque, and a background is")
     return red, green, blue
 
@@ -323,7 +329,7 @@ def _terminable() -> Iterator[None]:
         yield
         return
 
-    def terminate(*_) -> None:
+    def terminate(*_: object) -> None:
         raise Terminated
 
     before = signal.signal(signal.SIGTERM, terminate)

@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
 from .. import batch, container
 from ..alpha import flatten
@@ -28,9 +28,9 @@ from ..errors import (
     NotAFicFileError,
     NotPortableWarning,
 )
+from ..folders import IMAGE_SUFFIXES
 from ..images import (
     ALPHA_SUFFIXES,
-    IMAGE_SUFFIXES,
     Picture,
     discard_unfinished,
     keeps_alpha,
@@ -47,6 +47,9 @@ from .report import Report, Terminated, explain, per_pixel, say
 if TYPE_CHECKING:
     from ..codec import Codec
     from ..results import Encoded
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 FIC_SUFFIXES = frozenset({".fic"})
 TOGETHER = 16  # files of equal size that a GPU codes at once, if so many wait
@@ -77,7 +80,9 @@ def verify(arguments: argparse.Namespace) -> int:
     return _run(arguments, _Verify, "", FIC_SUFFIXES, "sound")
 
 
-def _run(arguments: argparse.Namespace, steps: type[_Steps], suffix: str, wanted: frozenset[str], verb: str) -> int:
+def _run(
+    arguments: argparse.Namespace, steps: type[_Steps[Any, Any]], suffix: str, wanted: frozenset[str], verb: str
+) -> int:
     out, out_is_file = _output(arguments)
     if any(path is STDIN for path in arguments.inputs) or out is STDOUT:
         tasks, failures = _stream_task(arguments, out)
@@ -98,7 +103,7 @@ def _run(arguments: argparse.Namespace, steps: type[_Steps], suffix: str, wanted
         warnings.filterwarnings("ignore", category=NotPortableWarning)  # a notice of the file that it is about
         for failure in failures:
             report(failure)
-        if tasks:
+        if codec is not None:
             on_cpu = codec.device.type == "cpu"
             # A GPU wants files read ahead; what it codes together, and what waits for it, are as many again.
             on_gpu, together = (2 * TOGETHER, TOGETHER) if arguments.model is None else (FLOAT_MODEL_JOBS, 1)
@@ -218,23 +223,65 @@ def _usage(message: str) -> SystemExit:
     return SystemExit(2)
 
 
-class _Steps:
-    """What the three batches share.
+class _Steps(Generic[_Item, _Result]):
+    """The steps of a batch that writes nothing: the base of all three. for_stdout: bytes for it, in the end."""
 
-    in_folders: outputs lie in folders that keep a history of what they were made from. for_stdout: what goes there.
-    """
+    for_stdout: bytes | None = None
 
     def __init__(self, arguments: argparse.Namespace, codec: Codec, in_folders: bool):
         self.arguments, self.codec, self.limits = arguments, codec, _limits(arguments)
         self.room = 1 if arguments.model is None else FLOAT_MODEL_PIXELS
-        self.for_stdout: bytes | None = None
+
+    def existing(self, task: Task) -> dict[str, Any] | None:
+        return None
+
+    def pixels(self, task: Task) -> int:
+        facts = info(self.fic(task), self.limits)
+        return facts.width * facts.height * self.room
+
+    def read(self, task: Task) -> _Item:
+        raise NotImplementedError
+
+    def code(self, item: _Item) -> _Result:
+        raise NotImplementedError
+
+    def kind(self, item: _Item) -> Hashable | None:
+        return None
+
+    def code_many(self, items: Sequence[_Item]) -> list[_Result]:
+        return list(map(self.code, items))
+
+    def write(self, task: Task, item: _Item, result: _Result, seconds: float) -> dict[str, Any]:
+        raise NotImplementedError
+
+    # --- .fic files
+
+    def fic(self, task: Task) -> bytes:
+        """The bytes of a .fic file that is a source."""
+        return read_fic(task.source) if task.data is None else task.data
+
+    def check_model(self, item: bytes) -> None:
+        """ModelMismatchError, saying what to do, for a file that no released model reads."""
+        if self.arguments.model is None and container.read(item, self.limits).header.float_entropy:
+            raise ModelMismatchError("written with a model of its own: give its file with --model")
+
+    def notices(self, facts: FileInfo) -> list[str]:
+        """Notices of a file that did decode."""
+        if facts.portable or facts.written_on == self.codec.machine:
+            return []
+        return [f"written on {facts.written_on}; not every such file decodes here, on {self.codec.machine}"]
+
+
+class _WritingSteps(_Steps[_Item, _Result]):
+    """The steps of a batch that writes. in_folders: outputs lie in folders that keep a history of their sources."""
+
+    def __init__(self, arguments: argparse.Namespace, codec: Codec, in_folders: bool):
+        super().__init__(arguments, codec, in_folders)
         self._histories: dict[Path, History] | None = {} if in_folders else None
         self._lock = threading.Lock()
         # By target: what it is being made of; why one that is there is made anew.
         self._made: dict[Path, Made] = {}
         self._anew: dict[Path, str] = {}
-
-    # --- what is there already, and what it was made of
 
     def settings(self) -> dict[str, Any]:
         """All but the source that decides what is written, in JSON's types."""
@@ -249,36 +296,37 @@ class _Steps:
         return {}
 
     def existing(self, task: Task) -> dict[str, Any] | None:
-        if task.target is None or task.target is STDOUT or self.arguments.overwrite:
+        target = task.output
+        if target is STDOUT or self.arguments.overwrite:
             return None
         history = self._history(task)
-        if not task.target.exists():
-            if history is not None and (other := history.alike(task.target, task.source)) is not None:
+        if not target.exists():
+            if history is not None and (other := history.alike(target, task.source)) is not None:
                 raise ImageError(
-                    f"its output {task.target} would be one file with {other} where capitals do not count: "
+                    f"its output {target} would be one file with {other} where capitals do not count: "
                     "give it another folder or name; --overwrite writes it all the same"
                 )
             return None
-        if task.target.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "is a directory", str(task.target))
-        made = history.find(task.target) if history is not None else None
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a directory", str(target))
+        made = history.find(target) if history is not None else None
         if made is None:
             self.unknown(task)
             return None
-        folder = task.target.parent
+        folder = target.parent
         now = made
         if not made.looks_like(task.source, folder):
             now = Made.of(task.source, folder, made.settings)
             if now.sha256 != made.sha256:
                 if not made.is_named(task.source, folder):
                     raise ImageError(
-                        f"{task.target} exists already, made from {os.path.join(folder, made.source)}: "
+                        f"{target} exists already, made from {os.path.join(folder, made.source)}: "
                         "give another folder or name; --overwrite replaces it"
                     )
-                self._anew[task.target] = "its source has changed"
+                self._anew[target] = "its source has changed"
                 return None
         if made.settings != (wanted := self.settings()):
-            self._anew[task.target] = _difference(made.settings, wanted)
+            self._anew[target] = _difference(made.settings, wanted)
             return None
         if (record := self.done(task)) is None:
             return None
@@ -289,82 +337,56 @@ class _Steps:
     def _history(self, task: Task) -> History | None:
         if self._histories is None:
             return None
-        folder = task.target.parent
+        folder = task.output.parent
         with self._lock:
             if folder not in self._histories:
                 self._histories[folder] = History(folder)
             return self._histories[folder]
 
-    def _begin(self, task: Task) -> None:
+    def begin(self, task: Task) -> None:
         """Look at the source before it is read: what changes it from now on will be noticed by the next run."""
-        if task.target is not None and self._histories is not None:
-            self._made[task.target] = Made.of(task.source, task.target.parent, self.settings())
+        if self._histories is not None:
+            self._made[task.output] = Made.of(task.source, task.output.parent, self.settings())
 
     def _note(self, task: Task, made: Made | None = None) -> list[str]:
-        """Remember of what an output was made; returns what the user should know."""
-        made = made or self._made.pop(task.target, None)
-        if made is None:
+        """Remember what an output was made of; returns notices."""
+        made, history = made or self._made.pop(task.output, None), self._history(task)
+        if made is None or history is None:
             return []
         try:
-            self._history(task).add(task.target, made)
+            history.add(task.output, made)
         except OSError as error:
             return [f"{explain(error)}: the same command will have to make it again, to compare"]
         return []
 
     @contextlib.contextmanager
     def output(self, task: Task) -> Iterator[IO[bytes]]:
-        """What the result is written to. An output that is there stays unless it may be replaced: ImageError."""
-        if task.target is STDOUT:
+        """A stream for the result. An output that is there stays unless it may be replaced: ImageError."""
+        target = task.output
+        if target is STDOUT:
             buffer = io.BytesIO()
             yield buffer
             self.for_stdout = buffer.getvalue()
             return
-        _make_folder(task.target.parent)
+        _make_folder(target.parent)
         try:
-            with replacing(task.target, overwrite=self.arguments.overwrite or task.target in self._anew) as stream:
+            with replacing(target, overwrite=self.arguments.overwrite or target in self._anew) as stream:
                 yield stream
         except FileExistsError as error:
             raise ImageError(
-                f"{task.target} exists already, and is not what would be written: "
+                f"{target} exists already, and is not what would be written: "
                 "give another folder or name; --overwrite replaces it"
             ) from error
 
     def written(self, task: Task, notices: Iterable[str]) -> dict[str, Any]:
         """The end of a written file's record. Takes note of what it was made of."""
         record: dict[str, Any] = {"notices": [*notices, *self._note(task)]}
-        if (why := self._anew.get(task.target)) is not None:
+        if (why := self._anew.get(task.output)) is not None:
             record["anew"] = why
         return record
 
-    # --- .fic files
 
-    def pixels(self, task: Task) -> int:
-        facts = info(self._bytes(task), self.limits)
-        return facts.width * facts.height * self.room
-
-    def read(self, task: Task) -> bytes:
-        self._begin(task)
-        return self._bytes(task)
-
-    def _bytes(self, task: Task) -> bytes:
-        return read_fic(task.source) if task.data is None else task.data
-
-    def kind(self, item: Any) -> Hashable | None:
-        return None
-
-    def check_model(self, item: bytes) -> None:
-        """ModelMismatchError, saying what to do, for a file that no released model reads."""
-        if self.arguments.model is None and container.read(item, self.limits).header.float_entropy:
-            raise ModelMismatchError("written with a model of its own: give its file with --model")
-
-    def notices(self, facts: FileInfo) -> list[str]:
-        """What the user should know of a file that did decode."""
-        if facts.portable or facts.written_on == self.codec.machine:
-            return []
-        return [f"written on {facts.written_on}; not every such file decodes here, on {self.codec.machine}"]
-
-
-class _Compress(_Steps):
+class _Compress(_WritingSteps["Picture", "Encoded"]):
     def settings(self) -> dict[str, Any]:
         arguments = self.arguments
         wanted: dict[str, Any] = {"model": self.codec.identity.hex(), "format": container.VERSION}
@@ -377,18 +399,19 @@ class _Compress(_Steps):
         return wanted | {"quality": arguments.quality}
 
     def unknown(self, task: Task) -> None:
+        target = task.output
         try:
-            facts = info(read_fic(task.target), self.limits)
+            facts = info(read_fic(target), self.limits)
         except FastcodecError as error:
-            empty = task.target.is_file() and task.target.stat().st_size == 0
+            empty = target.is_file() and target.stat().st_size == 0
             if empty or (isinstance(error, CorruptStreamError) and not isinstance(error, NotAFicFileError)):
-                self._anew[task.target] = "it was damaged"  # half a file of an earlier disaster
+                self._anew[target] = "it was damaged"  # half a file of an earlier disaster
                 return
-            raise ImageError(f"{task.target} exists and is not ours to replace ({error}); see --overwrite") from error
+            raise ImageError(f"{target} exists and is not ours to replace ({error}); see --overwrite") from error
         size = read_size(task.source, max_pixels=self.arguments.max_pixels, stream=_stream(task))
         if sorted(size) != sorted((facts.width, facts.height)):  # sorted: the image may have been turned
             raise ImageError(
-                f"{task.target} exists and holds another image, of {facts.width} x {facts.height}; see --overwrite"
+                f"{target} exists and holds another image, of {facts.width} x {facts.height}; see --overwrite"
             )
         sized = self.arguments.target_bytes or self.arguments.target_bpp
         if self.arguments.lossless:
@@ -397,13 +420,13 @@ class _Compress(_Steps):
             differs = not sized and facts.quality != self.arguments.quality
         if differs or facts.model != self.codec.identity.hex():
             what = f"at quality {facts.quality}" if differs else f"of model {facts.model}"
-            raise ImageError(f"{task.target} exists already, {what}; see --overwrite")
+            raise ImageError(f"{target} exists already, {what}; see --overwrite")
 
     def done(self, task: Task) -> dict[str, Any] | None:
         try:
-            return _facts(info(read_fic(task.target), self.limits))
+            return _facts(info(read_fic(task.output), self.limits))
         except CorruptStreamError:
-            self._anew[task.target] = "it was damaged"
+            self._anew[task.output] = "it was damaged"
             return None
 
     def pixels(self, task: Task) -> int:
@@ -411,7 +434,7 @@ class _Compress(_Steps):
         return width * height * self.room
 
     def read(self, task: Task) -> Picture:
-        self._begin(task)
+        self.begin(task)
         return read_picture(task.source, max_pixels=self.arguments.max_pixels, stream=_stream(task))
 
     def code(self, item: Picture) -> Encoded:
@@ -447,7 +470,7 @@ class _Compress(_Steps):
         }
 
 
-class _Decompress(_Steps):
+class _Decompress(_WritingSteps[bytes, "Picture"]):
     def settings(self) -> dict[str, Any]:
         wanted: dict[str, Any] = {"precision": self.arguments.precision}
         if self.arguments.region is not None:
@@ -457,7 +480,8 @@ class _Decompress(_Steps):
         return wanted
 
     def read(self, task: Task) -> bytes:
-        data = super().read(task)
+        self.begin(task)
+        data = self.fic(task)
         form = self._format(task)
         if self.arguments.background is None and info(data, self.limits).mode.endswith("A") and not keeps_alpha(form):
             keep = ", ".join(suffix.removeprefix(".") for suffix in ALPHA_SUFFIXES)
@@ -493,10 +517,14 @@ class _Decompress(_Steps):
 
     def _format(self, task: Task) -> Path:
         """A name that tells the format, the target's own if it has one."""
-        return task.target.with_suffix(f".{self.arguments.format or 'png'}") if task.target is STDOUT else task.target
+        target = task.output
+        return target.with_suffix(f".{self.arguments.format or 'png'}") if target is STDOUT else target
 
 
-class _Verify(_Steps):
+class _Verify(_Steps[bytes, None]):
+    def read(self, task: Task) -> bytes:
+        return self.fic(task)
+
     def code(self, item: bytes) -> None:
         self.check_model(item)
         self.codec.verify(item)
@@ -507,7 +535,7 @@ class _Verify(_Steps):
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """In what the settings before were others, in words."""
+    """The settings that were others before, in words."""
     changed = [name for name in before if before[name] != now.get(name)]
     if not changed:
         return f"it was made without {', '.join(name for name in now if name not in before)}"
@@ -515,7 +543,7 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def _stream(task: Task) -> io.BytesIO | None:
-    """What to read an image from; None if that is its file."""
+    """A stream to read an image from; None if that is its file."""
     return None if task.data is None else io.BytesIO(task.data)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..container import MAGIC
 from ..errors import ImageError, NotAFicFileError
 
-# What `-` on the command line stands for: known by identity, as a file may have such a name.
+# `-` on the command line: known by identity, as a file may have such a name.
 STDIN, STDOUT = Path("<stdin>"), Path("<stdout>")
 
 

@@ -1,4 +1,4 @@
-"""`fastcodec info`: what the headers say. Imports no PyTorch."""
+"""`fastcodec info`: the headers of files. Imports no PyTorch."""
 
 from __future__ import annotations
 

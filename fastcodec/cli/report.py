@@ -1,4 +1,4 @@
-"""What the command line says: one line an error, a line or a JSON object a file, progress, a summary."""
+"""Output of the command line: one line an error, a line or a JSON object a file, progress, a summary."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..batch import Outcome
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 class Terminated(KeyboardInterrupt):
@@ -78,7 +81,7 @@ class Report:
         self.bytes_in = self.bytes_out = self.pixels = self.fic_bytes = 0
         self.start = time.perf_counter()
         self.lines = not as_json and (total == 1 or not self.output.isatty() or not sys.stderr.isatty())
-        self.progress = None
+        self.progress: Progress | None = None
         if not as_json and total > 1 and sys.stderr.isatty():  # a lone file's line would land in the bar's
             self.progress = _progress()
             self.bar = self.progress.add_task(verb, total=max(1, total_bytes), done=f"0/{total}", rate="")
@@ -88,7 +91,7 @@ class Report:
             self.progress.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
@@ -167,7 +170,7 @@ def _facts(record: dict[str, Any]) -> str:
     return text
 
 
-def _progress():
+def _progress() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, ClassVar, SupportsIndex, TypeVar
 
 import numpy as np
 import torch
@@ -90,6 +90,8 @@ class Model:
     Its pickle says where it is to be found again; a changed one (`dataclasses.replace`) is in no file, and its pickle
     has all of it.
     """
+
+    variable_rate: ClassVar[bool] = True  # as a system of the zoo says
 
     name: str
     identity: bytes

@@ -173,7 +173,7 @@ def _tables(cdfs: _Cdfs, sizes: Sequence[int], offsets: Sequence[int]) -> rans64
     flat = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int32, device="cpu")
     made = rans64.CdfTables(flat, torch.from_numpy(begins[:-1]), lengths, firsts)
     if plain and flat.numel() <= _KEPT_INTEGERS:
-        entry = ([row.copy() for row in cdfs], sizes.copy(), offsets.copy(), made)
+        entry = ([list(row) for row in cdfs], list(sizes), list(offsets), made)
         with _kept_lock:
             _kept[:] = [entry, *_kept[: _KEPT - 1]]
     return made

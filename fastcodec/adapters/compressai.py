@@ -6,7 +6,7 @@
     with adapter.install("native"):        # fastcodec's streams, for as long as the block runs
         strings = model.compress(x)["strings"]
 
-What is replaced, and what is not: docs/adapters.md.
+docs/adapters.md lists the functions that are replaced.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ import sys
 import threading
 import types
 import weakref
-from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .. import rans
 from ..errors import UnavailableError
 from ..kernels import forks, rans64
-from ..kernels.rans.tables import MAX_TABLES
 from ..kernels.rans64.latents import quantise, quantise_rows
 from . import _ans
+from ._model_tables import ModelTables, as_rows, narrowed
 
 __all__ = ["Installation", "active", "install", "uninstall"]
 
@@ -88,7 +86,7 @@ def active() -> Mode | None:
 
 
 class Installation:
-    """What `install` returns. Leaving it as a context, or `uninstall()`, undoes it; a second time does nothing."""
+    """An installation in force. Leaving it as a context, or `uninstall()`, undoes it; a second time does nothing."""
 
     def __init__(self, mode: Mode) -> None:
         self.mode: Mode = mode
@@ -110,6 +108,34 @@ class Installation:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What is replaced
+
+
+class _EntropyModel(Protocol):
+    """The part of CompressAI's `EntropyModel` that is used."""
+
+    entropy_coder: object
+    _quantized_cdf: Tensor
+    _cdf_length: Tensor
+    _offset: Tensor
+
+    def quantize(self, inputs: Tensor, mode: str, means: Tensor | None = None) -> Tensor: ...
+    def dequantize(self, inputs: Tensor, means: Tensor | None = None, dtype: torch.dtype = ...) -> Tensor: ...
+    def _check_cdf_size(self) -> None: ...
+    def _check_cdf_length(self) -> None: ...
+    def _check_offsets_size(self) -> None: ...
+
+
+class _VariableModel(_EntropyModel, Protocol):
+    """The part of its `EntropyModelVbr` that is used."""
+
+    def quantize_variable(self, inputs: Tensor, mode: str, means: Tensor | None, qs: Tensor) -> Tensor: ...
+    def dequantize_variable(self, inputs: Tensor, means: Tensor | None, dtype: torch.dtype, qs: Tensor) -> Tensor: ...
+
+
+class _Bottleneck(_EntropyModel, Protocol):
+    """The part of its `EntropyBottleneck` that is used."""
+
+    def _get_medians(self) -> Tensor: ...
 
 
 class _Patch:
@@ -204,7 +230,7 @@ def _held_coder(name: str) -> property:
     So models made before, during and after an installation all follow it.
     """
 
-    def get(self):
+    def get(self: object) -> Any:
         if name not in self.__dict__:
             raise AttributeError(name)
         held = self.__dict__[name]
@@ -214,7 +240,7 @@ def _held_coder(name: str) -> property:
                 return own.setdefault(name, ours())
         return held
 
-    def put(self, value) -> None:
+    def put(self: object, value: object) -> None:
         for theirs, ours in _replacements:
             if type(value) is ours:
                 value = theirs()
@@ -234,7 +260,7 @@ def _not_compiled(function: Callable) -> Callable:
     """
 
     @functools.wraps(function)
-    def call(*args, **kwargs):
+    def call(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return torch.compiler.disable(function)(*args, **kwargs)
         return function(*args, **kwargs)
@@ -244,11 +270,11 @@ def _not_compiled(function: Callable) -> Callable:
 
 def _compress(original: Callable) -> Callable:
     @functools.wraps(original)
-    def compress(self, inputs: Tensor, indexes: Tensor, means: Tensor | None = None) -> list[bytes]:
+    def compress(self: _EntropyModel, inputs: Tensor, indexes: Tensor, means: Tensor | None = None) -> list[bytes]:
         if (mode := _mode_for(self)) is None:
             return original(self, inputs, indexes, means)
         symbols = functools.partial(self.quantize, inputs, "symbols", means)
-        return _coded(self, mode, inputs, indexes, means, symbols, _is_plain(self))
+        return _coded(self, mode, _Latents(inputs, indexes, means), symbols, _is_plain(self))
 
     return compress
 
@@ -256,7 +282,11 @@ def _compress(original: Callable) -> Callable:
 def _decompress(original: Callable) -> Callable:
     @functools.wraps(original)
     def decompress(
-        self, strings: list[bytes], indexes: Tensor, dtype: torch.dtype = torch.float, means: Tensor | None = None
+        self: _EntropyModel,
+        strings: list[bytes],
+        indexes: Tensor,
+        dtype: torch.dtype = torch.float,
+        means: Tensor | None = None,
     ) -> Tensor:
         if (mode := _mode_for(self)) is None:
             return original(self, strings, indexes, dtype, means)
@@ -271,7 +301,11 @@ def _decompress(original: Callable) -> Callable:
 def _compress_vbr(original: Callable) -> Callable:
     @functools.wraps(original)
     def compress(
-        self, inputs: Tensor, indexes: Tensor, means: Tensor | None = None, qs: Tensor | None = None
+        self: _VariableModel,
+        inputs: Tensor,
+        indexes: Tensor,
+        means: Tensor | None = None,
+        qs: Tensor | None = None,
     ) -> list[bytes]:
         if (mode := _mode_for(self)) is None:
             return original(self, inputs, indexes, means, qs)
@@ -279,7 +313,7 @@ def _compress_vbr(original: Callable) -> Callable:
             symbols = functools.partial(self.quantize, inputs, "symbols", means)
         else:
             symbols = functools.partial(self.quantize_variable, inputs, "symbols", means=means, qs=qs)
-        return _coded(self, mode, inputs, indexes, means, symbols, qs is None and _is_plain(self))
+        return _coded(self, mode, _Latents(inputs, indexes, means), symbols, qs is None and _is_plain(self))
 
     return compress
 
@@ -287,7 +321,7 @@ def _compress_vbr(original: Callable) -> Callable:
 def _decompress_vbr(original: Callable) -> Callable:
     @functools.wraps(original)
     def decompress(
-        self,
+        self: _VariableModel,
         strings: list[bytes],
         indexes: Tensor,
         dtype: torch.dtype = torch.float,
@@ -304,58 +338,60 @@ def _decompress_vbr(original: Callable) -> Callable:
     return decompress
 
 
-def _mode_for(model: nn.Module) -> Mode | None:
+def _mode_for(model: _EntropyModel) -> Mode | None:
     """How to code for this entropy model; None: as CompressAI does, since nothing is installed or its coder is another
     one than rANS."""
     mode = active()
     return mode if mode is not None and getattr(model.entropy_coder, "name", None) == "ans" else None
 
 
-def _is_plain(model: nn.Module) -> bool:
+def _is_plain(model: _EntropyModel) -> bool:
     """Whether the model quantises as CompressAI's classes do."""
     return getattr(model.quantize, "__func__", None) in _quantisers
 
 
+class _Latents(NamedTuple):
+    """The tensors that a model compresses, each element by the table of its index."""
+
+    inputs: Tensor
+    indexes: Tensor
+    means: Tensor | None
+
+    @property
+    def in_one_pass(self) -> bool:
+        """Whether `quantise` takes them, but for what is not contiguous."""
+        floats = [self.inputs] if self.means is None else [self.inputs, self.means]
+        return (
+            all(_is_plain_float32(tensor) for tensor in floats)
+            and self.indexes.dtype == torch.int32
+            and self.indexes.device.type == "cpu"
+            and self.indexes.size() == self.inputs.size()
+        )
+
+
 def _coded(
-    model: nn.Module,
-    mode: Mode,
-    inputs: Tensor,
-    indexes: Tensor,
-    means: Tensor | None,
-    quantised: Callable[[], Tensor],
-    plain: bool,
+    model: _EntropyModel, mode: Mode, latents: _Latents, quantised: Callable[[], Tensor], plain: bool
 ) -> list[bytes]:
-    """The strings of inputs. quantised() gives their symbols; plain: these are round(inputs - means)."""
-    one_pass = mode == "native" and plain and _one_pass(inputs, indexes, means)
-    symbols = None if one_pass else quantised()
+    """The strings of latents. quantised() gives their symbols; plain: these are round(inputs - means)."""
+    inputs, indexes, means = latents
+    symbols = None if mode == "native" and plain and latents.in_one_pass else quantised()
     if inputs.dim() < 2:
         raise ValueError("Invalid `inputs` size. Expected a tensor with at least 2 dimensions.")
     if inputs.size() != indexes.size():
         raise ValueError("`inputs` and `indexes` should have the same size.")
     tables = _tables_of(model)
-    if mode == "compatible":
-        symbols, indexes = (tensor.to("cpu", torch.int32).contiguous() for tensor in (symbols, indexes))
-        return rans64.encode([[(*image, tables.compatible)] for image in zip(symbols, indexes, strict=True)])
-    if one_pass:
+    if symbols is None:
         means = None if means is None else means.expand_as(inputs).contiguous()
         pair = quantise(inputs.contiguous(), means, indexes.contiguous(), tables.compatible.count)
         if pair is not None:
             return tables.encode(*pair, tables.where(indexes))
         symbols = quantised()  # what is wrong with them, the general way says
+    if mode == "compatible":
+        symbols, indexes = (tensor.to("cpu", torch.int32).contiguous() for tensor in (symbols, indexes))
+        return rans64.encode([[(*image, tables.compatible)] for image in zip(symbols, indexes, strict=True)])
     indexes = indexes.to(symbols.device)
-    narrow = _narrow(indexes, tables.compatible.count)
+    narrow = narrowed(indexes, tables.compatible.count)
     return tables.encode(symbols.to(torch.int32), narrow, tables.where(indexes))
-
-
-def _one_pass(inputs: Tensor, indexes: Tensor, means: Tensor | float | None) -> bool:
-    """Whether `quantise` takes them, but for what is not contiguous."""
-    floats = [inputs] if means is None else [inputs, means]
-    return (
-        all(_is_plain_float32(tensor) for tensor in floats)
-        and indexes.dtype == torch.int32
-        and indexes.device.type == "cpu"
-        and indexes.size() == inputs.size()
-    )
 
 
 def _is_plain_float32(tensor: Tensor | float) -> bool:
@@ -365,7 +401,7 @@ def _is_plain_float32(tensor: Tensor | float) -> bool:
     return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and not tensor.is_neg()
 
 
-def _decoded(model: nn.Module, mode: Mode, strings: list[bytes], indexes: Tensor, means: Tensor | None) -> Tensor:
+def _decoded(model: _EntropyModel, mode: Mode, strings: list[bytes], indexes: Tensor, means: Tensor | None) -> Tensor:
     """The symbols, int32 or int16, of the indexes' shape, on the device of the model's tables."""
     if not isinstance(strings, tuple | list):
         raise ValueError("Invalid `strings` parameter type.")
@@ -384,7 +420,7 @@ def _decoded(model: nn.Module, mode: Mode, strings: list[bytes], indexes: Tensor
             raise TypeError(f"a string of a compressed tensor is bytes, not {type(string).__name__}")
     device = model._quantized_cdf.device
     if mode == "native":
-        narrow = _narrow(indexes, tables.compatible.count)
+        narrow = narrowed(indexes, tables.compatible.count)
         return tables.decode(strings, narrow, tables.where(indexes)).view(indexes.shape).to(device)
     indexes = indexes.to("cpu", torch.int32).contiguous()
     symbols = torch.empty(indexes.shape, dtype=torch.int32, device="cpu")
@@ -399,7 +435,7 @@ def _decoded(model: nn.Module, mode: Mode, strings: list[bytes], indexes: Tensor
 
 def _compress_factorised(original: Callable) -> Callable:
     @functools.wraps(original)
-    def compress(self, x: Tensor) -> list[bytes]:
+    def compress(self: _Bottleneck, x: Tensor) -> list[bytes]:
         prior = _factorised(self)
         strings = None if prior is None else prior.encode(x)
         return original(self, x) if strings is None else strings
@@ -409,7 +445,7 @@ def _compress_factorised(original: Callable) -> Callable:
 
 def _decompress_factorised(original: Callable) -> Callable:
     @functools.wraps(original)
-    def decompress(self, strings: list[bytes], size: Sequence[int]) -> Tensor:
+    def decompress(self: _Bottleneck, strings: list[bytes], size: Sequence[int]) -> Tensor:
         prior = _factorised(self)
         if prior is None or not isinstance(strings, list) or not all(isinstance(s, bytes) for s in strings):
             return original(self, strings, size)
@@ -421,7 +457,7 @@ def _decompress_factorised(original: Callable) -> Callable:
 class _Factorised(NamedTuple):
     """An EntropyBottleneck on the CPU: its tables, and the medians of its channels, float32 [C, 1]."""
 
-    tables: _ModelTables
+    tables: ModelTables
     medians: Tensor
 
     def encode(self, x: Tensor) -> list[bytes] | None:
@@ -429,7 +465,7 @@ class _Factorised(NamedTuple):
         general way codes it or says what is wrong."""
         if not _is_plain_float32(x) or x.dim() < 2 or x.size(1) != len(self.medians):
             return None
-        rows = _as_rows(x).contiguous()
+        rows = as_rows(x).contiguous()
         symbols = quantise_rows(rows, self.medians)
         if symbols is None:
             return None
@@ -452,7 +488,7 @@ def _channel_numbers(channels: int, columns: int) -> Tensor:
         return torch.arange(channels, device="cpu").to(torch.uint8)[:, None].expand(channels, columns).contiguous()
 
 
-def _factorised(model: nn.Module) -> _Factorised | None:
+def _factorised(model: _Bottleneck) -> _Factorised | None:
     """The model, if native mode is in force and all is CompressAI's own that takes part: then its indexes are the
     channels' numbers, its symbols round(x - medians), and EntropyModel's `compress` and `decompress` are ours."""
     if _mode_for(model) != "native":
@@ -460,7 +496,7 @@ def _factorised(model: nn.Module) -> _Factorised | None:
     own = vars(model)
     if any(name in own or getattr(type(model), name) is not _bottleneck[name] for name in _PARTS_OF_A_BOTTLENECK):
         return None
-    base = super(_bottleneck["owner"], model)
+    base: Any = super(_bottleneck["owner"], model)
     if tuple(getattr(call, "__func__", None) for call in (base.compress, base.decompress)) != _bottleneck["inherited"]:
         return None
     tables, medians = _tables_of(model), model._get_medians().detach()
@@ -473,10 +509,10 @@ def _factorised(model: nn.Module) -> _Factorised | None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Tables
 
-_model_tables: weakref.WeakKeyDictionary[nn.Module, _ModelTables] = weakref.WeakKeyDictionary()
+_model_tables: weakref.WeakKeyDictionary[_EntropyModel, ModelTables] = weakref.WeakKeyDictionary()
 
 
-def _tables_of(model: nn.Module) -> _ModelTables:
+def _tables_of(model: _EntropyModel) -> ModelTables:
     """A model's tables, made anew when its buffers hold other numbers than the last time; then CompressAI's own checks
     of them are made too.
 
@@ -490,107 +526,5 @@ def _tables_of(model: nn.Module) -> _ModelTables:
             model._check_cdf_size()
             model._check_cdf_length()
             model._check_offsets_size()
-            tables = _model_tables[model] = _ModelTables(buffers)
+            tables = _model_tables[model] = ModelTables(buffers)
         return tables
-
-
-# For each image and set of tables, where in [C, others] the set's elements are: a slice of channels, or a mask.
-_Where = list[list[Any]]
-
-
-class _ModelTables:
-    """The quantised CDFs of one entropy model as both coders want them."""
-
-    def __init__(self, buffers: tuple[Tensor, Tensor, Tensor]) -> None:
-        self._copies = tuple(buffer.clone() for buffer in buffers)
-        self.compatible = rans64.CdfTables.from_matrix(*self._on_cpu())
-
-    def _on_cpu(self) -> tuple[Tensor, ...]:
-        return tuple(buffer.to("cpu", torch.int32) for buffer in self._copies)
-
-    def match(self, buffers: tuple[Tensor, Tensor, Tensor]) -> bool:
-        """Whether the buffers hold what the tables were made of."""
-        if any(mine.shape != buffer.shape for mine, buffer in zip(self._copies, buffers, strict=True)):
-            return False
-        if all(b.is_contiguous() and b.device.type == "cpu" and b.dtype == torch.int32 for b in buffers):
-            return self.compatible.are_of_matrix(*buffers)  # a hundred times as fast as torch.equal
-        return all(
-            mine.device == buffer.device and torch.equal(mine, buffer)
-            for mine, buffer in zip(self._copies, buffers, strict=True)
-        )
-
-    @functools.cached_property
-    def native(self) -> list[rans.TableSet]:
-        """fastcodec's tables, as many to a set as it takes."""
-        from ..models.zoo.cdf import CDF_BITS, table_sets
-
-        cdf, lengths, offsets = self._on_cpu()
-        ends = cdf.gather(1, (lengths.long() - 1)[:, None])
-        return list(table_sets(cdf * ((1 << CDF_BITS) // ends), lengths, offsets))
-
-    def encode(self, symbols: Tensor, narrow: Tensor, where: _Where) -> list[bytes]:
-        """Native streams, one for each of the symbols, int16 or int32 [B, C, ...]. narrow: the indexes mod 256."""
-        symbols, narrow = _as_rows(symbols), _as_rows(narrow)
-        tiles = []
-        for image, parts in enumerate(where):
-            pairs = zip(parts, self.native, strict=True)
-            tiles.append([rans.Pass(_column(symbols[image, w]), _column(narrow[image, w]), set_) for w, set_ in pairs])
-        return rans.encode(tiles)
-
-    def decode(self, strings: list[bytes], narrow: Tensor, where: _Where) -> Tensor:
-        """The inverse of `encode`: int16 [B, C, others], on the device of `narrow`."""
-        narrow = _as_rows(narrow)
-        out = torch.empty(narrow.shape, dtype=torch.int16, device=narrow.device)
-        if not strings:
-            return out
-        decoder = rans.Decoder(strings, device=narrow.device)
-        for number, tables in enumerate(self.native):
-            parts = [(image, sets[number]) for image, sets in enumerate(where)]
-            picked = [narrow[part] for part in parts]
-            indexes = [_column(part) for part in picked]
-            if all(isinstance(w, slice) for _, w in parts):
-                decoder.decode(indexes, tables, out=[out[part].view(-1, 1) for part in parts])
-            else:
-                for part, index, symbols in zip(parts, picked, decoder.decode(indexes, tables), strict=True):
-                    out[part] = symbols.view(index.shape)
-        decoder.finish()
-        return out
-
-    def where_channels(self, images: int) -> _Where:
-        """As `where`, of indexes that are the channels' numbers."""
-        return [[slice(n * MAX_TABLES, (n + 1) * MAX_TABLES) for n in range(len(self.native))]] * images
-
-    def where(self, indexes: Tensor) -> _Where:
-        """For each image and set of tables, where in [C, others] the set's elements are. indexes: [B, C, ...]."""
-        indexes = _as_rows(indexes)
-        if len(self.native) == 1 or not indexes.numel():
-            return [[slice(None)] * len(self.native)] * len(indexes)
-        least, greatest = (bound // MAX_TABLES for bound in indexes.aminmax(dim=2))
-        if not torch.equal(least, greatest):
-            sets = indexes // MAX_TABLES
-        elif (least.diff() >= 0).all():  # a factorised prior, whose channels have a table each: nothing is copied
-            return [
-                [slice(bisect_left(image, n), bisect_right(image, n)) for n in range(len(self.native))]
-                for image in least.tolist()
-            ]
-        else:
-            sets = least
-        return [[image == n for n in range(len(self.native))] for image in sets]
-
-
-def _narrow(indexes: Tensor, tables: int) -> Tensor:
-    """Indexes mod 256, uint8. ValueError if one names no table."""
-    if indexes.numel():
-        least, greatest = (int(bound) for bound in indexes.aminmax())
-        if least < 0 or greatest >= tables:
-            raise ValueError(f"indexes {least} to {greatest}: there are {tables} tables")
-    return indexes.to(torch.uint8)
-
-
-def _as_rows(tensor: Tensor) -> Tensor:
-    """[B, C, ...] as [B, C, others]."""
-    return tensor.flatten(2) if tensor.dim() > 2 else tensor[:, :, None]
-
-
-def _column(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1, 1).contiguous()

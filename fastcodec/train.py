@@ -117,7 +117,7 @@ class Trainer:
         self.average.requires_grad_(False)
         # A GPU reads the rate where a graph does; fused, it skips a step itself where `found_inf` says so.
         options: dict[str, bool] = {"fused": True, "capturable": True} if on_gpu else {}
-        self.optimiser = torch.optim.AdamW(
+        self.optimiser: torch.optim.Optimizer = torch.optim.AdamW(
             self.parameter_groups(), lr=config.learning_rate, betas=(0.9, 0.98), **options
         )
         for group in self.optimiser.param_groups if on_gpu else ():

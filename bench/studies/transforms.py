@@ -12,7 +12,6 @@ Each result is written when its run ends, and is taken from there the next time.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
@@ -32,17 +31,20 @@ from fastcodec.models.swift.network import Block, FixedPointLinear, Swift, Swift
 from fastcodec.models.tasks import SwiftTask
 from fastcodec.train import Trainer, TrainingConfig
 
+from ..common import argument_parser, write_json
+
 PIXELS_AT_8, PIXELS_AT_16 = 64, 256
 
 
-class MuonAndAdamW:
+class MuonAndAdamW(torch.optim.Optimizer):
     """PyTorch's Muon for the weights of dense layers, as matrices [outputs, inputs * kernel area]; AdamW for the rest.
 
     Used by the trainer like one optimiser. Muon's steps have the root mean square of AdamW's, so rates mean the same.
     """
 
-    def __init__(self, model: Swift, groups: list[dict[str, Any]]):
+    def __init__(self, model: nn.Module, groups: list[dict[str, Any]]):
         """groups: dicts of `params` and `factor`, as the trainer has them."""
+        super().__init__([{**group} for group in groups], {})
         dense = {
             id(layer.weight)
             for layer in model.modules()
@@ -66,7 +68,7 @@ class MuonAndAdamW:
             weight.grad = None
         self._adamw.zero_grad(set_to_none)
 
-    def step(self) -> None:
+    def step(self, closure: object = None) -> None:  # type: ignore[override]  # the trainer gives no closure
         """One step of both."""
         for weight, matrix in self._pairs:
             matrix.grad = None if weight.grad is None else weight.grad.view_as(matrix)
@@ -83,7 +85,7 @@ class Variant:
     grow: Callable[[Swift], None] = lambda model: None
     macs: float = 0.0
     training: Mapping[str, Any] = field(default_factory=dict)
-    optimiser: Callable[[Swift, list[dict[str, Any]]], MuonAndAdamW] | None = None
+    optimiser: Callable[[nn.Module, list[dict[str, Any]]], torch.optim.Optimizer] | None = None
 
 
 def block_macs(channels: int, pixels: int, kernel: int = 3) -> float:
@@ -94,10 +96,23 @@ def block_macs(channels: int, pixels: int, kernel: int = 3) -> float:
 def quiet_block(channels: int, limit: float | None) -> Block:
     """A residual block that adds nothing yet."""
     block = Block(channels, limit)
-    for last in (block.project, block.merge):
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+    silence(block.project)
+    silence(block.merge)
     return block
+
+
+def silence(layer: nn.Module) -> None:
+    """A layer gives nothing yet."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+class Chain(nn.Sequential):
+    """Blocks in a block's place."""
+
+    def __init__(self, limit: float | None, *blocks: nn.Module):
+        super().__init__(*blocks)
+        self.limit = limit
 
 
 def _block_at_8(model: Swift) -> None:
@@ -110,14 +125,14 @@ def _blocks_at_8(model: Swift) -> None:
 
 
 def _block_at_16(model: Swift) -> None:
-    model.g_s.head = nn.Sequential(quiet_block(model.config.latents, model.config.limit), model.g_s.head)
+    limit = model.config.limit
+    model.g_s.add_module("head", Chain(limit, quiet_block(model.config.latents, limit), model.g_s.head))
 
 
 def _blocks_at_16(model: Swift) -> None:
     _block_at_16(model)
-    tail = nn.Sequential(model.g_a.tail, quiet_block(model.config.latents, model.config.limit))
-    tail.limit = model.config.limit
-    model.g_a.tail = tail
+    limit = model.config.limit
+    model.g_a.add_module("tail", Chain(limit, model.g_a.tail, quiet_block(model.config.latents, limit)))
 
 
 def widen_depthwise(block: Block, kernel: int) -> None:
@@ -126,7 +141,8 @@ def widen_depthwise(block: Block, kernel: int) -> None:
     new = nn.Conv2d(old.in_channels, old.out_channels, kernel, padding=kernel // 2, groups=old.groups)
     with torch.no_grad():
         new.weight.copy_(F.pad(old.weight, (kernel // 2 - 1,) * 4))
-        new.bias.copy_(old.bias)
+        if new.bias is not None and old.bias is not None:
+            new.bias.copy_(old.bias)
     block.depthwise = new
 
 
@@ -147,8 +163,7 @@ class Filtered(nn.Module):
         super().__init__()
         self.synthesis = synthesis
         self.first, self.second = (nn.Conv2d(*ends, 3, padding=1) for ends in ((3, channels), (channels, 3)))
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        silence(self.second)
 
     def forward(self, y: Tensor, t: Tensor, fast: bool = False) -> Tensor:
         x = self.synthesis(y, t, fast)
@@ -156,7 +171,7 @@ class Filtered(nn.Module):
 
 
 def _post_filter(model: Swift) -> None:
-    model.g_s = Filtered(model.g_s)
+    model.add_module("g_s", Filtered(model.g_s))
 
 
 C, M = SwiftConfig.features, SwiftConfig.latents
@@ -224,7 +239,7 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study."""
-    parser = argparse.ArgumentParser(prog="python -m bench.studies.transforms", description=__doc__.split("\n")[0])
+    parser = argument_parser("bench.studies.transforms", __doc__)
     parser.add_argument("data", type=Path, help="folder of training images; one in 40 is held out")
     parser.add_argument("--cache", type=Path, required=True, help="folder of results: used if there")
     parser.add_argument("--variants", nargs="*", choices=VARIANTS, metavar="NAME", help=f"of: {', '.join(VARIANTS)}")
@@ -250,7 +265,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(results))
     if args.out:
         record = {"model": start.stem, "minutes": args.minutes, "machine": machine.describe(), "variants": results}
-        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(args.out, record)
     return 0
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 import time
 
-from fastcodec import __version__
-from fastcodec import machine
+from fastcodec import __version__, machine
 
 from . import common
 
@@ -47,8 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         }
         failed += bool(figures.get("failures"))
         path = common.RESULTS / f"{name}.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(common.rounded(result), indent=1) + "\n", encoding="utf-8")
+        common.write_json(path, common.rounded(result))
         common.console.print(f"wrote {path}", highlight=False, soft_wrap=True)
     return 1 if failed or (missed and args.names) else 0
 

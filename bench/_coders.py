@@ -26,9 +26,13 @@ class Coder:
     decode: Callable[[bytes], np.ndarray]
 
 
-def ours(codec: Codec, pixels: np.ndarray, **options: Any) -> bytes:
-    """A file of ours."""
-    return codec.encode(Picture(pixels), **options)
+def ours(name: str, codec: Codec, **options: Any) -> Coder:
+    """Ours with options of its encoder."""
+
+    def encode(pixels: np.ndarray) -> bytes:
+        return codec.encode_picture(Picture(pixels), **options).data
+
+    return Coder(name, encode, lambda data: codec.decode_picture(data).pixels)
 
 
 def pillow(name: str, format: str, **options: Any) -> Coder:

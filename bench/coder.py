@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ MIXES = {
     "0..24, 0 is skipped": (0, 25),
 }
 KODAK_SYMBOLS = 294_912  # latents of a Kodak image at M = 192
+
+Measured = tuple[Callable[[], object], Callable[[], object], int]  # encoding, decoding, and the bytes of a pass
 
 
 def draw(count: int, lowest: int, highest: int, seed: int = 0) -> Pass:
@@ -99,7 +102,7 @@ def native() -> list[dict]:
     return rows
 
 
-def _compressai_coder(item: Pass) -> tuple[Callable[[], object], Callable[[], object], Callable[[], int]]:
+def _compressai_coder(item: Pass) -> Measured:
     compressai = rivals.load()
     model = compressai.entropy_models.GaussianConditional(None)
     model.update_scale_table(SCALES.tolist(), force=True)
@@ -111,11 +114,11 @@ def _compressai_coder(item: Pass) -> tuple[Callable[[], object], Callable[[], ob
     return (
         lambda: model.compress(values, indexes),
         lambda: model.decompress(strings, indexes),
-        lambda: sum(map(len, strings)),
+        sum(map(len, strings)),
     )
 
 
-def _constriction_coder(item: Pass) -> tuple[Callable[[], object], Callable[[], object], Callable[[], int]]:
+def _constriction_coder(item: Pass) -> Measured:
     import constriction
 
     symbols = item.symbols.flatten().int().numpy()
@@ -134,10 +137,10 @@ def _constriction_coder(item: Pass) -> tuple[Callable[[], object], Callable[[], 
         return constriction.stream.stack.AnsCoder(words).decode(family, means, scales)
 
     assert np.array_equal(decompress(), symbols)
-    return compress, decompress, lambda: words.nbytes
+    return compress, decompress, words.nbytes
 
 
-def own_coder(item: Pass, preset: str) -> tuple[Callable[[], object], Callable[[], object], Callable[[], int]]:
+def own_coder(item: Pass, preset: str) -> Measured:
     """Encoding, decoding, and the bytes of a pass, through the Python interface."""
     [payload] = encode([[item]], preset=preset, threads=1)
 
@@ -148,7 +151,7 @@ def own_coder(item: Pass, preset: str) -> tuple[Callable[[], object], Callable[[
         return symbols
 
     assert torch.equal(decompress(), item.symbols)
-    return lambda: encode([[item]], preset=preset, threads=1), decompress, lambda: len(payload)
+    return lambda: encode([[item]], preset=preset, threads=1), decompress, len(payload)
 
 
 def tensors() -> list[dict]:
@@ -166,7 +169,7 @@ def tensors() -> list[dict]:
     for lowest, highest in ((1, 20), (1, 48)):
         item = draw(KODAK_SYMBOLS, lowest, highest, seed=1)
         bits = cost_bits(item) / KODAK_SYMBOLS
-        coders = {
+        coders: dict[str, Callable[[Pass], Measured]] = {
             "CompressAI": _compressai_coder,
             "constriction": _constriction_coder,
             "fastcodec, size": partial(own_coder, preset="size"),
@@ -179,17 +182,17 @@ def tensors() -> list[dict]:
             except (common.CannotRunError, ImportError) as error:
                 common.console.print(f"{name}: {error}")
         # In turns, so that what disturbs the machine disturbs all of them.
-        times = {(name, way): [] for name in made for way in (0, 1)}
+        times: dict[tuple[str, int], list[float]] = {(name, way): [] for name in made for way in (0, 1)}
         for _ in range(REPEATS):
             for (name, way), taken in times.items():
-                taken.append(seconds(made[name][way], 9 if name.startswith("fastcodec") else 1))
+                taken.append(seconds(made[name][:2][way], 9 if name.startswith("fastcodec") else 1))
         speeds = {key: KODAK_SYMBOLS / float(np.median(taken)) / 1e6 for key, taken in times.items()}
         for name, (_, _, size) in made.items():
-            row = {
+            row: dict[str, Any] = {
                 "coder": name,
                 "indexes": f"{lowest}..{highest - 1}",
                 "bits_per_symbol": bits,
-                "bytes": size(),
+                "bytes": size,
                 "encode": speeds[name, 0],
                 "decode": speeds[name, 1],
             }

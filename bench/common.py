@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from fastcodec.errors import ImageError
 from fastcodec.folders import image_files
 from fastcodec.geometry import Grid
 from fastcodec.images import Picture, read_picture
+from fastcodec.metrics import bd_rate
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -29,6 +32,11 @@ class CannotRunError(Exception):
     """What a benchmark needs is not on this machine."""
 
 
+def argument_parser(module: str, documentation: str | None) -> argparse.ArgumentParser:
+    """Of `python -m MODULE`, described by the first line of its documentation."""
+    return argparse.ArgumentParser(f"python -m {module}", description=(documentation or "").partition("\n")[0])
+
+
 def table(title: str, first: str, *columns: str) -> Table:
     """A table of figures: the first column left, the others right."""
     made = Table(title=title, title_justify="left", header_style="bold", box=ROUNDED)
@@ -36,6 +44,12 @@ def table(title: str, first: str, *columns: str) -> Table:
     for name in columns:
         made.add_column(name, justify="right")
     return made
+
+
+def show_claims(holds: Mapping[str, bool]) -> None:
+    """Says of each claim whether it holds."""
+    for claim, true in holds.items():
+        console.print(f"{'holds' if true else 'FAILS'}: {claim}", style=None if true else "red", markup=False)
 
 
 def kodak_files() -> list[Path]:
@@ -108,6 +122,19 @@ def mosaic(width: int, height: int) -> np.ndarray:
             number += 1
         number += 1  # so that columns do not repeat one photograph
     return out
+
+
+def bd_percent(*curves: Iterable[float]) -> float:
+    """The BD-rate of curves that have a range of quality in common, in percent: bytes and PSNR of two coders."""
+    found = bd_rate(*(list(curve) for curve in curves))
+    assert found is not None
+    return found.percent
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write a record, in a folder that may not be there yet."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def rounded(value: Any, digits: int = 5) -> Any:

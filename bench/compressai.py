@@ -185,7 +185,7 @@ def classes(compressai: ModuleType) -> list[dict]:
             }
             rows.append(row)
             figures = (f"{row[key]:.1f}" for key in ("compressai_ns", "fastcodec_ns", "times_compressai"))
-            table.add_row(row["call"], *figures)
+            table.add_row(f"{name}, {rate}", *figures)
     common.console.print(table)
     return rows
 

@@ -6,7 +6,6 @@ float (clamped, unrounded) and in the integer arithmetic that it is released in,
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,8 @@ import torch
 from fastcodec.crops import CropSource
 from fastcodec.metrics import bd_rate
 from fastcodec.models.swift.network import Swift, SwiftConfig
+
+from .common import argument_parser
 
 POINTS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 CROP = 512
@@ -39,7 +40,7 @@ def curve(model: Swift, images: torch.Tensor, quantise: bool) -> list[tuple[floa
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser("bench.integer_cost", __doc__)
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("images", type=Path)
     arguments = parser.parse_args()

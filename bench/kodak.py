@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from fastcodec import Codec
+from fastcodec.codec import Precision
 from fastcodec.images import Picture
 from fastcodec.metrics import psnr
 
@@ -30,6 +31,7 @@ RIVAL_BPP = 0.4606  # of its published curve
 IMAGES = 8  # of the 24, every third
 ROUNDS = 5
 FAST_QUALITIES = (10, 40, 70, 100)
+PRECISIONS: tuple[Precision, ...] = ("exact", "fast")
 _HEADINGS = ("g_a", "hyper", "param.", "rANS", "g_s", "other")
 RIVAL_STAGES = {"g_a": "analysis", "h_a": "hyper", "h_s": "hyper", "g_s": "synthesis"}
 
@@ -50,19 +52,18 @@ def run() -> dict[str, Any]:
     files: dict[int, bytes] = {}
     for round_number in range(-1, ROUNDS):  # the first, untimed, warms caches and allocators
         for i, picture in enumerate(some):
-            files[i] = codec.encode(picture, quality=quality)
-            measured = {"encode": _timed(partial(codec.encode, picture, quality=quality))}
-            for precision in ("exact", "fast"):
-                decode = partial(codec.decode_picture, files[i], precision=precision)
-                measured[f"decode, {precision}"] = _timed(decode)
+            files[i] = codec.encode_picture(picture, quality=quality).data
+            measured = {"encode": _timed(partial(codec.encode_picture, picture, quality=quality))}
+            for precision in PRECISIONS:
+                measured[f"decode, {precision}"] = _timed(partial(codec.decode_picture, files[i], precision=precision))
             if rival and round_number < min(ROUNDS, 3):  # it is slow, and steady
                 measured |= rival.measure(picture)
             if round_number >= 0:
-                for name, times in measured.items():
-                    samples[name].append(times)
+                for name, seconds in measured.items():
+                    samples[name].append(seconds)
 
     times = {name: _medians(items) for name, items in samples.items()}
-    ratios = {}
+    ratios: dict[str, float] = {}
     if rival:
         encode, decode = times["rival encode"]["total"], times["rival decode"]["total"]
         ratios = {
@@ -108,7 +109,7 @@ def _matching_quality(codec: Codec, pictures: list[Picture]) -> int:
     """The quality whose mean rate is nearest to the rival's, by bisection."""
 
     def rate(quality: int) -> float:
-        return fmean(8 * len(codec.encode(p, quality=quality)) / (p.width * p.height) for p in pictures)
+        return fmean(8 * len(codec.encode_picture(p, quality=quality).data) / (p.width * p.height) for p in pictures)
 
     low, high = 1, 100
     while high - low > 1:
@@ -122,16 +123,16 @@ def _cost_of_fast(codec: Codec, pictures: list[Picture]) -> list[dict[str, float
     shown = table("What the fast precision costs", "quality", "PSNR exact", "PSNR fast", "loss dB", "worst image")
     out = []
     for quality in FAST_QUALITIES:
-        exact, fast = [], []
+        found: dict[Precision, list[float]] = {precision: [] for precision in PRECISIONS}
         for picture in pictures:
-            data = codec.encode(picture, quality=quality)
-            for values, precision in ((exact, "exact"), (fast, "fast")):
-                values.append(psnr(picture.pixels, codec.decode(data, precision=precision, out="picture").pixels))
-        losses = [a - b for a, b in zip(exact, fast, strict=True)]
+            data = codec.encode_picture(picture, quality=quality).data
+            for precision, values in found.items():
+                values.append(psnr(picture.pixels, codec.decode_picture(data, precision=precision).pixels))
+        losses = [a - b for a, b in zip(found["exact"], found["fast"], strict=True)]
         item = {
             "quality": quality,
-            "psnr_exact": fmean(exact),
-            "psnr_fast": fmean(fast),
+            "psnr_exact": fmean(found["exact"]),
+            "psnr_fast": fmean(found["fast"]),
             "loss": fmean(losses),
             "worst_loss": max(losses),
         }

@@ -9,7 +9,6 @@ back as eight bits.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from statistics import fmean, median
 from typing import Any
 
@@ -20,7 +19,7 @@ from fastcodec import Codec
 from fastcodec.metrics import bd_rate, psnr
 
 from ._coders import AVIF_OPTIONS, Coder, ours, pillow
-from .common import console, large_photographs, table
+from .common import console, large_photographs, show_claims, table
 
 OURS = "fastcodec"
 QUALITIES = (5, 20, 40, 60, 80, 95)
@@ -40,7 +39,7 @@ def run(pictures: Mapping[str, Mapping[str, np.ndarray]] | None = None) -> dict[
 
     pictures: uint8 [H, W, 3] by size ("as they are", "2048 pixels") and name; read from $FASTCODEC_LARGE if None.
     """
-    codec, sizes = Codec.load("swift", "cpu"), {}
+    codec, sizes = Codec.load("swift", "cpu"), dict[str, dict[str, dict[str, Any]]]()
     families = _families(codec)
     for size, members in _sizes() if pictures is None else pictures.items():
         shown = table(f"BD-rate of {OURS}, {size}", "photograph", "pixels", *(n for n in families if n != OURS))
@@ -50,16 +49,16 @@ def run(pictures: Mapping[str, Mapping[str, np.ndarray]] | None = None) -> dict[
             against = {rival: _against(curves, rival) for rival in families if rival != OURS}
             rows[name] = {"width": pixels.shape[1], "height": pixels.shape[0], "bd_rate": against, "curves": curves}
             shown.add_row(name[:32], f"{pixels.shape[1]}x{pixels.shape[0]}", *map(_percent, against.values()))
-        for word, mean in (("mean", fmean), ("median", median), ("worst", max)):
-            shown.add_row(word, "", *(_percent(_over(rows, rival, mean)) for rival in families if rival != OURS))
+        means: dict[str, Any] = {"mean": fmean, "median": median, "worst": max}
+        for word, over in means.items():
+            shown.add_row(word, "", *(_percent(_over(rows, rival, over)) for rival in families if rival != OURS))
         console.print(shown)
     holds = {
         f"{-LEAST_PERCENT:.0f} % smaller than AVIF on average, {size}": mean <= LEAST_PERCENT
         for size, rows in sizes.items()
         if (mean := _over(rows, "AVIF", fmean)) is not None
     }
-    for claim, true in holds.items():
-        console.print(f"{'holds' if true else 'FAILS'}: {claim}", style=None if true else "red", markup=False)
+    show_claims(holds)
     return {
         "qualities": {OURS: list(QUALITIES), **{name: list(q) for name, q in RIVAL_QUALITIES.items()}},
         "pillow": {name: features.version(name) for name in ("avif", "webp", "jpg")},
@@ -86,10 +85,10 @@ def _reduced(pixels: np.ndarray) -> np.ndarray:
 
 def _families(codec: Codec) -> dict[str, list[Coder]]:
     """Every coder at each of its qualities."""
-    read = partial(codec.decode, out="numpy")
-    families = {OURS: [Coder(f"{OURS} {q}", partial(ours, codec, quality=q), read) for q in QUALITIES]}
+    families = {OURS: [ours(f"{OURS} {q}", codec, quality=q) for q in QUALITIES]}
+    all_options: dict[str, dict[str, Any]] = {"AVIF": AVIF_OPTIONS, "WebP": {"method": 6}, "JPEG": {"subsampling": 0}}
     for name, qualities in RIVAL_QUALITIES.items():
-        options: dict[str, Any] = {"AVIF": AVIF_OPTIONS, "WebP": {"method": 6}, "JPEG": {"subsampling": 0}}[name]
+        options = all_options[name]
         if name == "AVIF" and not features.check("avif"):
             continue
         families[name] = [pillow(f"{name} {q}", name.upper(), quality=q, **options) for q in qualities]

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .common import console, mosaic, table
+from .common import console, mosaic, show_claims, table
 
 MEGAPIXELS = (1, 4, 16, 50, 100)
 QUALITY = 60
@@ -67,8 +67,7 @@ def run(megapixels: Sequence[int] = MEGAPIXELS) -> dict[str, Any]:
         f"a {REGION}x{REGION} region under {100 * REGION_SHARE:.0f} % of the decode there": share < REGION_SHARE,
         "regions equal the full decode's crop within one level": max(differences) <= 1,
     }
-    for claim, true in holds.items():
-        console.print(f"{'holds' if true else 'FAILS'}: {claim}", style=None if true else "red", markup=False)
+    show_claims(holds)
     return {"quality": QUALITY, "holds": holds, "sizes": rows}
 
 
@@ -150,7 +149,7 @@ def _main(step: str, source: str, target: str, *place: str) -> None:
         peak = _peak_bytes()
     else:
         data = Path(source).read_bytes()
-        region = (*map(int, place), REGION, REGION) if place else None
+        region = (int(place[0]), int(place[1]), REGION, REGION) if place else None
         for _ in range(5 if region else 1):
             start = time.perf_counter()
             picture = codec.decode(data, region=region, out="picture")

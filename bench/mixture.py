@@ -26,20 +26,20 @@ LANES = (1, 2, 4, 8, 32)
 
 
 def draw(
-    components: int, least: float, greatest: float, far: float, shape: tuple[int, int] = SHAPE
+    case: tuple[int, float, float, float], shape: tuple[int, int] = SHAPE
 ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
     """Symbols drawn from random mixtures, float64, and the mixtures' weights, means and sigmas.
 
     Weights are Dirichlet(1), means uniform within ±far, log sigma uniform from least to greatest.
     """
-    rng = np.random.default_rng(7)
+    (components, least, greatest, far), rng = case, np.random.default_rng(7)
     weights = np.moveaxis(rng.dirichlet([1.0] * components, shape), -1, 0)
     means = rng.uniform(-far, far, (components, *shape))
     sigmas = np.exp(rng.uniform(math.log(least), math.log(greatest), (components, *shape)))
     pick = (rng.random(shape) > np.cumsum(weights, 0)[:-1]).sum(0)[None]
     centre, width = (np.take_along_axis(values, pick, 0)[0] for values in (means, sigmas))
     symbols = np.rint(rng.normal(size=shape) * width + centre)
-    return torch.from_numpy(symbols), tuple(map(torch.from_numpy, (weights, means, sigmas)))
+    return torch.from_numpy(symbols), (torch.from_numpy(weights), torch.from_numpy(means), torch.from_numpy(sigmas))
 
 
 def coded(symbols: Tensor, mixtures: tuple[Tensor, Tensor, Tensor]) -> MixturePass:
@@ -59,7 +59,7 @@ def rates() -> list[dict]:
     rows = []
     table = common.table("Rate", "K, sigmas, means", "bits a symbol", "above ideal", "of which rounded parameters")
     for case in RATES:
-        symbols, mixtures = draw(*case, shape=(4 * SHAPE[0], SHAPE[1]))
+        symbols, mixtures = draw(case, (4 * SHAPE[0], SHAPE[1]))
         item = coded(symbols, mixtures)
         ideal = ideal_bits(symbols, *mixtures)
         rounded = ideal_bits(
@@ -99,7 +99,7 @@ def speeds() -> list[dict]:
         f"Msymbol/s on one core, {math.prod(SHAPE)} symbols", "K, sigmas, means", "lanes", "twin", "encode", "decode"
     )
     for case in SPEEDS:
-        item = coded(*draw(*case))
+        item = coded(*draw(case))
         count = item.symbols.numel()
         for isa in available_isas():
             for lanes in LANES:

@@ -15,7 +15,7 @@ import numpy as np
 from fastcodec import Codec, container
 from fastcodec.images import Picture
 
-from .common import console, kodak, table
+from .common import console, kodak, show_claims, table
 
 QUALITIES = (1, 5, *range(10, 101, 10))
 FACTOR, FIXED_BYTES = 1.006, 44
@@ -74,6 +74,11 @@ def run() -> dict[str, Any]:
         f"file, in all and of the worst image; thumb: of the worst {THUMBNAIL}x{THUMBNAIL} crop beyond its estimate",
         style="dim",
     )
+    return {"images": len(images), "holds": _claims(rows), "qualities": rows}
+
+
+def _claims(rows: list[dict[str, Any]]) -> dict[str, bool]:
+    """What should hold at every quality, and whether it does."""
     holds = {
         f"bytes <= {FACTOR} * estimate + {FIXED_BYTES}": all(row["least_room_bytes"] >= 0 for row in rows),
         f"lanes and directory <= {100 * LANES_SHARE} % at every quality": all(
@@ -83,9 +88,8 @@ def run() -> dict[str, Any]:
             row["thumbnail_worst_excess_bytes"] <= THUMBNAIL_BYTES for row in rows
         ),
     }
-    for claim, true in holds.items():
-        console.print(f"{'holds' if true else 'FAILS'}: {claim}", style=None if true else "red", markup=False)
-    return {"images": len(images), "holds": holds, "qualities": rows}
+    show_claims(holds)
+    return holds
 
 
 def lanes_and_directory(data: bytes) -> float:

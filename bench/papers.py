@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from statistics import median
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -58,7 +59,10 @@ def _model(name: str, device: torch.device) -> zoo.CompressionModel:
     channels = (N,) if name.startswith("cheng") else (N, N)
     model = zoo.SYSTEMS[name].model(*channels)
     model.update()
-    return model.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+    for weight in model.eval().requires_grad_(False).parameters():
+        if weight.ndim == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return model.to(device)
 
 
 def _image(width: int, height: int, stride: int, device: torch.device) -> Tensor:
@@ -83,22 +87,17 @@ def _timed(model: zoo.CompressionModel, synchronize: Callable[[], None]) -> Iter
 
         return timed
 
-    decode, finish, start = rans.Decoder.decode, rans.Decoder.finish, rans.Decoder.__init__
-    stages = {name: getattr(model, name) for name in ("g_s", "h_s")}
-    for name, module in stages.items():
-        module.forward = watched(module.forward, name)
-    rans.Decoder.decode, rans.Decoder.finish = watched(decode, "coder"), watched(finish, "coder")
-    rans.Decoder.__init__ = watched(start, "coder")
-    try:
+    with ExitStack() as stack:
+        for name in ("g_s", "h_s"):
+            module: torch.nn.Module = getattr(model, name)
+            stack.enter_context(patch.object(module, "forward", watched(module.forward, name)))
+        for name in ("__init__", "decode", "finish"):
+            stack.enter_context(patch.object(rans.Decoder, name, watched(getattr(rans.Decoder, name), "coder")))
         synchronize()
         begin = time.perf_counter()
         yield seconds
         synchronize()
         seconds["total"] = time.perf_counter() - begin
-    finally:
-        rans.Decoder.decode, rans.Decoder.finish, rans.Decoder.__init__ = decode, finish, start
-        for module in stages.values():
-            del module.forward
 
 
 def measure(name: str, width: int, height: int, device: torch.device) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -101,10 +102,10 @@ def measure() -> None:
         seconds[what] = seconds.get(what, 0.0) + best
 
     for picture in pictures:
-        data = codec.encode(picture, QUALITY)
-        timed("encode", lambda picture=picture: codec.encode(picture, QUALITY))
-        for name in ("exact", "fast"):
-            timed(f"decode, {name}", lambda data=data, name=name: codec.decode(data, precision=name, out="picture"))
+        data = codec.encode_picture(picture, QUALITY).data
+        timed("encode", partial(codec.encode_picture, picture, QUALITY))
+        timed("decode, exact", partial(codec.decode_picture, data, precision="exact"))
+        timed("decode, fast", partial(codec.decode_picture, data, precision="fast"))
     item = draw(KODAK_SYMBOLS, 1, 33)
     step_encode, step_decode, _ = own_coder(item, "size")
     timed("coder, encode", step_encode, 9)
@@ -114,7 +115,7 @@ def measure() -> None:
     y = y.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         for name, fast in (("float32", False), ("bfloat16", True)):
-            timed(f"synthesis in {name}", lambda fast=fast: codec.model.g_s(y, torch.tensor([0.5]), fast=fast))
+            timed(f"synthesis in {name}", partial(codec.model.g_s, y, torch.tensor([0.5]), fast=fast))
     model, x, t = Swift(SwiftConfig()), torch.rand(BATCH, 3, CROP, CROP), torch.rand(BATCH)
     for name, enabled in (("float32", False), ("bfloat16", True)):
 

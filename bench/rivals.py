@@ -1,4 +1,4 @@
-"""Imports CompressAI where not all that it asks for is installed: `rivals.load()`.
+"""CompressAI, imported where not all that it asks for is installed.
 
 Its image codecs need neither torchvision's compiled operators nor torch_geometric, but its package imports both. The
 operators are declared (torchvision's wheel for CUDA lacks them beside a PyTorch for the CPU), and packages that are not
@@ -7,11 +7,12 @@ installed are stood in for by empty ones.
 
 import importlib
 import importlib.abc
-import importlib.machinery
 import importlib.util
 import sys
 import types
 from functools import cache
+from importlib.machinery import ModuleSpec
+from typing import Any
 
 import torch
 
@@ -23,17 +24,17 @@ _OPTIONAL = ("torch_geometric", "torchvision", "pandas", "requests", "matplotlib
 class _Anything:
     """A base class, a decorator or a value: whatever the import of a missing name is used as."""
 
-    def __init__(self, *args, **kwargs) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def __call__(self, argument=None, *args, **kwargs):
+    def __call__(self, argument: Any = None, *args: Any, **kwargs: Any) -> Any:
         return argument
 
 
 class _Empty(types.ModuleType):
     __path__: list[str] = []
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> type:
         if name.startswith("__"):
             raise AttributeError(name)
         return _Anything
@@ -43,15 +44,15 @@ class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def __init__(self, names: tuple[str, ...]) -> None:
         self._names = names
 
-    def find_spec(self, fullname, path=None, target=None):
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if fullname.split(".")[0] in self._names:
-            return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
+            return ModuleSpec(fullname, self, is_package=True)
         return None
 
-    def create_module(self, spec):
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
         return _Empty(spec.name)
 
-    def exec_module(self, module) -> None:
+    def exec_module(self, module: types.ModuleType) -> None:
         pass
 
 

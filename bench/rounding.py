@@ -6,7 +6,6 @@ rounding to the nearest integer. The best weight changes with the weights of the
 
 from __future__ import annotations
 
-import argparse
 import math
 from pathlib import Path
 from statistics import fmean
@@ -18,9 +17,9 @@ from fastcodec import Codec
 from fastcodec.crops import CropSource
 from fastcodec.entropy import rdoq as rounding
 from fastcodec.images import Picture
-from fastcodec.metrics import bd_rate, psnr
+from fastcodec.metrics import psnr
 
-from .common import console, table
+from .common import argument_parser, bd_percent, console, table
 
 WEIGHTS = (10.0, 14.0, 20.0, 28.0, 40.0, 56.0, 80.0)
 QUALITIES = (5, 20, 35, 50, 65, 80, 95)
@@ -42,7 +41,7 @@ def curve(codec: Codec, pictures: list[Picture], weight: float) -> tuple[list[fl
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argument_parser("bench.rounding", __doc__)
     parser.add_argument("images", type=Path)
     parser.add_argument("--weights", type=float, nargs="+", default=WEIGHTS)
     arguments = parser.parse_args()
@@ -52,7 +51,7 @@ def main() -> None:
     plain = curve(codec, pictures, PLAIN)
     shown = table(f"BD-rate against plain rounding, {len(pictures)} crops", "weight", "BD-rate")
     for weight in arguments.weights:
-        shown.add_row(f"{weight:g}", f"{bd_rate(*plain, *curve(codec, pictures, weight)).percent:+.2f} %")
+        shown.add_row(f"{weight:g}", f"{bd_percent(*plain, *curve(codec, pictures, weight)):+.2f} %")
     console.print(shown)
 
 

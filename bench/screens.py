@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import cache
 from statistics import fmean, median
 from typing import Any
 
@@ -22,7 +22,7 @@ from fastcodec import Codec, graphics, info
 from fastcodec.lossless import Distortion
 
 from ._coders import AVIF_OPTIONS, Coder, ours, pillow
-from .common import console, table
+from .common import console, show_claims, table
 
 QUALITIES = (30, 60, 90, 100)
 WEBP_QUALITIES = (50, 75, 90, 100)
@@ -50,8 +50,7 @@ def run(pictures: Mapping[str, Mapping[str, np.ndarray]] | None = None, rounds: 
         kinds[kind] = measured
         console.print(_shown(kind, members, measured))
     holds = _claims(kinds)
-    for claim, true in holds.items():
-        console.print(f"{'holds' if true else 'FAILS'}: {claim}", style=None if true else "red", markup=False)
+    show_claims(holds)
     return {
         "rounds": rounds,
         "threads": torch.get_num_threads(),
@@ -149,10 +148,9 @@ def _clouds(seed: int) -> np.ndarray:
 
 def _coders() -> list[Coder]:
     codec = Codec.load("swift", "cpu")
-    read = partial(codec.decode, out="numpy")
-    coders = [Coder(f"fastcodec {q}", partial(ours, codec, quality=q), read) for q in QUALITIES]
+    coders = [ours(f"fastcodec {q}", codec, quality=q) for q in QUALITIES]
     coders += [
-        Coder("fastcodec lossless", partial(ours, codec, lossless=True), read),
+        ours("fastcodec lossless", codec, lossless=True),
         pillow("PNG", "PNG"),
         pillow(LOSSLESS_WEBP, "WEBP", lossless=True),
         pillow("WebP lossless 100", "WEBP", lossless=True, quality=100),

@@ -80,9 +80,9 @@ def test_a_pass_knows_what_is_decoded_and_nothing_else(name, start, monkeypatch)
     # psi must not tell what is changed
     monkeypatch.setattr(model.h_a, "forward", lambda y, t: torch.zeros(len(y), SMALL.hyper_latents, 2, 2))
     seen = []
-    predict = model._predict
+    predict = model.predict
     monkeypatch.setattr(
-        model, "_predict", lambda number, *rest: seen.append((number, predict(number, *rest))) or seen[-1][1]
+        model, "predict", lambda number, *rest: seen.append((number, predict(number, *rest))) or seen[-1][1]
     )
     y, t = 4 * torch.randn(1, SMALL.latents, 8, 8), torch.tensor([0.5])
     model(y, t)

@@ -13,7 +13,6 @@ files. The screen shows a line when a stage begins and ends, and the last lines 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -33,6 +32,7 @@ from typing import IO
 from fastcodec import machine
 
 from .. import common
+from ..common import argument_parser
 
 GRACE = 5.0  # seconds between asking a stage to end and killing it
 SHOWN = 40  # last lines of a stage that did not pass
@@ -189,7 +189,7 @@ def run(chosen: Sequence[tuple[Stage, bool]], out: Path, seconds: float, say: Ca
 
 def main(argv: list[str] | None = None) -> int:
     """Returns 0 if all stages passed."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=(__doc__ or "").partition("\n")[0])
+    parser = argument_parser("bench.gpu", __doc__)
     names = ", ".join(stages(Path(), None, 0.0))
     parser.add_argument("stages", nargs="+", metavar="STAGE", help=f"of {names}; with + it goes on beside the next")
     default = Path(os.environ.get("OUT") or common.RESULTS)

@@ -148,7 +148,7 @@ class PlainDecoder:
         with torch.no_grad(), _matrix_products(self._precision), self._positions_there():
             halves = self._decode_latents()
             with self._stage("synthesis"):
-                y = checkerboard.merge(*halves, *self._size) * self._gain
+                y = checkerboard.merge(halves[0], halves[1], *self._size) * self._gain
                 height, width = self._pixels
                 x = self._g_s(y.permute(0, 3, 1, 2), self._t)[:, :, :height, :width]
                 self.pixels = (x * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
@@ -226,7 +226,7 @@ def beside_plain(it: Subject, count: int) -> dict[str, Any]:
     exact = PlainDecoder(it.codec, files)
     for _ in range(it.sizes.warm_ups):
         exact.decode()
-    near(exact.pixels.permute(0, 3, 1, 2), out.permute(0, 2, 3, 1).cpu().numpy(), "plain PyTorch")
+    near(exact.pixels.permute(0, 3, 1, 2), list(out.permute(0, 2, 3, 1).cpu().numpy()), "plain PyTorch")
     graph, wall = by_graph(it, files, out)["wall"], spread(wall_times(it.machine, exact.decode, it.sizes.repeats))
     row: dict[str, Any] = {
         "ours": {"wall": graph, "stages_us": ours},

@@ -12,7 +12,6 @@ GPU, --target 90 compiles Triton's kernels for that generation, which tests whet
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import multiprocessing
 import os
@@ -32,7 +31,7 @@ from unittest.mock import patch
 
 import torch
 
-from ..common import ROOT
+from ..common import ROOT, argument_parser
 
 if TYPE_CHECKING:
     from fastcodec.kernels.triton.common import Build
@@ -249,7 +248,7 @@ def _in_pool(tasks: Sequence[Task], processes: int, end: float) -> list[Outcome]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 1 if a task failed."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu.compile", description=(__doc__ or "").split("\n")[0])
+    parser = argument_parser("bench.gpu.compile", __doc__)
     parser.add_argument("--target", type=int, help="only Triton's kernels, for this generation, such as 90: no GPU")
     parser.add_argument("--only", default="", help="only tasks whose name contains this")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 2)

@@ -27,6 +27,7 @@ import torch
 from fastcodec.errors import UnavailableError
 
 from .. import common
+from ..common import argument_parser
 
 SUITES = ("latency", "codec", "rans")  # modules beside this one, each with `parts(folder)`
 SECONDS = 85.0
@@ -214,7 +215,7 @@ def _run(path: Path, command: Sequence[str], end: float) -> int | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 if a part failed."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu.measure", description=(__doc__ or "").split("\n")[0])
+    parser = argument_parser("bench.gpu.measure", __doc__)
     parser.add_argument("suite", choices=SUITES)
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--out", type=Path, help="file of the figures (default: bench/results/gpu-SUITE.json)")

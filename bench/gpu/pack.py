@@ -21,6 +21,8 @@ from PIL import Image
 from fastcodec.crops import VALIDATION_EVERY, VALIDATION_LIST
 from fastcodec.folders import image_files
 
+from ..common import argument_parser
+
 SEED = 7  # of the order in which images are taken
 
 
@@ -71,7 +73,7 @@ def _part(text: str) -> tuple[int, int]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu.pack", description=(__doc__ or "").partition("\n")[0])
+    parser = argument_parser("bench.gpu.pack", __doc__)
     parser.add_argument("data", type=Path, help="folder of training images, searched recursively")
     parser.add_argument("out", type=Path, help="folder to fill; what is in it goes")
     parser.add_argument("--kodak", type=Path, help="folder of the Kodak images")

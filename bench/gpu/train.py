@@ -8,7 +8,6 @@ out. --way says what is known to be fastest, and nothing is measured.
 
 from __future__ import annotations
 
-import argparse
 import json
 import signal
 import sys
@@ -28,6 +27,7 @@ from fastcodec import machine
 from fastcodec.crops import image_files
 from fastcodec.train import Trainer, TrainingConfig
 
+from ..common import argument_parser
 from ..stages import profiled
 
 STEPS = 60  # of each way that is timed
@@ -133,7 +133,7 @@ def fastest(
 
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu.train", description=(__doc__ or "").partition("\n")[0])
+    parser = argument_parser("bench.gpu.train", __doc__)
     default = TrainingConfig(Path(), Path())
     parser.add_argument("data", type=Path)
     parser.add_argument("--run", type=Path, required=True)

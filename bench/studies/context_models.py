@@ -15,7 +15,6 @@ goes to docs/architecture.md.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -31,11 +30,10 @@ from torch import Tensor, nn
 
 from fastcodec import machine
 from fastcodec.crops import CropSource
-from fastcodec.entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN, SCALE_INDEX
+from fastcodec.entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN_BITS
 from fastcodec.entropy.gaussian import COUNT, GREATEST_SCALE, LEAST_SCALE
 from fastcodec.images import replacing
 from fastcodec.kernels.checkerboard import LIVE_TAPS
-from fastcodec.models.swift import export
 from fastcodec.models.swift import release as released
 from fastcodec.models.swift.network import (
     FixedPointLinear,
@@ -47,13 +45,14 @@ from fastcodec.models.swift.network import (
     gaussian_bits,
 )
 
+from ..common import argument_parser, write_json
 from . import coding_orders as orders
+from ._training import kept, rate_factor
 from .coding_orders import CLASSES, Order, class_at, starts
 
 POSITION_PIXELS = 256
 POINTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 WARMUP_STEPS = 100
-CONSTANT_UNTIL = 0.4  # of the steps; then the learning rate falls
 IMPORTANCE = 1.2  # of exp(-IMPORTANCE * t), as in training (docs/architecture.md)
 
 
@@ -145,16 +144,12 @@ class Latents:
 def cached_latents(data: Path, release: Path, crops: int, crop: int, cache: Path) -> Latents:
     """The latents of a release from the cache folder, computed first where they are not there yet."""
     path = cache / f"latents-{release.stem.removeprefix('swift-')}-{crops}x{crop}.pt"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as stream:
-            torch.save(vars(_latents(data, release, crops, crop)), stream)
-    return Latents(**torch.load(path, weights_only=True))
+    return Latents(**kept(path, lambda: vars(_latents(data, release, crops, crop))))
 
 
 @torch.inference_mode()
 def _latents(data: Path, release: Path, crops: int, crop: int) -> Latents:
-    model = export.restore(release).eval()
+    model = released.restore(release).eval()
     source = CropSource(data, crop, seed=1, graphics=0.2)
     t = torch.rand(crops, generator=torch.Generator().manual_seed(1))
 
@@ -182,6 +177,9 @@ def _latents(data: Path, release: Path, crops: int, crop: int) -> Latents:
 class EntropySide(nn.Module):
     """h_a, h_s, the prior, and a context and parameter network for each pass of an order, in fixed-point ranges."""
 
+    channels: Tensor
+    scale: Tensor
+
     def __init__(self, variant: Variant, start: Swift, channels: Tensor, afresh: bool = False):
         """start: the released model; channels: int64 [M], the order in which the variant's groups take them; afresh:
         context and parameter networks begin at random."""
@@ -200,29 +198,20 @@ class EntropySide(nn.Module):
             locations = torch.linspace(-4, 4, 3).repeat(config.hyper_latents, 1)
             log_scales, logits = torch.full_like(locations, 1.0), torch.zeros_like(locations)
         self.prior = HyperPrior(locations, log_scales, logits, 4 if variant.quality_prior else None)
-        shift = start.groups[-1].context_shift[channels]
+        shift = _groups_of(start)[-1].get_buffer("context_shift")[channels]
         self.register_buffer("scale", torch.exp2(-shift.float()))
-        self.psi, hidden = config.hyper_features, variant.hidden
-        self.contexts = nn.ModuleDict()
-        self.first, self.second, self.bias = nn.ModuleDict(), nn.ModuleDict(), nn.ModuleDict()
-        self.means, self.indexes = nn.ModuleDict(), nn.ModuleDict()
+        self.psi = config.hyper_features
+        self.contexts, self.networks = nn.ModuleDict(), nn.ModuleDict()
         for number in range(len(order.passes)):
             if number > 0:
                 self.contexts[str(number)] = Context(variant, number)
-            net = str(order.nets[number])
-            if net in self.first:
-                continue
-            reads_context = any(order.nets[n] == order.nets[number] and n > 0 for n in range(len(order.passes)))
-            self.first[net] = FixedPointLinear(self.psi + variant.features * reads_context, hidden)
-            self.bias[net] = QualityTable(8, hidden)
-            middle = [FixedPointLinear(hidden, hidden) for _ in range(1 + variant.deep)]
-            self.second[net] = nn.Sequential(*middle)
-            self.means[net] = FixedPointLinear(hidden, config.latents, output=MEAN, gain=1 / self.scale)
-            gain = torch.full((config.latents,), 8.0)
-            self.indexes[net] = FixedPointLinear(hidden, config.latents, output=SCALE_INDEX, gain=gain)
-            nn.init.constant_(self.indexes[net].bias, 1.5)
+            net = order.nets[number]
+            if str(net) not in self.networks:
+                reads_context = any(order.nets[n] == net and n > 0 for n in range(len(order.passes)))
+                inputs = self.psi + variant.features * reads_context
+                self.networks[str(net)] = ParameterNetwork(variant, inputs, 1 / self.scale)
         if not afresh:
-            self._begin_as(start.groups[0])
+            self._begin_as(_groups_of(start)[0])
         # Of the further components: logit and log of the width, linear in the scale index.
         self.shape = nn.Parameter(torch.tensor([-2.0, 0.0, -0.4, 0.0])) if variant.components == 2 else None
 
@@ -230,17 +219,11 @@ class EntropySide(nn.Module):
     def _begin_as(self, group: Group) -> None:
         """Carry over what a model of one group has learned. What is wider begins as if it was not."""
         for context in self.contexts.values():
+            assert isinstance(context, Context)
             context.begin_as(group.context, self.channels)
-        for net, first in self.first.items():
-            _copy_corner(first, group.first)
-            width = group.quality_bias.points.shape[1]
-            self.bias[net].points[:, :width] = group.quality_bias.points
-            second, *further = self.second[net]
-            _copy_corner(second, group.second)
-            for layer in further:
-                layer.weight.copy_(torch.eye(len(layer.weight)))
-            for layer, head in ((self.means[net], group.means), (self.indexes[net], group.indexes)):
-                _copy_corner(layer, head, self.channels)
+        for network in self.networks.values():
+            assert isinstance(network, ParameterNetwork)
+            network.begin_as(group, self.channels)
 
     def forward(self, y: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """y: [B, M, h, w], h and w multiples of 4; t: [B]. Returns the bits of latents and hyper latents, each [B]."""
@@ -261,7 +244,7 @@ class EntropySide(nn.Module):
                 phi = self.contexts[str(number)](known, c) if number > 0 else None
                 for part in self._parts([g for at, g in pairs if at == c]):
                     target = _of_class(grid, c)[..., part].flatten(1, 2)
-                    mean, index = self._predict(number, _of_class(psi, c).flatten(1, 2), phi, t, part)
+                    mean, index = self.predict(number, _of_class(psi, c).flatten(1, 2), phi, t, part)
                     residual = target - mean
                     symbol = residual.detach().round()
                     noisy = residual + torch.rand_like(residual) - 0.5 if self.training else symbol
@@ -279,17 +262,9 @@ class EntropySide(nn.Module):
             return [slice(None)]
         return [slice(self.starts[g], self.starts[g + 1]) for g in groups]
 
-    def _predict(self, number: int, psi: Tensor, phi: Tensor | None, t: Tensor, part: slice) -> tuple[Tensor, Tensor]:
-        net = str(self.variant.order.nets[number])
-        first = self.first[net]
-        if phi is None:  # the context of the first pass is zero, and is not multiplied
-            weight, bias = first.scaled(self.bias[net](t))
-            hidden = F.linear(psi, weight[:, : psi.shape[2]]) + bias[:, None, :]
-            hidden = hidden.clamp(0, ACTIVATION_MAX / 2.0**ACTIVATION_BITS)
-        else:
-            hidden = first(torch.cat([psi, phi], 2), self.bias[net](t))
-        hidden = self.second[net](hidden)
-        return _rows(self.means[net], hidden, part), _rows(self.indexes[net], hidden, part)
+    def predict(self, number: int, psi: Tensor, phi: Tensor | None, t: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        """Means and scale indexes of a pass's positions of one class, of some channels."""
+        return self.networks[str(self.variant.order.nets[number])](psi, phi, t, part)
 
     def _bits(self, residual: Tensor, index: Tensor) -> Tensor:
         if self.shape is None:
@@ -311,8 +286,48 @@ class EntropySide(nn.Module):
                 inputs = self.psi + variant.features * (number > 0)
                 total += (inputs + (1 + variant.deep) * variant.hidden + 2 * coded) * variant.hidden
                 if number > 0:
-                    total += self.contexts[str(number)].inputs(c) * variant.features
+                    context = self.contexts[str(number)]
+                    assert isinstance(context, Context)
+                    total += context.inputs(c) * variant.features
         return total / CLASSES / POSITION_PIXELS
+
+
+class ParameterNetwork(nn.Module):
+    """Means and scale indexes of the passes that share it, from psi and phi."""
+
+    def __init__(self, variant: Variant, inputs: int, gain: Tensor):
+        super().__init__()
+        hidden, latents = variant.hidden, len(gain)
+        self.first, self.bias = FixedPointLinear(inputs, hidden), QualityTable(8, hidden)
+        self.second = FixedPointLinear(hidden, hidden)
+        self.further = nn.Sequential(*(FixedPointLinear(hidden, hidden) for _ in range(variant.deep)))
+        self.means = FixedPointLinear(hidden, latents, output_bits=MEAN_BITS, low=-(2**15), high=2**15 - 1, gain=gain)
+        self.indexes = FixedPointLinear(
+            hidden, latents, output_bits=0, high=COUNT - 1, gain=torch.full((latents,), 8.0)
+        )
+        nn.init.constant_(self.indexes.bias, 1.5)
+
+    def begin_as(self, group: Group, channels: Tensor) -> None:
+        """As a group of a released model, as far as that is as wide."""
+        _copy_corner(self.first, group.first)
+        points = group.quality_bias.points
+        self.bias.points[:, : points.shape[1]] = points
+        _copy_corner(self.second, group.second)
+        for layer in self.further:
+            assert isinstance(layer, FixedPointLinear)
+            layer.weight.copy_(torch.eye(len(layer.weight)))
+        _copy_corner(self.means, group.means, channels)
+        _copy_corner(self.indexes, group.indexes, channels)
+
+    def forward(self, psi: Tensor, phi: Tensor | None, t: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+        if phi is None:  # the context of the first pass is zero, and is not multiplied
+            weight, bias = self.first.scaled(self.bias(t))
+            hidden = F.linear(psi, weight[:, : psi.shape[2]]) + bias[:, None, :]
+            hidden = hidden.clamp(0, ACTIVATION_MAX / 2.0**ACTIVATION_BITS)
+        else:
+            hidden = self.first(torch.cat([psi, phi], 2), self.bias(t))
+        hidden = self.further(self.second(hidden))
+        return _rows(self.means, hidden, part), _rows(self.indexes, hidden, part)
 
 
 class Context(nn.Module):
@@ -388,11 +403,12 @@ class HyperPrior(nn.Module):
         super().__init__()
         flat = torch.stack([location, log_scale, logit]).clone()
         self.shape = flat.shape
+        self.table: nn.Parameter | QualityTable
         if points is None:
             self.table = nn.Parameter(flat)
         else:
-            self.table = QualityTable(points, flat.numel())
-            self.table.points.data.copy_(flat.flatten().expand(points, -1))
+            self.table = table = QualityTable(points, flat.numel())
+            table.points.data.copy_(flat.flatten().expand(points, -1))
 
     def bits(self, z: Tensor, t: Tensor) -> Tensor:
         """z: [B, Z, h, w]; code lengths of the intervals z +- 1/2."""
@@ -416,6 +432,10 @@ def _copy_corner(layer: FixedPointLinear, begin: FixedPointLinear, rows: Tensor 
     layer.bias[:outputs] = bias[:outputs]
 
 
+def _groups_of(model: Swift) -> list[Group]:
+    return [group for group in model.groups if isinstance(group, Group)]
+
+
 def _of_class(grid: Tensor, c: int) -> Tensor:
     """The positions of one class: a view [B, h / 2, w / 2, channels]."""
     return grid[:, c // 2 :: 2, c % 2 :: 2]
@@ -426,8 +446,8 @@ def _rows(layer: FixedPointLinear, x: Tensor, part: slice) -> Tensor:
     if part == slice(None):
         return layer(x)
     weight, bias = layer.scaled()
-    unit = 2.0**layer.output.bits
-    return F.linear(x, weight[part], bias[part]).clamp(layer.output.low / unit, layer.output.high / unit)
+    unit = 2.0**layer.output_bits
+    return F.linear(x, weight[part], bias[part]).clamp(layer.low / unit, layer.high / unit)
 
 
 # ---- training
@@ -462,8 +482,7 @@ def train(name: str, latents: Latents, start: Swift, effort: Effort) -> dict[str
     pixels = latents.y[0, 0].numel() * POSITION_PIXELS
     recent = 0.0
     for step in range(steps):
-        fall = max(0.0, step / steps - CONSTANT_UNTIL) / (1 - CONSTANT_UNTIL)
-        factor = min(1.0, (step + 1) / WARMUP_STEPS) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fall)))
+        factor = rate_factor(step, WARMUP_STEPS, step / steps)
         for group in optimiser.param_groups:
             group["lr"] = rate * factor * group["factor"]
         chosen = torch.randint(len(latents.y), (effort.batch,), generator=random)
@@ -534,7 +553,7 @@ def table(results: dict[str, dict[str, Any]], base: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study."""
-    parser = argparse.ArgumentParser(prog="python -m bench.studies.context_models", description=__doc__.split("\n")[0])
+    parser = argument_parser("bench.studies.context_models", __doc__)
     parser.add_argument("data", type=Path, help="folder of training images; one in 40 is held out")
     parser.add_argument("--cache", type=Path, required=True, help="folder of latents and results: used if there")
     parser.add_argument("--release", type=Path, help="weights, in one group of channels (default: those in use)")
@@ -549,14 +568,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     torch.set_flush_denormal(True)
     release = args.release or released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
-    if len(export.restore(release).groups) > 1:
+    if len(released.restore(release).groups) > 1:
         parser.error(f"{release}: in groups of channels already; --release takes weights of one group")
     effort = Effort(args.steps, args.batch, args.learning_rate, args.afresh)
     latents, results = cached_latents(args.data, release, args.crops, args.crop, args.cache), {}
     for name in args.variants or VARIANTS:
         path = args.cache / f"{name.replace(' ', '-')}-{args.steps}{'-afresh' if args.afresh else ''}.json"
         if not path.exists():
-            result = train(name, latents, export.restore(release), effort)
+            result = train(name, latents, released.restore(release), effort)
             with replacing(path) as stream:
                 stream.write(json.dumps(result).encode())
         results[name] = json.loads(path.read_text("utf-8"))
@@ -569,7 +588,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "machine": machine.describe(),
             "variants": results,
         }
-        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(args.out, record)
     return 0
 
 

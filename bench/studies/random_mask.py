@@ -39,8 +39,8 @@ from torch import Tensor, nn
 from fastcodec import machine
 from fastcodec.crops import CropSource
 from fastcodec.errors import FastcodecError
-from fastcodec.folders import image_files
-from fastcodec.images import read_picture, replacing
+from fastcodec.evaluate import find_images
+from fastcodec.images import read_picture
 from fastcodec.kernels import checkerboard
 from fastcodec.kernels.processor import bfloat16_is_native
 from fastcodec.models.swift import release as released
@@ -49,12 +49,14 @@ from fastcodec.models.zoo.context import KERNEL, NEIGHBOURS, RADIUS, RASTER_TAPS
 from fastcodec.models.zoo.entropy_bottleneck import LEAST_LIKELIHOOD
 from fastcodec.models.zoo.he2021 import RandomMask
 
+from ..common import argument_parser, write_json
+from ._training import kept, rate_factor, save
+
 STRIDE = 16  # pixels a latent
 HYPER_STRIDE = 64  # pixels a hyper latent
 CHECKPOINT_SECONDS = 60.0
 WARMUP_STEPS = 200
 HYPER_SPREAD = 3.0  # of the hyper latents at first
-CONSTANT_UNTIL = 0.4  # of the time; then the learning rate falls
 
 Tap = tuple[int, int]
 
@@ -125,10 +127,7 @@ class Latents:
 
 def cached_latents(config: LatentsConfig, cache: Path) -> Latents:
     """The latents of a configuration from the cache folder, computed first where they are not there yet."""
-    path = cache / f"latents-{_key(config)}.pt"
-    if not path.exists():
-        _save(path, vars(_latents(config)))
-    return Latents(**torch.load(path, weights_only=True))
+    return Latents(**kept(cache / f"latents-{_key(config)}.pt", lambda: vars(_latents(config))))
 
 
 def _latents(config: LatentsConfig) -> Latents:
@@ -149,7 +148,7 @@ def _latents(config: LatentsConfig) -> Latents:
         train = torch.cat([analyse(source.batch(min(8, config.crops - i))) for i in range(0, config.crops, 8)])
         held_out = {"held-out photographs": [analyse_image(pixels) for pixels in source.validation]}
         if config.kodak is not None:
-            held_out["Kodak"] = [analyse_image(read_picture(path).pixels) for path in image_files(Path(config.kodak))]
+            held_out["Kodak"] = [analyse_image(read_picture(path).pixels) for path in find_images(Path(config.kodak))]
     energy = train.float().square().mean((0, 2, 3))
     chosen = energy.argsort(descending=True)[: config.channels]
     entropies = _entropies(train)
@@ -172,12 +171,6 @@ def _entropies(y: Tensor) -> Tensor:
 def _key(*configs: LatentsConfig | TrainingConfig) -> str:
     """A name for what is made of these configurations."""
     return hashlib.sha256(json.dumps([asdict(c) for c in configs]).encode()).hexdigest()[:12]
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as stream:
-        torch.save(state, stream)
 
 
 # ---- training
@@ -217,18 +210,20 @@ class Study:
         """
         model, y = self.model, self.y.float()
         mean, spread = y.mean((0, 2, 3)), y.std((0, 2, 3)).clamp(min=0.1)
-        for reader in (model.h_a[0], model.context_prediction):
+        first, *_, writer = _convolutions(model.h_a)
+        for reader in (first, *_convolutions(model.context_prediction)):
             reader.weight /= spread[:, None, None]
         z = model.hyper_analysis(y[:256])
-        model.h_a[-1].weight *= (HYPER_SPREAD / z.std((0, 2, 3)).clamp(min=1e-6))[:, None, None, None]
-        last = model.entropy_parameters[-1]
+        writer.weight *= (HYPER_SPREAD / z.std((0, 2, 3)).clamp(min=1e-6))[:, None, None, None]
+        last = _convolutions(model.entropy_parameters)[-1]
         last.weight *= torch.cat([spread, spread])[:, None, None, None]
+        assert last.bias is not None
         last.bias.copy_(torch.cat([spread, mean]))
 
     def train_step(self, progress: float) -> float:
         """One step under a new random mask, at a place 0..1 of the training; returns its bits a pixel."""
         for group in self.optimiser.param_groups:
-            group["lr"] = self.config.learning_rate * _rate_factor(self.step, progress)
+            group["lr"] = self.config.learning_rate * rate_factor(self.step, WARMUP_STEPS, progress)
         chosen = torch.randint(len(self.y), (self.config.batch,))
         loss = self._bits(self.y[chosen].float()) / (self.config.batch * self.y[0, 0].numel() * STRIDE**2)
         self.optimiser.zero_grad(set_to_none=True)
@@ -292,15 +287,13 @@ class Study:
         return out
 
 
+def _convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+
+
 def _mask_of_even_counts() -> Tensor:
     count = int(torch.randint(len(NEIGHBOURS) + 1, ()))
     return mask_of([NEIGHBOURS[i] for i in torch.randperm(len(NEIGHBOURS))[:count]])
-
-
-def _rate_factor(step: int, progress: float) -> float:
-    """Learning-rate schedule: linear warm-up in steps, constant, then a cosine to 1 %."""
-    fall = max(0.0, progress - CONSTANT_UNTIL) / (1 - CONSTANT_UNTIL)
-    return min(1.0, (step + 1) / WARMUP_STEPS) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * fall)))
 
 
 def train(study: Study, checkpoint: Path, minutes: float) -> None:
@@ -314,12 +307,12 @@ def train(study: Study, checkpoint: Path, minutes: float) -> None:
             now = time.monotonic()
             study.seconds = before + now - start
             if now - saved > CHECKPOINT_SECONDS:
-                _save(checkpoint, study.state())
+                save(checkpoint, study.state())
                 place = f"{study.config.masks}: {study.seconds:6.0f} s, step {study.step:6}"
                 print(f"{place}: {fmean(recent):.4f} bpp", file=sys.stderr)
                 saved, recent = now, []
     finally:
-        _save(checkpoint, study.state())
+        save(checkpoint, study.state())
 
 
 # ---- results
@@ -459,7 +452,7 @@ TRAINING_OPTIONS = ("features", "batch", "learning_rate", "seed")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m bench.studies.random_mask", description=__doc__.split("\n")[0])
+    parser = argument_parser("bench.studies.random_mask", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="folder of training images; one in 40 is held out")
     parser.add_argument("--kodak", type=Path, help="folder of images to report on, the Kodak images")
     parser.add_argument("--cache", type=Path, required=True, help="folder of latents and checkpoints: used if there")
@@ -498,7 +491,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if args.plot and find_spec("matplotlib") is None:
         return _complain("--plot needs matplotlib: pip install 'fastcodec[plots]'")
-    if args.kodak and not image_files(args.kodak):
+    if args.kodak and not find_images(args.kodak):
         return _complain(f"{args.kodak}: no images")
     try:
         latents = cached_latents(latents_config, args.cache)
@@ -528,8 +521,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     record["hyperprior"] = {**effort, "bpp": rates}
     print(markdown(record))
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write_json(args.out, record)
     if args.plot:
         plot(args.plot, record)
     return 0

@@ -30,9 +30,9 @@ def ours(name: str, codec: Codec, **options: Any) -> Coder:
     """Ours with options of its encoder."""
 
     def encode(pixels: np.ndarray) -> bytes:
-        return codec.encode_picture(Picture(pixels), **options).data
+        return codec.encode(Picture(pixels), **options)
 
-    return Coder(name, encode, lambda data: codec.decode_picture(data).pixels)
+    return Coder(name, encode, lambda data: codec.decode(data, out="picture").pixels)
 
 
 def pillow(name: str, format: str, **options: Any) -> Coder:

@@ -52,8 +52,8 @@ def run() -> dict[str, Any]:
     files: dict[int, bytes] = {}
     for round_number in range(-1, ROUNDS):  # the first, untimed, warms caches and allocators
         for i, picture in enumerate(some):
-            files[i] = codec.encode_picture(picture, quality=quality).data
-            measured = {"encode": _timed(partial(codec.encode_picture, picture, quality=quality))}
+            files[i] = codec.encode(picture, quality=quality)
+            measured = {"encode": _timed(partial(codec.encode, picture, quality=quality))}
             for precision in PRECISIONS:
                 measured[f"decode, {precision}"] = _timed(partial(codec.decode_picture, files[i], precision=precision))
             if rival and round_number < min(ROUNDS, 3):  # it is slow, and steady
@@ -109,7 +109,7 @@ def _matching_quality(codec: Codec, pictures: list[Picture]) -> int:
     """The quality whose mean rate is nearest to the rival's, by bisection."""
 
     def rate(quality: int) -> float:
-        return fmean(8 * len(codec.encode_picture(p, quality=quality).data) / (p.width * p.height) for p in pictures)
+        return fmean(8 * len(codec.encode(p, quality=quality)) / (p.width * p.height) for p in pictures)
 
     low, high = 1, 100
     while high - low > 1:
@@ -125,9 +125,9 @@ def _cost_of_fast(codec: Codec, pictures: list[Picture]) -> list[dict[str, float
     for quality in FAST_QUALITIES:
         found: dict[Precision, list[float]] = {precision: [] for precision in PRECISIONS}
         for picture in pictures:
-            data = codec.encode_picture(picture, quality=quality).data
+            data = codec.encode(picture, quality=quality)
             for precision, values in found.items():
-                values.append(psnr(picture.pixels, codec.decode_picture(data, precision=precision).pixels))
+                values.append(psnr(picture.pixels, codec.decode(data, precision=precision, out="picture").pixels))
         losses = [a - b for a, b in zip(found["exact"], found["fast"], strict=True)]
         item = {
             "quality": quality,

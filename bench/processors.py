@@ -102,8 +102,8 @@ def measure() -> None:
         seconds[what] = seconds.get(what, 0.0) + best
 
     for picture in pictures:
-        data = codec.encode_picture(picture, QUALITY).data
-        timed("encode", partial(codec.encode_picture, picture, QUALITY))
+        data = codec.encode(picture, QUALITY)
+        timed("encode", partial(codec.encode, picture, QUALITY))
         timed("decode, exact", partial(codec.decode_picture, data, precision="exact"))
         timed("decode, fast", partial(codec.decode_picture, data, precision="fast"))
     item = draw(KODAK_SYMBOLS, 1, 33)

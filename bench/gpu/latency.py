@@ -88,7 +88,7 @@ def decode_graph(it: Subject, size: tuple[int, int], preset: Preset) -> dict[str
     """One file through the graph. Pixels are checked."""
     data, out = it.file(size, preset), it.pixels([it.picture(size)])
     row = by_graph(it, [data], out)
-    near(out, [it.cpu.decode_picture(data).pixels], "decoded by a graph")
+    near(out, [it.cpu.decode(data, out="picture").pixels], "decoded by a graph")
     if preset == "latency" and (goal := GOALS_MS.get(size)):
         row |= {"goal_ms": goal, "reached": row["wall"]["median_ms"] <= goal}
     rate = {"bytes": len(data), "bpp": 8 * len(data) / (size[0] * size[1]), "quality": it.quality}
@@ -99,7 +99,7 @@ def decode_stages(it: Subject, size: tuple[int, int], preset: Preset) -> dict[st
     """One file launch by launch: what the kernels and copies of each stage take. Pixels are checked."""
     data, out = it.file(size, preset), it.pixels([it.picture(size)])
     row = {"stages_us": stages_us(by_launches(it, [data], out))}
-    near(out, [it.cpu.decode_picture(data).pixels], "decoded by launches")
+    near(out, [it.cpu.decode(data, out="picture").pixels], "decoded by launches")
     return row
 
 
@@ -107,7 +107,7 @@ def equal_latents(it: Subject, size: tuple[int, int]) -> dict[str, Any]:
     """Latents of the CPU's files are equal bit for bit, and the GPU's files' on the CPU."""
     for preset in PRESETS:
         data = it.file(size, preset)
-        written = it.codec.encode_picture(it.picture(size), it.quality, preset).data
+        written = it.codec.encode(it.picture(size), it.quality, preset)
         same(it.codec.latents(data), it.cpu.latents(data), f"latents of the CPU's file, {preset}")
         same(it.codec.latents(written), it.cpu.latents(written), f"latents of the GPU's file, {preset}")
     return {"equal": True}
@@ -123,7 +123,7 @@ def decode_many(it: Subject, preset: Preset, qualities: Sequence[int] = (QUALITY
         pairs = zip(it.many, files, strict=True)
         calls = [partial(decode_into, codec, [data], outs[picture.pixels.shape]) for picture, data in pairs]
         times.append([wall_times(it.machine, call, 1)[0] for call in calls])
-    near(outs[it.many[-1].pixels.shape], [it.cpu.decode_picture(files[-1]).pixels], "the last of many")
+    near(outs[it.many[-1].pixels.shape], [it.cpu.decode(files[-1], out="picture").pixels], "the last of many")
     home = [elapsed(partial(codec.decode_picture, data)) for data in files]
     later = [seconds for row in times[2:] for seconds in row]
     return {
@@ -140,7 +140,7 @@ def decode_many(it: Subject, preset: Preset, qualities: Sequence[int] = (QUALITY
 
 def encode_one(it: Subject, size: tuple[int, int], preset: Preset) -> dict[str, Any]:
     """One picture from pixels on the host to bytes, by the host's clock; and the stages' kernels and copies."""
-    encode = partial(it.codec.encode_picture, it.picture(size), it.quality, preset)
+    encode = partial(it.codec.encode, it.picture(size), it.quality, preset)
     for _ in range(it.sizes.warm_ups):
         data = encode().data
     row = {"bytes": len(data), "wall": spread(wall_times(it.machine, encode, it.sizes.repeats))}
@@ -149,7 +149,7 @@ def encode_one(it: Subject, size: tuple[int, int], preset: Preset) -> dict[str, 
 
 def encode_many(it: Subject, preset: Preset) -> dict[str, Any]:
     """Different pictures one after the other, from pixels on the host to bytes."""
-    times = [[elapsed(partial(it.codec.encode_picture, p, QUALITY, preset)) for p in it.many] for _ in range(3)]
+    times = [[elapsed(partial(it.codec.encode, p, QUALITY, preset)) for p in it.many] for _ in range(3)]
     return {"first_round": spread(times[0]), "later_rounds": spread([*times[1], *times[2]])}
 
 

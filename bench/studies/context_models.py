@@ -34,6 +34,7 @@ from fastcodec.entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN_
 from fastcodec.entropy.gaussian import COUNT, GREATEST_SCALE, LEAST_SCALE
 from fastcodec.images import replacing
 from fastcodec.kernels.checkerboard import LIVE_TAPS
+from fastcodec.models.swift import export
 from fastcodec.models.swift import release as released
 from fastcodec.models.swift.network import (
     FixedPointLinear,
@@ -149,7 +150,7 @@ def cached_latents(data: Path, release: Path, crops: int, crop: int, cache: Path
 
 @torch.inference_mode()
 def _latents(data: Path, release: Path, crops: int, crop: int) -> Latents:
-    model = released.restore(release).eval()
+    model = export.restore(release).eval()
     source = CropSource(data, crop, seed=1, graphics=0.2)
     t = torch.rand(crops, generator=torch.Generator().manual_seed(1))
 
@@ -568,14 +569,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     torch.set_flush_denormal(True)
     release = args.release or released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
-    if len(released.restore(release).groups) > 1:
+    if len(export.restore(release).groups) > 1:
         parser.error(f"{release}: in groups of channels already; --release takes weights of one group")
     effort = Effort(args.steps, args.batch, args.learning_rate, args.afresh)
     latents, results = cached_latents(args.data, release, args.crops, args.crop, args.cache), {}
     for name in args.variants or VARIANTS:
         path = args.cache / f"{name.replace(' ', '-')}-{args.steps}{'-afresh' if args.afresh else ''}.json"
         if not path.exists():
-            result = train(name, latents, released.restore(release), effort)
+            result = train(name, latents, export.restore(release), effort)
             with replacing(path) as stream:
                 stream.write(json.dumps(result).encode())
         results[name] = json.loads(path.read_text("utf-8"))

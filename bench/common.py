@@ -14,11 +14,13 @@ from rich.box import ROUNDED
 from rich.console import Console
 from rich.table import Table
 
+from fastcodec.codec import Codec
 from fastcodec.errors import ImageError
 from fastcodec.folders import image_files
 from fastcodec.geometry import Grid
 from fastcodec.images import Picture, read_picture
 from fastcodec.metrics import bd_rate
+from fastcodec.models.swift.release import Model
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"
@@ -146,3 +148,10 @@ def rounded(value: Any, digits: int = 5) -> Any:
     if isinstance(value, list | tuple):
         return [rounded(item, digits) for item in value]
     return value
+
+
+def released(codec: Codec) -> Model:
+    """The model of a codec, which must be a released one: TypeError for a system of the zoo."""
+    if not isinstance(codec.model, Model):
+        raise TypeError(f"{type(codec.model).__name__} is no released model")
+    return codec.model

@@ -148,11 +148,11 @@ def _main(step: str, source: str, target: str, *place: str) -> None:
         Path(target).write_bytes(data)
         peak = _peak_bytes()
     else:
-        data = Path(source).read_bytes()
+        file = Path(source).read_bytes()
         region = (int(place[0]), int(place[1]), REGION, REGION) if place else None
         for _ in range(5 if region else 1):
             start = time.perf_counter()
-            picture = codec.decode(data, region=region, out="picture")
+            picture = codec.decode(file, region=region, out="picture")
             times.append(time.perf_counter() - start)
         peak = _peak_bytes()
         np.save(target, picture.pixels)

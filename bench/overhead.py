@@ -46,7 +46,7 @@ def run() -> dict[str, Any]:
             estimates.append(encoded.estimated_bits / 8)
             lanes.append(lanes_and_directory(encoded))
             small = codec.encode(_thumbnail(picture), quality=quality)
-            thumbnails.append(len(small.data) - small.estimated_bits / 8)
+            thumbnails.append(len(small) - small.estimated_bits / 8)
         room = [FACTOR * estimate + FIXED_BYTES - size for size, estimate in zip(sizes, estimates, strict=True)]
         row = {
             "quality": quality,

@@ -20,7 +20,7 @@ from statistics import median
 from typing import Any
 
 from .coder import KODAK_SYMBOLS, draw, own_coder
-from .common import CannotRunError, console, kodak, table
+from .common import CannotRunError, console, kodak, released, table
 
 LIMITS = {
     "all": {},
@@ -104,18 +104,18 @@ def measure() -> None:
     for picture in pictures:
         data = codec.encode(picture, QUALITY)
         timed("encode", partial(codec.encode, picture, QUALITY))
-        timed("decode, exact", partial(codec.decode_picture, data, precision="exact"))
-        timed("decode, fast", partial(codec.decode_picture, data, precision="fast"))
+        timed("decode, exact", partial(codec.decode, data, precision="exact"))
+        timed("decode, fast", partial(codec.decode, data, precision="fast"))
     item = draw(KODAK_SYMBOLS, 1, 33)
     step_encode, step_decode, _ = own_coder(item, "size")
     timed("coder, encode", step_encode, 9)
     timed("coder, decode", step_decode, 9)
     window = Rect(0, 0, 32, 48)  # latents of a Kodak image
-    y = torch.randn(1, codec.model.config.latents, window.height, window.width)
+    y = torch.randn(1, released(codec).config.latents, window.height, window.width)
     y = y.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         for name, fast in (("float32", False), ("bfloat16", True)):
-            timed(f"synthesis in {name}", partial(codec.model.g_s, y, torch.tensor([0.5]), fast=fast))
+            timed(f"synthesis in {name}", partial(released(codec).g_s, y, torch.tensor([0.5]), fast=fast))
     model, x, t = Swift(SwiftConfig()), torch.rand(BATCH, 3, CROP, CROP), torch.rand(BATCH)
     for name, enabled in (("float32", False), ("bfloat16", True)):
 
@@ -128,7 +128,7 @@ def measure() -> None:
     per_image = {k: v / len(pictures) if k[:6] in ("encode", "decode") else v for k, v in seconds.items()}
     facts = {
         "bfloat16": "native" if bfloat16_is_native() else "emulated",
-        "entropy side": codec.model.entropy.backend,
+        "entropy side": released(codec).entropy.backend,
         "coder": os.environ.get("FASTCODEC_ISA") or rans.available_isas()[-1],
     }
     print(json.dumps({"seconds": per_image, "facts": facts}))

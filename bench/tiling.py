@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastcodec import container, models
+from fastcodec import container
 from fastcodec.constants import HYPER_STRIDE, MIN_QUALITY
 from fastcodec.container import Header, TileData
 from fastcodec.engines.cpu import CpuEngine
@@ -28,9 +28,9 @@ from fastcodec.geometry import Grid, Rect, hyper_size
 from fastcodec.kernels import checkerboard
 from fastcodec.kernels.integer_layer import exact_float32
 from fastcodec.metrics import psnr
+from fastcodec.models.swift import release
 from fastcodec.models.swift.entropy_model import Parameters, reconstruct
 from fastcodec.models.swift.network import quality_position
-from fastcodec.models.swift.release import Model
 
 from .common import bd_percent, console, large_photographs, table
 
@@ -42,7 +42,7 @@ WAYS = ("tiles", "hyper-synthesis across borders", "hyper-analysis too", "one ti
 
 def run() -> dict[str, Any]:
     """Each image's two curves and their BD-rate, and the mean."""
-    engine = CpuEngine(models.load("swift"))
+    engine = CpuEngine(release.load("swift"))
     shown = table(
         "Tiles against one: bytes at four qualities", "image", "tiles", *(f"q{q}" for q in QUALITIES), "BD-rate"
     )
@@ -98,7 +98,7 @@ def _curve(engine: CpuEngine, pixels: np.ndarray, one_tile: bool) -> dict[str, l
 
 
 @torch.inference_mode()
-def _bits(model: Model, pixels: np.ndarray, quality: int) -> dict[str, float]:
+def _bits(model: release.Model, pixels: np.ndarray, quality: int) -> dict[str, float]:
     """Ideal code lengths of an image's latents, hyper latents included, in each of WAYS."""
     grid = Grid(*pixels.shape[:2])
     whole = Rect(0, 0, grid.latent_height, grid.latent_width)
@@ -141,7 +141,7 @@ def _bits(model: Model, pixels: np.ndarray, quality: int) -> dict[str, float]:
     return dict(zip(WAYS, results, strict=True))
 
 
-def _latent_bits(model: Model, y: Tensor, psi: Tensor, quality: int) -> float:
+def _latent_bits(model: release.Model, y: Tensor, psi: Tensor, quality: int) -> float:
     """Of the symbols of latents y [1, M, h, w], coded as one tile with psi [1, h, w, features]."""
     height, width = y.shape[2:]
     y_anchors, y_others = checkerboard.split(y.permute(0, 2, 3, 1))

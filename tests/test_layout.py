@@ -18,13 +18,13 @@ pytestmark = pytest.mark.skipif(not (ROOT / "kernels").is_dir(), reason="needs t
 LAYERS = (
     "fastcodec.kernels",
     "fastcodec.errors fastcodec.constants fastcodec.geometry fastcodec.quality fastcodec.machine fastcodec.metrics "
-    "fastcodec.calls fastcodec.threads fastcodec.files fastcodec.grouping",
+    "fastcodec.calls fastcodec.threads fastcodec.files fastcodec.folders fastcodec.grouping",
     "fastcodec.entropy fastcodec.rans fastcodec.metadata fastcodec.png",
     "fastcodec.models fastcodec.container fastcodec.images fastcodec.alpha fastcodec.lossless",
     "fastcodec.engines",
     "fastcodec.results fastcodec.codec fastcodec.convert fastcodec.pillow fastcodec.adapters",
     "fastcodec.crops fastcodec.graphics fastcodec.batch fastcodec.evaluate fastcodec.train fastcodec.demo "
-    "fastcodec.fit_tables",
+    "fastcodec.fit_tables fastcodec.rate_distortion",
     "fastcodec.cli",
     "fastcodec fastcodec.__main__ bench",
 )

@@ -31,6 +31,7 @@ from fastcodec.models.swift.entropy_model import Arithmetic, EntropyModel, Param
 from fastcodec.models.swift.network import quality_position
 from fastcodec.rans import Decoder, TableSet
 
+from ..common import released
 from ..stages import profiled
 from ._subject import Subject, near
 from ._timing import spread, wall_times
@@ -67,7 +68,7 @@ def _half_shift(x: Tensor, shift: Tensor, low: int, high: int) -> Tensor:
 
 def plain_network(codec: Codec, precision: Precision) -> EntropyModel:
     """h_s, g_ch, g_cm and g_ep on the codec's device, a gather and a matrix product a layer."""
-    entropy = codec.model.entropy
+    entropy = released(codec).entropy
     tensors = {"context_shift": entropy.context_shift.to(codec.device)}
     for name, layer in entropy.layers.items():
         for part in ("weight", "bias", "shift"):
@@ -111,11 +112,11 @@ class PlainDecoder:
         )
         self._network = plain_network(codec, precision)
         dtype = torch.float16 if device.type == "cuda" else torch.float32
-        self._g_s = copy.deepcopy(codec.model.g_s).to(device, dtype)
+        self._g_s = copy.deepcopy(released(codec).g_s).to(device, dtype)
         for weight in self._g_s.parameters():
             if weight.ndim == 4:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-        self._gain = (codec.model.inverse_gain[header.quality - MIN_QUALITY] / 16).to(device, dtype)
+        self._gain = (released(codec).inverse_gain[header.quality - MIN_QUALITY] / 16).to(device, dtype)
         self._t = torch.full((len(files),), float(quality_position(header.quality)), dtype=dtype, device=device)
         positions = (checkerboard.anchor_positions, checkerboard.non_anchor_positions, checkerboard.context_rows)
         self._positions = {function.__name__: function(*self._size).to(device) for function in positions}
@@ -172,10 +173,14 @@ class PlainDecoder:
         return symbols.to(self._codec.device, non_blocking=True)
 
     def _hyper_latents(self) -> Tensor:
-        config, (height, width) = self._codec.model.config, (hyper_size(side) for side in self._size)
+        config, (height, width) = released(self._codec).config, (hyper_size(side) for side in self._size)
         indexes = torch.arange(config.hyper_latents, dtype=torch.uint8).expand(len(self._payloads), height * width, -1)
         with self._stage("rans"):
-            z = self._given[0] if self._given else self._symbols(indexes.contiguous(), self._codec.model.hyper_tables)
+            z = (
+                self._given[0]
+                if self._given
+                else self._symbols(indexes.contiguous(), released(self._codec).hyper_tables)
+            )
         self.values.append(z)
         return z.view(len(z), height, width, -1)
 
@@ -184,7 +189,7 @@ class PlainDecoder:
             if self._given:
                 latents = self._given[len(self.values)]
             else:
-                symbols = self._symbols(parameters.indexes, self._codec.model.tables)
+                symbols = self._symbols(parameters.indexes, released(self._codec).tables)
                 latents = reconstruct(symbols, parameters.means)
         self.values.append(latents)
         self.parameters.append(parameters)
@@ -203,7 +208,7 @@ class PlainDecoder:
                 parameters = network.anchor_parameters(psi, quality, group, known)
             anchors = self._latents(parameters)
             with self._stage("parameters"):
-                parameters = network.non_anchor_parameters(psi_others, anchors, *size, quality, group, known_others)
+                parameters = network.non_anchor_parameters(psi_others, anchors, size, quality, group, known_others)
             decoded = [anchors, self._latents(parameters)]
             before = [torch.cat(pair, 2) for pair in zip(before, decoded, strict=True)] if before else decoded
         return before

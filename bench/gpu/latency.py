@@ -124,7 +124,7 @@ def decode_many(it: Subject, preset: Preset, qualities: Sequence[int] = (QUALITY
         calls = [partial(decode_into, codec, [data], outs[picture.pixels.shape]) for picture, data in pairs]
         times.append([wall_times(it.machine, call, 1)[0] for call in calls])
     near(outs[it.many[-1].pixels.shape], [it.cpu.decode(files[-1], out="picture").pixels], "the last of many")
-    home = [elapsed(partial(codec.decode_picture, data)) for data in files]
+    home = [elapsed(partial(codec.decode, data, out="picture")) for data in files]
     later = [seconds for row in times[2:] for seconds in row]
     return {
         "files": len(files),
@@ -142,7 +142,7 @@ def encode_one(it: Subject, size: tuple[int, int], preset: Preset) -> dict[str, 
     """One picture from pixels on the host to bytes, by the host's clock; and the stages' kernels and copies."""
     encode = partial(it.codec.encode, it.picture(size), it.quality, preset)
     for _ in range(it.sizes.warm_ups):
-        data = encode().data
+        data = encode()
     row = {"bytes": len(data), "wall": spread(wall_times(it.machine, encode, it.sizes.repeats))}
     return {**row, "stages_us": stages_us([profiled(encode)])}
 
@@ -155,7 +155,7 @@ def encode_many(it: Subject, preset: Preset) -> dict[str, Any]:
 
 def decode_cpu(it: Subject, size: tuple[int, int]) -> dict[str, Any]:
     """The same on this machine's CPU, all its cores."""
-    decode = partial(it.cpu.decode_picture, it.file(size, "size"))
+    decode = partial(it.cpu.decode, it.file(size, "size"), out="picture")
     return {"threads": torch.get_num_threads(), "decode": spread([elapsed(decode) for _ in rounds(5)])}
 
 

@@ -73,7 +73,7 @@ def decode_rate(it: Subject, count: int) -> dict[str, Any]:
         same(it.codec.latents(files[-1]), it.cpu.latents(files[-1]), f"latents of a batch of {count}, {preset}")
         row[preset] = {
             "bytes_an_image": sum(map(len, files)) / count,
-            "brought_home": rate(it, partial(it.codec.decode_pictures, files), batch),
+            "brought_home": rate(it, partial(it.codec.decode_batch, files, out="picture"), batch),
             "host_us_an_image": 1e6 * host / count,
             "parsing_and_crc_us_an_image": 1e6 * elapsed(partial(parse, it.codec, files)) / count,
         }

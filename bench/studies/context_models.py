@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from fastcodec import machine
 from fastcodec.crops import CropSource
-from fastcodec.entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN_BITS
+from fastcodec.entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN, SCALE_INDEX
 from fastcodec.entropy.gaussian import COUNT, GREATEST_SCALE, LEAST_SCALE
 from fastcodec.images import replacing
 from fastcodec.kernels.checkerboard import LIVE_TAPS
@@ -302,10 +302,8 @@ class ParameterNetwork(nn.Module):
         self.first, self.bias = FixedPointLinear(inputs, hidden), QualityTable(8, hidden)
         self.second = FixedPointLinear(hidden, hidden)
         self.further = nn.Sequential(*(FixedPointLinear(hidden, hidden) for _ in range(variant.deep)))
-        self.means = FixedPointLinear(hidden, latents, output_bits=MEAN_BITS, low=-(2**15), high=2**15 - 1, gain=gain)
-        self.indexes = FixedPointLinear(
-            hidden, latents, output_bits=0, high=COUNT - 1, gain=torch.full((latents,), 8.0)
-        )
+        self.means = FixedPointLinear(hidden, latents, output=MEAN, gain=gain)
+        self.indexes = FixedPointLinear(hidden, latents, output=SCALE_INDEX, gain=torch.full((latents,), 8.0))
         nn.init.constant_(self.indexes.bias, 1.5)
 
     def begin_as(self, group: Group, channels: Tensor) -> None:
@@ -447,8 +445,9 @@ def _rows(layer: FixedPointLinear, x: Tensor, part: slice) -> Tensor:
     if part == slice(None):
         return layer(x)
     weight, bias = layer.scaled()
-    unit = 2.0**layer.output_bits
-    return F.linear(x, weight[part], bias[part]).clamp(layer.low / unit, layer.high / unit)
+    output = layer.output
+    unit = 2.0**output.bits
+    return F.linear(x, weight[part], bias[part]).clamp(output.low / unit, output.high / unit)
 
 
 # ---- training

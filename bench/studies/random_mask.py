@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from fastcodec import machine
 from fastcodec.crops import CropSource
 from fastcodec.errors import FastcodecError
-from fastcodec.evaluate import find_images
+from fastcodec.folders import image_files
 from fastcodec.images import read_picture
 from fastcodec.kernels import checkerboard
 from fastcodec.kernels.processor import bfloat16_is_native
@@ -148,7 +148,7 @@ def _latents(config: LatentsConfig) -> Latents:
         train = torch.cat([analyse(source.batch(min(8, config.crops - i))) for i in range(0, config.crops, 8)])
         held_out = {"held-out photographs": [analyse_image(pixels) for pixels in source.validation]}
         if config.kodak is not None:
-            held_out["Kodak"] = [analyse_image(read_picture(path).pixels) for path in find_images(Path(config.kodak))]
+            held_out["Kodak"] = [analyse_image(read_picture(path).pixels) for path in image_files(Path(config.kodak))]
     energy = train.float().square().mean((0, 2, 3))
     chosen = energy.argsort(descending=True)[: config.channels]
     entropies = _entropies(train)
@@ -491,7 +491,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     if args.plot and find_spec("matplotlib") is None:
         return _complain("--plot needs matplotlib: pip install 'fastcodec[plots]'")
-    if args.kodak and not find_images(args.kodak):
+    if args.kodak and not image_files(args.kodak):
         return _complain(f"{args.kodak}: no images")
     try:
         latents = cached_latents(latents_config, args.cache)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from fastcodec import machine
 from fastcodec.images import replacing
 from fastcodec.models.swift import release as released
-from fastcodec.models.swift.network import Block, FixedPointLinear, Swift, SwiftConfig
+from fastcodec.models.swift.network import Block, Convolution, FixedPointLinear, Swift, SwiftConfig
 from fastcodec.models.tasks import SwiftTask
 from fastcodec.train import Trainer, TrainingConfig
 
@@ -138,7 +138,7 @@ def _blocks_at_16(model: Swift) -> None:
 def widen_depthwise(block: Block, kernel: int) -> None:
     """The same block with a larger depthwise kernel, zero outside the old one."""
     old = block.depthwise
-    new = nn.Conv2d(old.in_channels, old.out_channels, kernel, padding=kernel // 2, groups=old.groups)
+    new = Convolution(old.in_channels, old.out_channels, kernel, padding=kernel // 2, groups=old.groups)
     with torch.no_grad():
         new.weight.copy_(F.pad(old.weight, (kernel // 2 - 1,) * 4))
         if new.bias is not None and old.bias is not None:

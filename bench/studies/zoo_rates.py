@@ -49,8 +49,8 @@ def latents_cost(model: CompressionModel, picture: Picture) -> tuple[float, floa
 
 def measure(model: CompressionModel, pictures: Sequence[Picture]) -> dict[str, Any]:
     """Sums over the pictures: bits of files, payloads and latents alone, ideal and real. Every file is verified."""
-    out = dict.fromkeys(("pixels", "file_bits", "payload_bits", "estimated_bits", "latents", "latent_bits"), 0)
-    out["latent_ideal"] = 0
+    names = ("pixels", "file_bits", "payload_bits", "estimated_bits", "latents", "latent_bits", "latent_ideal")
+    out: dict[str, float] = dict.fromkeys(names, 0)
     codec, worst = Codec(model), 0.0
     for picture in pictures:
         encoded = codec.encode(picture)
@@ -78,6 +78,7 @@ def study(model: CompressionModel, pictures: Sequence[Picture], calibration: Seq
     record: dict[str, Any] = {"images": len(pictures), "floats": measure(model, pictures), "integers": None}
     try:
         twin = integer.integerized(model, [network_input(model, picture.pixels) for picture in calibration])
+        assert twin.report is not None
     except ValueError as error:
         return record | {"why_no_integers": str(error)}
     whole = measure(twin, pictures)

@@ -11,10 +11,9 @@ import copy
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, Literal, NamedTuple
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -105,11 +104,8 @@ class PlainDecoder:
         header, device = parsed[0].header, codec.device
         [tile] = header.grid.tiles()
         self._payloads = [file.tile(0).payload for file in parsed]
-        self._size, self._pixels, self._quality = (
-            (tile.height, tile.width),
-            (header.height, header.width),
-            header.quality,
-        )
+        self._size, self._pixels = (tile.height, tile.width), (header.height, header.width)
+        self._quality = header.quality
         self._network = plain_network(codec, precision)
         dtype = torch.float16 if device.type == "cuda" else torch.float32
         self._g_s = copy.deepcopy(released(codec).g_s).to(device, dtype)
@@ -118,8 +114,6 @@ class PlainDecoder:
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         self._gain = (released(codec).inverse_gain[header.quality - MIN_QUALITY] / 16).to(device, dtype)
         self._t = torch.full((len(files),), float(quality_position(header.quality)), dtype=dtype, device=device)
-        positions = (checkerboard.anchor_positions, checkerboard.non_anchor_positions, checkerboard.context_rows)
-        self._positions = {function.__name__: function(*self._size).to(device) for function in positions}
         self._counter: FlopCounterMode | None = None
         self._operations: dict[str, int] = defaultdict(int)
         self._decoder: Decoder | None = None
@@ -146,7 +140,7 @@ class PlainDecoder:
         self.values: list[Tensor] = []
         self.parameters: list[Parameters] = []
         self._decoder, self.coder_seconds = Decoder(self._payloads) if self._given is None else None, 0.0
-        with torch.no_grad(), _matrix_products(self._precision), self._positions_there():
+        with torch.no_grad(), _matrix_products(self._precision):
             halves = self._decode_latents()
             with self._stage("synthesis"):
                 y = checkerboard.merge(halves[0], halves[1], *self._size) * self._gain
@@ -155,14 +149,6 @@ class PlainDecoder:
                 self.pixels = (x * 255).round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
         if self._decoder:
             self._decoder.finish()
-
-    @contextmanager
-    def _positions_there(self) -> Iterator[None]:
-        """Within it, the checkerboard's positions lie on the device: from the host they would be copied each time."""
-        with ExitStack() as stack:
-            for name, positions in self._positions.items():
-                stack.enter_context(patch.object(checkerboard, name, lambda *_, positions=positions: positions))
-            yield
 
     def _symbols(self, indexes: Tensor, tables: TableSet) -> Tensor:
         """The next pass's: its indexes home, and symbols to the device."""

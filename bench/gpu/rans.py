@@ -31,6 +31,7 @@ from .measure import Suite
 LANES = 32
 STREAMS, MIXTURE_STREAMS = 64, 32  # of a tile a multiprocessor: two full loads of warps
 WIDTH = 64  # of a tile, in latents
+KERNELS = "fastcodec_rans_"  # what the names of the coder's kernels begin with
 
 # How often the swift model uses each table index at quality 60, anchors and non-anchors of eight Kodak images, of
 # 10,000. It is 0.51 bits a pixel there.
@@ -76,12 +77,12 @@ class Setup:
         return tiles, max(1, most // (tiles * coder.CHANNELS * LANES)) * LANES, coder.CHANNELS
 
     def kernels(self, make: Callable[[], Callable[[], object]], name: str = "") -> float:
-        """Median seconds of the coder's kernels whose names have `name` in them, of what `make` returns, after one to
+        """Median seconds of the coder's kernels whose names begin with `name`, of what `make` returns, after one to
         warm up: decoding changes its decoder, so each run gets another."""
         times = []
         for _ in range(self.sizes.repeats + 1):
             found = self.machine.kernels(make())
-            times.append(sum(seconds for kernel, seconds in found.items() if "rans" in kernel and name in kernel))
+            times.append(sum(seconds for kernel, seconds in found.items() if kernel.startswith(KERNELS + name)))
         return float(np.median(times[1:]))
 
     def wall(self, call: Callable[[], object]) -> float:

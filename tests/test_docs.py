@@ -30,7 +30,7 @@ from fastcodec import cli, errors, rans
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("fastcodec", "kernels", "bench", "tests", "docs")
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-WITH_EXAMPLES = ["README.md", "adapters.md", "mixture.md", "portable.md", "rans.md"]
+WITH_EXAMPLES = ["README.md", "adapters.md", "mixture.md", "portable.md", "rans.md", "zoo.md"]
 #: Written by commands that a page tells of, and in no checkout.
 OUTPUTS = {"bench/results/gpu.json"}
 

@@ -52,7 +52,7 @@ def counted(function: _Function) -> _Function:
 
 
 def pause() -> None:
-    """Where a thread within a call may be held: it computes nothing here, and holds no lock."""
+    """Hold a thread within a call, if need be: it computes nothing here, and holds no lock."""
     global _running
     if _thread.depth and not _is_open():
         _leave()

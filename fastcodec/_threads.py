@@ -1,4 +1,4 @@
-"""How long PyTorch's threads wait busily for each other. Imports nothing heavy: it must run before PyTorch does."""
+"""Busy waiting of PyTorch's threads for each other. Imports nothing heavy: it must run before PyTorch does."""
 
 import os
 

@@ -176,8 +176,8 @@ def _find(
 
 
 def _not_writable(target: Path, out: Path, others: Sequence[Task]) -> str | None:
-    """Why nothing can be written to `target` below `out`, if so. others: the tasks before it whose targets are folded
-    alike."""
+    """The reason why nothing can be written to `target` below `out`, if there is one. others: the tasks before it whose
+    targets are folded alike."""
     # Sources whose whole names are alike (a.png, A.png) come from where these are two; so may their outputs.
     other = next((other for other in others if other.target == target), None)
     if others and (other is not None or not _tells_alike_apart(out)):

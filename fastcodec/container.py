@@ -33,7 +33,7 @@ _CRC = struct.Struct("<I")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a reader is willing to allocate for one file; raise them for trusted data."""
+    """Limits of what a reader allocates for one file; raise them for trusted data."""
 
     max_pixels: int = 1 << 28
     max_metadata: int = 1 << 24  # bytes of ICC profile, EXIF and XMP, each, after decompression
@@ -88,7 +88,7 @@ class TileData:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What `info` reports: facts of the header, without a network and without pixels."""
+    """Facts of a header, as `info` reports them, without a network and without pixels."""
 
     width: int
     height: int
@@ -206,7 +206,7 @@ def read(file: FileLike, limits: Limits = DEFAULT_LIMITS) -> Container:
 
 
 def length(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) -> int | None:
-    """How many bytes the file takes that `data` begins with, as its header says; None if the header is not all there.
+    """Bytes of the file that `data` begins with, as its header says; None if the header is not all there.
 
     For a file that others follow, in an archive or a stream. Raises what `read` raises for a header.
     """
@@ -242,14 +242,7 @@ def _read_head(view: memoryview, limits: Limits) -> _Head:
         raise _CutShortError("the header is cut short")
     _, _, flags, identity, quality = _FIXED.unpack_from(view)
     reader = _Reader(view, _FIXED.size)
-    width, height = reader.varint("width"), reader.varint("height")
-    if not width or not height or width * height > 1 << 48:
-        raise CorruptStreamError(f"impossible size {width} x {height}")
-    if width * height > limits.max_pixels:
-        raise LimitError(
-            f"{width} x {height} pixels exceed the limit of {limits.max_pixels}; "
-            "pass larger limits if you trust the file"
-        )
+    width, height = _read_size(reader, limits)
     float_entropy = bool(flags & _FLOAT_ENTROPY)
     written_on = bytes(reader.take(reader.take(1, "header")[0], "header")) if float_entropy else b"unknown"
     icc_length = reader.varint("ICC length") if flags & _ICC else None
@@ -292,6 +285,18 @@ def _read_head(view: memoryview, limits: Limits) -> _Head:
         written_on=written_on.decode("ascii"),
     )
     return _Head(view, header, metadata, further, lengths, lossless, header_crc, reader.at)
+
+
+def _read_size(reader: _Reader, limits: Limits) -> tuple[int, int]:
+    width, height = reader.varint("width"), reader.varint("height")
+    if not width or not height or width * height > 1 << 48:
+        raise CorruptStreamError(f"impossible size {width} x {height}")
+    if width * height > limits.max_pixels:
+        raise LimitError(
+            f"{width} x {height} pixels exceed the limit of {limits.max_pixels}; "
+            "pass larger limits if you trust the file"
+        )
+    return width, height
 
 
 class _CutShortError(CorruptStreamError):

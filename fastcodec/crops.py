@@ -1,4 +1,4 @@
-"""What the trainer sees: random crops of photographs and of drawn pictures, on the host or resident on a device.
+"""Training images: random crops of photographs and of drawn pictures, on the host or resident on a device.
 
 `CropSource` reads a folder once, holds its images as uint8 and cuts crops on the host; it also owns the two validation
 splits. `ResidentCrops` holds the same pixels on the training device and cuts there with that device's own random
@@ -20,8 +20,8 @@ from torch import Tensor
 
 from . import graphics
 from .errors import FastcodecError, ImageError
-from .folders import image_files
 from .images import read_picture
+from .storage import image_files
 
 VALIDATION_EVERY = 40  # one image in so many is held out of training,
 VALIDATION_LIST = "validation.txt"  # unless this file in the folder names those that are, one a line
@@ -67,7 +67,7 @@ class CropSource:
         return _random_part(self.random, photograph, side)
 
     def order(self) -> tuple[int, np.ndarray]:
-        """What another process needs to draw a picture, the arguments of `draw_over`: a seed and the photograph."""
+        """Arguments of `draw_over`, by which another process draws a picture: a seed and the photograph."""
         return int(self.random.integers(2**63)), np.ascontiguousarray(self._under())
 
     def batch(self, size: int, crop: int | None = None) -> Tensor:
@@ -178,7 +178,7 @@ class ResidentCrops:
 
 
 def drawing_processes() -> int:
-    """How many processes draw pictures beside training: a core is left for the trainer."""
+    """Number of processes that draw pictures beside training: a core is left for the trainer."""
     return max(1, min(12, (os.cpu_count() or 2) - 2))
 
 

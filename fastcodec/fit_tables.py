@@ -32,7 +32,7 @@ QUALITIES_AN_IMAGE = 3
 
 
 def count_symbols(model: release.Model, pictures: Sequence[np.ndarray], seed: int = 1) -> Tensor:
-    """How often the encoder writes a magnitude at a scale index: int64 [64, K], the last column all beyond.
+    """Count each magnitude that the encoder writes at a scale index: int64 [64, K], the last column all beyond.
 
     pictures: uint8 [height, width, 3], each coded at QUALITIES_AN_IMAGE random qualities.
     """

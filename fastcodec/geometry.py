@@ -77,7 +77,7 @@ def ceil_div(value: int, divisor: int) -> int:
 
 
 def tile_edges(length: int, side: int = TILE_LATENTS) -> list[int]:
-    """Where the tiles along one axis of `length` latents begin, and its end: [0, 64, ..., length].
+    """Beginnings of the tiles along one axis of `length` latents, and its end: [0, 64, ..., length].
 
     A remainder under `MIN_TILE_LATENTS` joins its neighbour, so the last tile has 16 to 79 latents (or all of a short
     axis)."""

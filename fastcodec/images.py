@@ -8,11 +8,8 @@ more often than once as Pillow's and once as ours.
 from __future__ import annotations
 
 import contextlib
-import errno
-import filecmp
 import math
 import os
-import secrets
 import stat
 import struct
 import sys
@@ -28,6 +25,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from . import metadata, png
 from .container import DEFAULT_LIMITS, MAGIC
 from .errors import FastcodecError, ImageError, LimitError
+from .storage import replacing
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +62,7 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Picture:
-    """What the codec codes. Its arrays may share memory with what it was made of, and are not written to."""
+    """An image as it is coded. Its arrays may share memory with what it was made of, and are not written to."""
 
     pixels: np.ndarray  # uint8 [H, W, 3], or [H, W] for grayscale; C-contiguous
     alpha: np.ndarray | None = None  # uint8 [H, W], C-contiguous; kept losslessly
@@ -95,8 +93,13 @@ class Picture:
     @property
     def mode(self) -> Literal["L", "LA", "RGB", "RGBA"]:
         """The name of its channels, as in Pillow."""
-        name = "L" if self.pixels.ndim == 2 else "RGB"
-        return name if self.alpha is None else name + "A"  # type: ignore[return-value]
+        return _mode(self.pixels.ndim == 2, self.alpha is not None)
+
+
+def _mode(gray: bool, alpha: bool) -> Literal["L", "LA", "RGB", "RGBA"]:
+    if gray:
+        return "LA" if alpha else "L"
+    return "RGBA" if alpha else "RGB"
 
 
 def to_picture(image: ImageLike, given: Mapping[str, Any] | None = None) -> Picture:
@@ -259,7 +262,7 @@ def write_picture(
 
 
 def _fitting_metadata(name: str, picture: Picture) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What of a picture's metadata a format holds, as options of Pillow's `save`, and what it does not, in words."""
+    """A picture's metadata as options of Pillow's `save` in a format, and what the format does not hold, in words."""
     given, notices = metadata.as_info(picture), []
     for kind, word in (("icc_profile", "ICC profile"), ("exif", "EXIF"), ("xmp", "XMP")):
         if kind not in given:
@@ -295,62 +298,6 @@ class _WithoutDescriptor:
     def __init__(self, stream: IO[bytes]):
         self.write, self.seek, self.tell, self.flush = stream.write, stream.seek, stream.tell, stream.flush
         self.read = stream.read
-
-
-_unfinished: set[Path] = set()
-
-
-def discard_unfinished() -> None:
-    """Remove the temporary files of every `replacing` that is under way: for a process that ends in the middle."""
-    for path in tuple(_unfinished):
-        path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends, and leaves no trace if it raises.
-
-    overwrite: if false, a file that is there already, or is by the end, stays: FileExistsError, unless it holds the
-    very bytes that were written. OSError carries the name `path`, not the temporary one.
-    """
-    path = Path(path)
-    # Short, whatever the name: one at the file system's limit leaves no room for more.
-    temporary = path.with_name(f".{secrets.token_hex(6)}.part")
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
-        stream = open(temporary, "x+b")  # noqa: SIM115 (closed below, before it is moved)
-        _unfinished.add(temporary)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    try:
-        with stream:
-            yield stream
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            _move_to_new(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-    finally:
-        _unfinished.discard(temporary)
-
-
-def _move_to_new(temporary: Path, path: Path) -> None:
-    """Move a file to a name that must be free, or hold the same bytes: then it is removed, else FileExistsError."""
-    try:
-        os.link(temporary, path)  # of two processes that try it at once, one fails
-    except OSError:  # it is there, or the file system has no links
-        if not path.exists():
-            os.replace(temporary, path)
-            return
-        if not filecmp.cmp(temporary, path, shallow=False):
-            raise FileExistsError(errno.EEXIST, "exists already", str(path)) from None
-    temporary.unlink()
 
 
 # ---- from arrays
@@ -486,16 +433,16 @@ def _target_mode(image: Image.Image, notices: list[str], gray_tile: bool) -> Lit
     """The mode that `image` is coded in; adds what its conversion means to `notices`."""
     mode, see_through = image.mode, image.has_transparency_data
     if mode in ("L", "LA", "La") or (mode == "RGBA" and gray_tile):
-        return "LA" if see_through else "L"
+        return _mode(True, see_through)
     if mode in ("RGB", "RGBA", "RGBa", "RGBX"):
-        return "RGBA" if see_through else "RGB"
+        return _mode(False, see_through)
     if mode == "1":
         notices.append("bilevel input coded as grayscale")
-        return "LA" if see_through else "L"
+        return _mode(True, see_through)
     if mode in ("P", "PA"):
-        name = "L" if _palette_is_gray(image) else "RGB"
-        notices.append(f"palette input coded as {'grayscale' if name == 'L' else 'RGB'}")
-        return name + "A" if see_through else name  # type: ignore[return-value]
+        gray = _palette_is_gray(image)
+        notices.append(f"palette input coded as {'grayscale' if gray else 'RGB'}")
+        return _mode(gray, see_through)
     if mode.startswith("I;16"):
         notices.append("16-bit input reduced to 8 bits")
         return "LA" if isinstance(image.info.get("transparency"), int) else "L"
@@ -547,7 +494,7 @@ def _unturned(array: np.ndarray, orientation: Any) -> np.ndarray:
 
 
 def _pillow_error(error: Exception) -> FastcodecError:
-    """What Pillow has raised on an image, in our words. Its limits are told apart from damage."""
+    """An error of Pillow's in our words. Its limits are told apart from damage."""
     text = str(error)
     for name, what in (
         ("MAX_TEXT_CHUNK", "a text or an ICC profile takes more than Pillow's limit of {} bytes, unpacked"),

@@ -280,7 +280,7 @@ def needs_network(file: Container, area: Rect) -> bool:
 
 
 def parts_within(file: Container, area: Rect) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
-    """What the lossless tiles give of a rectangle of pixels: rows and columns within it, and uint8 [height, width, 3].
+    """The lossless tiles' part of a rectangle of pixels: rows and columns within it, and uint8 [height, width, 3].
 
     Raises CorruptStreamError naming the tile.
     """
@@ -309,7 +309,7 @@ def join(tiles: list[TileData], pixels: np.ndarray, grid: Grid) -> list[TileData
 
 
 def read_image(file: Container, number: int, pixels: Rect) -> np.ndarray:
-    """What `images_within` has found, uint8 [height, width, 3]. Raises CorruptStreamError naming the tile."""
+    """The pixels that `images_within` found, uint8 [height, width, 3]. Raises CorruptStreamError naming the tile."""
     payload = file.tile(number).payload
     try:
         return decode(payload, pixels.height, pixels.width)

@@ -1,4 +1,4 @@
-"""What a measurement ran on: figures of time mean nothing without it."""
+"""The machine of a measurement: figures of time mean nothing without it."""
 
 from __future__ import annotations
 

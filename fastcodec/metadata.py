@@ -55,7 +55,7 @@ INFO_NAMES = ("icc_profile", "exif", "xmp", "dpi")  # in Pillow's `info` and amo
 
 
 class Carrier(Protocol):
-    """What carries metadata: a picture, a header."""
+    """A carrier of metadata: a picture, a header."""
 
     @property
     def icc(self) -> bytes | None: ...

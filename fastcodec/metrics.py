@@ -1,4 +1,4 @@
-"""What a decoded image and a curve of them are worth: PSNR, MS-SSIM and the Bjøntegaard rate difference.
+"""Measures of decoded images and their curves: PSNR, MS-SSIM and the Bjøntegaard rate difference.
 
 PSNR and MS-SSIM follow the conventions of the published learned-codec curves (each image by itself, RGB, then the mean
 over images), so that our figures stand beside theirs.

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 Curve: TypeAlias = "dict[str, list[float]]"  # columns of equal length: bpp, and psnr_rgb or ms_ssim_rgb or both
 
@@ -145,7 +145,7 @@ def plot(path: Path, name: str, points: Sequence[Mean], curves: dict[str, Curve]
     if not chosen:  # the curves of another run, say
         palette = [colour for _, colour in _PLOTTED]
         chosen = list(zip(curves, palette, strict=False))
-    style = {
+    style: dict[Any, Any] = {
         "font.family": "sans-serif",
         "font.size": 10,
         "axes.spines.top": False,

@@ -339,8 +339,8 @@ def _decompress_vbr(original: Callable) -> Callable:
 
 
 def _mode_for(model: _EntropyModel) -> Mode | None:
-    """How to code for this entropy model; None: as CompressAI does, since nothing is installed or its coder is another
-    one than rANS."""
+    """The mode of coding for this entropy model; None: as CompressAI does, since nothing is installed or its coder is
+    another one than rANS."""
     mode = active()
     return mode if mode is not None and getattr(model.entropy_coder, "name", None) == "ans" else None
 

@@ -28,18 +28,16 @@ from ..errors import (
     NotAFicFileError,
     NotPortableWarning,
 )
-from ..folders import IMAGE_SUFFIXES
 from ..images import (
     ALPHA_SUFFIXES,
     Picture,
-    discard_unfinished,
     keeps_alpha,
     output_format,
     read_picture,
     read_size,
-    replacing,
     write_picture,
 )
+from ..storage import IMAGE_SUFFIXES, discard_unfinished, replacing
 from .files import STDIN, STDOUT, read_fic, read_stdin, write_stdout
 from .history import History, Made
 from .report import Report, Terminated, explain, per_pixel, say
@@ -185,7 +183,7 @@ def _limits(arguments: argparse.Namespace) -> Limits:
 
 
 def _output(arguments: argparse.Namespace) -> tuple[Path | None, bool]:
-    """Where the output goes, and whether that is a file."""
+    """The place of the output, and whether that is a file."""
     text = getattr(arguments, "out", None)
     from_stdin = any(path is STDIN for path in arguments.inputs)
     if from_stdin and len(arguments.inputs) > 1:

@@ -1,4 +1,4 @@
-"""What the files of an output folder were made from: `.fastcodec.jsonl` in it.
+"""Sources of the files in an output folder: `.fastcodec.jsonl` in it.
 
 A repeated command skips what is done, and "done" means: made from this very source, with these settings. A file at the
 right place does not tell. So for each output a line of JSON is appended that says so, in one write; the last line of
@@ -19,7 +19,7 @@ from typing import Any
 
 from ..batch import folded
 from ..errors import ImageError
-from ..images import replacing
+from ..storage import replacing
 
 NAME = ".fastcodec.jsonl"
 _STALE = 1000  # lines that no longer count, from which on the file may be written anew

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..errors import ImageError, ModelMismatchError
-from ..folders import image_files
+from ..storage import image_files
 from .report import say
 
 MOST_IMAGES = 64

@@ -1,4 +1,4 @@
-"""What every kind of picture draws from: random choices, colours that go together, fonts, words, a background."""
+"""Material of every kind of picture: random choices, colours that go together, fonts, words, a background."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Theme:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a kind draws from: the generator, the size, the photograph if there is one, and the fonts."""
+    """Material of a picture: the generator, the size, the photograph if there is one, and the fonts."""
 
     random: np.random.Generator
     height: int

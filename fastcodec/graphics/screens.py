@@ -14,7 +14,7 @@ from .writing import line_of_words, prose
 
 @dataclass(frozen=True)
 class Look:
-    """How widgets look: bevelled as in the nineties, or flat with a radius."""
+    """The look of widgets: bevelled as in the nineties, or flat with a radius."""
 
     theme: Theme
     accent: Colour
@@ -198,6 +198,29 @@ def _document(scene: Scene, image: Image.Image, box: Box, look: Look) -> None:
     prose(scene, ImageDraw.Draw(image), (box[0] + 6, box[1] + 6, box[2] - 8, box[3] - 4), inks, scene.between(9, 16))
 
 
+def _title_buttons(scene: Scene, pen: ImageDraw.ImageDraw, title: Box, look: Look, ink: Colour) -> None:
+    """The buttons of a title bar, at its right end."""
+    _, top, right, bottom = title
+    bar = bottom - top
+    round_buttons = not look.bevel and scene.chance(0.4)
+    for i in range(3):
+        if round_buttons:
+            x, y = right - 20 - 18 * i, top + bar // 2 - 6
+            pen.ellipse((x, y, x + 12, y + 12), ((255, 95, 87), (254, 188, 46), (40, 200, 64))[i])
+            continue
+        x, y, size = right - 5 - (i + 1) * (bar - 2), top + 3, bar - 6
+        if look.bevel:
+            panel(pen, (x, y, x + size + 1, y + size), look, look.theme.panel)
+        mark, a, b = (look.theme.ink if look.bevel else ink), size // 3, size - size // 3
+        if i == 0:
+            pen.line((x + a, y + a, x + b, y + b), mark)
+            pen.line((x + a, y + b, x + b, y + a), mark)
+        elif i == 1:
+            pen.rectangle((x + a - 1, y + a - 1, x + b, y + b), outline=mark)
+        else:
+            pen.line((x + a, y + b, x + b, y + b), mark)
+
+
 def _window(scene: Scene, image: Image.Image, box: Box, look: Look) -> None:
     """A window: title bar with buttons, perhaps a menu, its content, perhaps a scroll bar and a status bar."""
     pen, theme, font = ImageDraw.Draw(image), look.theme, look.font
@@ -222,23 +245,7 @@ def _window(scene: Scene, image: Image.Image, box: Box, look: Look) -> None:
         ink,
         font,
     )
-    round_buttons = not look.bevel and scene.chance(0.4)
-    for i in range(3):
-        x, y, size = right - 5 - (i + 1) * (bar - 2), top + edge + 3, bar - 6
-        if round_buttons:
-            x, y = right - 20 - 18 * i, top + edge + bar // 2 - 6
-            pen.ellipse((x, y, x + 12, y + 12), ((255, 95, 87), (254, 188, 46), (40, 200, 64))[i])
-            continue
-        if look.bevel:
-            panel(pen, (x, y, x + size + 1, y + size), look, theme.panel)
-        mark, a, b = (theme.ink if look.bevel else ink), size // 3, size - size // 3
-        if i == 0:
-            pen.line((x + a, y + a, x + b, y + b), mark)
-            pen.line((x + a, y + b, x + b, y + a), mark)
-        elif i == 1:
-            pen.rectangle((x + a - 1, y + a - 1, x + b, y + b), outline=mark)
-        else:
-            pen.line((x + a, y + b, x + b, y + b), mark)
+    _title_buttons(scene, pen, (left, top + edge, right, top + edge + bar), look, ink)
     inner = [left + edge + 2, top + edge + bar + 2, right - edge - 2, bottom - edge - 2]
     if scene.chance(0.6):
         x = inner[0] + 6

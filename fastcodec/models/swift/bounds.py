@@ -1,4 +1,4 @@
-"""How large features can become, by proof: whatever the picture or the latents, no layer leaves half precision.
+"""Bounds of the features, by proof: whatever the picture or the latents, no layer leaves half precision.
 
 The limit of a model's features (`SwiftConfig.limit`) clamps what each residual block is given and what its gated
 product, the only product of features, hands on. Between two clamps every layer is linear, up to SiLU, which never makes

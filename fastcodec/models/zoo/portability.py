@@ -26,7 +26,7 @@ def kind_of(device: torch.device) -> str:
 
 
 def _vendor() -> str:
-    """Who made the processor, which matrix libraries go by; empty where Linux does not tell."""
+    """The processor's maker, by which matrix libraries choose; empty where Linux does not tell."""
     try:
         found = re.search(r"^(?:vendor_id|CPU implementer)\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:

@@ -1,0 +1,87 @@
+"""Files on disk: the images of a folder, and outputs that take their place whole or not at all. Imports no PyTorch."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import filecmp
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+# Suffixes of the images in a folder; a file that is named may have any.
+# fmt: off
+IMAGE_SUFFIXES = frozenset({
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".tif", ".tiff", ".bmp", ".dib", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".jp2", ".j2k", ".qoi", ".dds", ".psd", ".heic", ".heif",
+})
+# fmt: on
+
+
+def image_files(folder: Path, *, recursive: bool = False) -> list[Path]:
+    """The images directly in a folder, or anywhere below it, by their names' suffixes: sorted, without hidden ones.
+
+    Of what is no folder, itself.
+    """
+    if not folder.is_dir():
+        return [folder]
+    found = folder.rglob("*") if recursive else folder.iterdir()
+    return sorted(path for path in found if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."))
+
+
+_unfinished: set[Path] = set()
+
+
+def discard_unfinished() -> None:
+    """Remove the temporary files of every `replacing` that is under way: for a process that ends in the middle."""
+    for path in tuple(_unfinished):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` when the block ends, and leaves no trace if it raises.
+
+    overwrite: if false, a file that is there already, or is by the end, stays: FileExistsError, unless it holds the
+    very bytes that were written. OSError carries the name `path`, not the temporary one.
+    """
+    path = Path(path)
+    # Short, whatever the name: one at the file system's limit leaves no room for more.
+    temporary = path.with_name(f".{secrets.token_hex(6)}.part")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a directory", str(path))
+        stream = open(temporary, "x+b")  # noqa: SIM115 (closed below, before it is moved)
+        _unfinished.add(temporary)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    try:
+        with stream:
+            yield stream
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _move_to_new(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    finally:
+        _unfinished.discard(temporary)
+
+
+def _move_to_new(temporary: Path, path: Path) -> None:
+    """Move a file to a name that must be free, or hold the same bytes: then it is removed, else FileExistsError."""
+    try:
+        os.link(temporary, path)  # of two processes that try it at once, one fails
+    except OSError:  # it is there, or the file system has no links
+        if not path.exists():
+            os.replace(temporary, path)
+            return
+        if not filecmp.cmp(temporary, path, shallow=False):
+            raise FileExistsError(errno.EEXIST, "exists already", str(path)) from None
+    temporary.unlink()

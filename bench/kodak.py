@@ -55,8 +55,8 @@ def run() -> dict[str, Any]:
             files[i] = codec.encode(picture, quality=quality)
             measured = {"encode": _timed(partial(codec.encode, picture, quality=quality))}
             for precision in PRECISIONS:
-                decode = partial(codec.decode, files[i], out="picture", precision=precision)
-                measured[f"decode, {precision}"] = _timed(decode)
+                call = partial(codec.decode, files[i], out="picture", precision=precision)
+                measured[f"decode, {precision}"] = _timed(call)
             if rival and round_number < min(ROUNDS, 3):  # it is slow, and steady
                 measured |= rival.measure(picture)
             if round_number >= 0:

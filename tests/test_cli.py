@@ -17,14 +17,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from simulated_gpu import simulated_gpu
 
 import fastcodec
 from fastcodec import batch, images
 from fastcodec.batch import Outcome, Task
-from fastcodec.cli import build_parser, history, main
+from fastcodec.cli import batches, build_parser, history, main
 from fastcodec.cli.report import Report, explain, size_text
-from fastcodec.kernels.rans import _cuda
-from fastcodec.kernels.triton.common import INTERPRETED
 
 NAMES = ("astronaut", "chelsea", "coffee")
 
@@ -1327,20 +1326,27 @@ def test_progress_on_a_narrow_terminal(count, expected, monkeypatch, capsys):
 
 def test_devices_of_the_command_line(folder, tmp_path, capsys, simulator, monkeypatch):
     """The GPU's pipeline, in simulation, writes what the CPU reads; a GPU that is not there is one line."""
-    if not INTERPRETED:
-        pytest.skip("Triton's interpreter is off: there is a GPU")
+    load = batches._load_codec
+
+    def loaded(arguments):
+        """What reads files ahead as for a GPU."""
+        codec = load(arguments)
+        codec.device = torch.device("cuda")
+        return codec
+
     monkeypatch.setattr(batch._Gatherer, "THREADS", 1)  # the interpreter takes one at a time
     small = tmp_path / "small"
     small.mkdir()
     for name, box in (("a", (0, 0, 40, 30)), ("b", (40, 0, 80, 30)), ("c", (0, 30, 30, 50))):
         Image.open(folder / "chelsea.png").crop(box).save(small / f"{name}.png")
     (small / "d.png").write_bytes(b"no image")
-    with _cuda.simulated(simulator):
-        assert main(["compress", str(small), "-o", str(tmp_path / "fic"), "--device", "sim", "--json"]) == 1
+    with simulated_gpu(simulator), monkeypatch.context() as patch:
+        patch.setattr(batches, "_load_codec", loaded)
+        assert main(["compress", str(small), "-o", str(tmp_path / "fic"), "--device", "cuda", "--json"]) == 1
         records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
         assert sorted(record["status"] for record in records) == ["done"] * 3 + ["failed"]
         out = tmp_path / "sim"
-        assert main(["decompress", str(tmp_path / "fic"), "-o", str(out), "--device", "sim", "--json"]) == 0
+        assert main(["decompress", str(tmp_path / "fic"), "-o", str(out), "--device", "cuda", "--json"]) == 0
     assert main(["decompress", str(tmp_path / "fic"), "-o", str(tmp_path / "cpu"), "--device", "cpu"]) == 0
     for name in "abc":
         one, other = (np.asarray(Image.open(tmp_path / kind / f"{name}.png")).astype(int) for kind in ("sim", "cpu"))

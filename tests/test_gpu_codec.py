@@ -1,7 +1,7 @@
 """The codec's GPU engine: the Triton kernels, the CUDA coder, and the program that drives them.
 
-Where there is no GPU, the kernels run in Triton's interpreter and the coder in the host shim (device "sim"), driven by
-the same Python as on a GPU. The interpreter is slow: `test_a_kodak_crop` runs everything in it, `test_files_...` the
+Where there is no GPU, the kernels run in Triton's interpreter and the coder in the host shim (simulated_gpu.py), driven
+by the same Python as on a GPU. The interpreter is slow: `test_a_kodak_crop` runs everything in it, `test_files_...` the
 entropy side, and the other tests, which are about the program, the kernels' references. Tests marked `gpu` are for a
 real GPU.
 """
@@ -17,12 +17,13 @@ import pytest
 import torch
 from grouped_model import write_grouped
 from PIL import Image
+from simulated_gpu import simulated_gpu
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcodec import container, lossless
 from fastcodec.codec import Codec
 from fastcodec.container import TileData
-from fastcodec.engines import gpu
+from fastcodec.engines import gpu, gpu_batch
 from fastcodec.errors import CorruptStreamError, ImageError, UnavailableError
 from fastcodec.fit_tables import tables_of
 from fastcodec.images import Picture
@@ -30,7 +31,6 @@ from fastcodec.kernels import rans
 from fastcodec.kernels.rans import _cuda
 from fastcodec.kernels.rans.session import DecodePlan, shape_of
 from fastcodec.kernels.triton import hyper_synthesis, parameters, pixels, pointwise, residual, upsample
-from fastcodec.kernels.triton.common import INTERPRETED
 from fastcodec.models.swift import export
 from fastcodec.models.swift import release as released
 
@@ -47,10 +47,8 @@ def cpu() -> Codec:
 
 @contextmanager
 def simulation(request) -> Iterator[Codec]:
-    if not INTERPRETED:
-        pytest.skip("Triton's interpreter is off: there is a GPU")
-    with _cuda.simulated(request.getfixturevalue("simulator")):
-        yield Codec.load("swift", "sim")
+    with simulated_gpu(request.getfixturevalue("simulator")):
+        yield Codec.load("swift", "cuda")
 
 
 def on(request, *references) -> Iterator[Codec]:
@@ -67,7 +65,7 @@ def on(request, *references) -> Iterator[Codec]:
         yield codec
 
 
-PLACES = ["sim", pytest.param("cuda", marks=pytest.mark.gpu)]
+PLACES = ["simulated", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(params=PLACES)
@@ -261,7 +259,7 @@ def test_large_images_in_parts(cpu, codec, engine, photographs, monkeypatch):
     data = cpu.encode(image, quality=40)
     whole = cpu.decode(data, out="numpy")
     assert difference(codec.decode(data, out="numpy"), whole) <= 1
-    monkeypatch.setattr(gpu, "GROUP_POSITIONS", 64)
+    monkeypatch.setattr(gpu_batch, "GROUP_POSITIONS", 64)
     assert difference(codec.decode(data, out="numpy"), whole) <= 1
     assert torch.equal(codec.latents(data), cpu.latents(data))
     written = codec.encode(image, quality=40)
@@ -310,7 +308,7 @@ def test_shapes_are_remembered(cpu, codec, engine, photographs, monkeypatch):
     for data in files:
         assert difference(codec.decode(data), cpu.decode(data)) <= 1
     assert len(engine._remembered) == len(captured) == 1
-    monkeypatch.setattr(gpu, "GRAPH_POSITIONS", 8)
+    monkeypatch.setattr(gpu_batch, "GRAPH_POSITIONS", 8)
     for data in files[:3]:
         assert difference(codec.decode_batch([data, data])[1], cpu.decode(data)) <= 1
     assert (len(engine._remembered), len(captured)) == (2, 1), "too large for a graph"
@@ -347,7 +345,7 @@ class HostReads(TorchDispatchMode):
             code = frame.f_code
             if "triton/runtime" in code.co_filename or code.co_name.endswith("_reference"):
                 return
-            if code is gpu._Entropy.send.__code__:
+            if code is gpu_batch.EntropyDecoder.send.__code__:
                 return
             frame = frame.f_back
         self.found.append(name)
@@ -384,11 +382,18 @@ def watched(monkeypatch) -> Iterator[tuple[list[str], list[int]]]:
         yield reads.found, waits
 
 
+def test_a_profile_shows_the_stages(codec, photographs):
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        codec.decode(codec.encode(photo(photographs, 40, 30)))
+    names = {event.key for event in profile.key_averages()}
+    assert names >= {"analysis", "hyper", "parameters", "rans", "synthesis", "copies"}
+
+
 @pytest.mark.parametrize("parts", [False, True])
 def test_decoding_waits_once(parts, cpu, codec, engine, photographs, monkeypatch):
     files = [cpu.encode(photo(photographs, 40, 30, left), quality=50) for left in (0, 9)]
     if parts:
-        monkeypatch.setattr(gpu, "GROUP_POSITIONS", 2)
+        monkeypatch.setattr(gpu_batch, "GROUP_POSITIONS", 2)
     with watched(monkeypatch) as (reads, waits):
         decoded = codec.decode_tensor(files)
         assert (reads, waits) == ([], [])
@@ -401,14 +406,14 @@ def test_decoding_waits_once(parts, cpu, codec, engine, photographs, monkeypatch
 
 def test_another_wait_would_be_seen(cpu, codec, engine, photographs, monkeypatch):
     data = cpu.encode(photo(photographs, 40, 30), quality=50)
-    launch = gpu._Entropy.launch
+    launch = gpu_batch.EntropyDecoder.launch
 
     def careless(self):
         launch(self)
         if self._gain.max() > 1e9:
             raise AssertionError
 
-    monkeypatch.setattr(gpu._Entropy, "launch", careless)
+    monkeypatch.setattr(gpu_batch.EntropyDecoder, "launch", careless)
     with watched(monkeypatch) as (reads, _):
         codec.decode_tensor([data])
     assert reads
@@ -453,7 +458,7 @@ def test_files_of_about_a_size_share_a_shape(cpu, photographs):
                 file = container.read(cpu.encode(part, quality=75, preset="latency"))
                 payloads = [file.tile(number).payload for number in file.network_tiles]
                 plan = DecodePlan(payloads, padded=True)
-                shapes.add((shape_of(plan), gpu._capacity(plan)))
+                shapes.add((shape_of(plan), gpu_batch.capacity_for(plan)))
                 streams.add((DecodePlan(payloads).stream_count, plan.size))
     assert len(streams) > 12
     assert len(shapes) <= 6
@@ -580,8 +585,8 @@ def test_a_failed_gpu_is_a_typed_error(error, cpu, codec, engine, photographs, m
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(gpu.parameters, "anchor_parameters", fail)
-        patch.setattr(gpu.parameters, "encode_parameters", fail)
+        patch.setattr(parameters, "decode_parameters", fail)
+        patch.setattr(parameters, "encode_parameters", fail)
         for call in (codec.decode, codec.verify, codec.latents, lambda _: codec.encode(image)):
             with pytest.raises(UnavailableError, match=r"the GPU failed.*illegal memory access was encountered$"):
                 call(data)
@@ -597,7 +602,7 @@ def test_memory_that_runs_out_is_not_a_failed_gpu(cpu, codec, engine, photograph
     def fail(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(gpu.parameters, "anchor_parameters", fail)
+    monkeypatch.setattr(parameters, "decode_parameters", fail)
     with pytest.raises(torch.OutOfMemoryError):
         codec.decode(cpu.encode(photo(photographs, 40, 30), quality=50))
 
@@ -666,7 +671,7 @@ def test_other_defaults_of_pytorch(cpu, codec, photographs):
         try:
             torch.set_default_device(device)
             torch.set_default_dtype(dtype)
-            other = Codec.load("swift", "cuda" if codec.device.type == "cuda" else "sim")
+            other = Codec.load("swift", "cuda")
             for used in (codec, other):
                 assert used.encode(image) == data
                 assert difference(used.decode(cpu.encode(image), out="numpy"), levels) == 0

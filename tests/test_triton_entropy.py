@@ -6,6 +6,7 @@ Without a GPU the kernels run in Triton's interpreter.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -21,9 +22,11 @@ from fastcodec.kernels.triton import hyper_synthesis as hyper
 from fastcodec.kernels.triton import parameters
 from fastcodec.kernels.triton.common import on_gpu
 from fastcodec.kernels.triton.hyper_synthesis import HyperNetwork, hyper_synthesis, hyper_synthesis_reference
-from fastcodec.kernels.triton.integer_matrix import MOST_TILES, flatten, pack
-from fastcodec.kernels.triton.parameters import ParameterNetwork
-from fastcodec.kernels.triton.tiles import COLUMNS, Layout
+from fastcodec.kernels.triton.packed_layer import MOST_TILES, flatten, pack
+from fastcodec.kernels.triton.parameter_network import ParameterNetwork
+from fastcodec.kernels.triton.parameters import CodedSymbols, Context, SymbolChoice
+from fastcodec.kernels.triton.symbol_choice import NOT_FINITE, OUT_OF_RANGE
+from fastcodec.kernels.triton.tiles import COLUMNS, Layout, TileTable
 from fastcodec.models.swift import release as released
 from fastcodec.models.swift.entropy_model import EntropyModel, group_layers, reconstruct
 
@@ -31,6 +34,7 @@ from fastcodec.models.swift.entropy_model import EntropyModel, group_layers, rec
 SHAPES = ((1, 1), (1, 6), (5, 1), (2, 2), (5, 7), (6, 6))
 QUALITIES = (0, 99, 17, 50, 3, 98)
 HYPER_LAYERS = ("h_s.head", "h_s.up1", "h_s.middle", "h_s.up2", "h_s.tail")
+HALVES = ("anchors", "non_anchors")
 LARGEST = 16 * (2**15 - 1) + 2**15  # magnitude of a decoded latent: the largest symbol on the largest mean
 
 
@@ -49,7 +53,7 @@ def generator() -> torch.Generator:
 def size(request, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which of the two divisions of work a launch chooses, whatever the number of positions."""
     for module in (hyper, parameters):
-        monkeypatch.setattr(module, "_FEW_POSITIONS", 0 if request.param == "many" else 2**30)
+        monkeypatch.setattr(module, "FEW_POSITIONS", 0 if request.param == "many" else 2**30)
     return request.param
 
 
@@ -132,14 +136,17 @@ class Batch:
     anchors: Tensor
     before: tuple[Tensor | None, Tensor | None]
 
-    @property
-    def table(self) -> Tensor:
-        return self.layout.table(self.qualities)
+    def tiles(self, place: str = "cpu") -> TileTable:
+        return TileTable(self.layout.table(self.qualities).to(place), self.layout.longest)
 
-    @property
-    def where(self) -> tuple[Tensor, int]:
-        """Table and longest: what every operation takes."""
-        return self.table, self.layout.longest
+    def context(self, half: str, place: str = "cpu") -> Context:
+        """What the pass of a half refers to."""
+        second = half == "non_anchors"
+        before = self.before[second]
+        return Context(
+            self.anchors.to(place) if second else None,
+            None if before is None else before.to(place),
+        )
 
     def rows(self, half: str) -> int:
         return sum(getattr(self.layout, half))
@@ -193,40 +200,30 @@ def assert_equals_reference(
     return [tensor[1:-1] for tensor in results[1]]
 
 
-def parameter_forms(batch: Batch, *halves: str) -> list[tuple[int, int, torch.dtype]]:
-    latents = batch.anchors.shape[1]
-    return [(batch.rows(half), latents, dtype) for half in halves for dtype in (torch.int16, torch.uint8)]
+def parameter_forms(batch: Batch, half: str) -> list[tuple[int, int, torch.dtype]]:
+    return [(batch.rows(half), batch.anchors.shape[1], dtype) for dtype in (torch.int16, torch.uint8)]
 
 
 def assert_parameters_equal(model: EntropyModel, batch: Batch, device: str) -> list[Tensor]:
-    """Every operation that gives means and indexes; returns those of anchors and of non-anchors."""
+    """Both passes; returns means and indexes of the anchors, and of the non-anchors."""
 
-    def network(place: str) -> ParameterNetwork:
-        return parameter_network(model, place)
-
-    table, longest = batch.where
-    first = assert_equals_reference(
-        parameters.anchor_parameters,
-        parameters.anchor_parameters_reference,
-        (batch.psi, batch.before[0], table, longest, network),
-        parameter_forms(batch, "anchors"),
-        device,
-    )
-    second = assert_equals_reference(
-        parameters.context_parameters,
-        parameters.context_parameters_reference,
-        (batch.psi, batch.anchors, batch.before[1], table, longest, network),
-        parameter_forms(batch, "non_anchors"),
-        device,
-    )
-    return [*first, *second]
+    found = []
+    for half in HALVES:
+        found += assert_equals_reference(
+            parameters.decode_parameters,
+            parameters.decode_parameters_reference,
+            (batch.psi, partial(batch.context, half), batch.tiles, partial(parameter_network, model)),
+            parameter_forms(batch, half),
+            device,
+        )
+    return found
 
 
 def assert_psi_equal(model: EntropyModel, batch: Batch, device: str) -> Tensor:
     (psi,) = assert_equals_reference(
         hyper_synthesis,
         hyper_synthesis_reference,
-        (batch.z, *batch.where, lambda place: hyper_network(model, place)),
+        (batch.z, batch.tiles, lambda place: hyper_network(model, place)),
         [(*batch.psi.shape, torch.int8)],
         device,
     )
@@ -310,16 +307,12 @@ def test_the_released_model(swift, generator, device, size):
 def test_references_are_the_model(generator, later):
     model = random_model(generator, later=later)
     batch = random_batch(generator, model)
-    table, longest = batch.where
     psi = torch.empty_like(batch.psi)
-    hyper_synthesis_reference(batch.z, table, longest, hyper_network(model, "cpu"), psi)
+    hyper_synthesis_reference(batch.z, batch.tiles(), hyper_network(model, "cpu"), psi)
     network, group = parameter_network(model, "cpu"), len(later)
-    first, second = (
-        [torch.empty(batch.rows(half), network.latents, dtype=dtype) for dtype in (torch.int16, torch.uint8)]
-        for half in ("anchors", "non_anchors")
-    )
-    parameters.anchor_parameters_reference(psi, batch.before[0], table, longest, network, *first)
-    parameters.context_parameters_reference(psi, batch.anchors, batch.before[1], table, longest, network, *second)
+    first, second = ([torch.empty(form[:2], dtype=form[2]) for form in parameter_forms(batch, half)] for half in HALVES)
+    for half, outputs in zip(HALVES, (first, second), strict=True):
+        parameters.decode_parameters_reference(psi, batch.context(half), batch.tiles(), network, *outputs)
     layout = batch.layout
     parts = zip(
         layout.shapes,
@@ -372,34 +365,31 @@ def test_live_taps_are_the_odd_ones():
 
 @dataclass(frozen=True)
 class Encoding:
-    """A pass to encode: the half's name, the anchors' values if it is the second, earlier groups', and what the encoder
-    wants."""
+    """A pass to encode: the half's name, and what the encoder wants."""
 
     half: str
-    anchors: Tensor | None
-    before: Tensor | None
     y: Tensor
     weight: Tensor
+
+    def choice(self, lengths: Tensor, place: str = "cpu") -> SymbolChoice:
+        return SymbolChoice(*(tensor.to(place) for tensor in (self.y, self.weight, lengths)))
 
 
 def encodings(generator: torch.Generator, model: EntropyModel, batch: Batch, rows: int) -> list[Encoding]:
     """Both passes, with residuals of every size, ties included. rows: of the weights."""
     network = parameter_network(model, "cpu")
     found = []
-    for half, anchors, before in zip(("anchors", "non_anchors"), (None, batch.anchors), batch.before, strict=True):
+    for half in HALVES:
         means = torch.empty(batch.rows(half), network.latents, dtype=torch.int16)
-        if anchors is None:
-            parameters.anchor_parameters_reference(batch.psi, before, *batch.where, network, means, means.byte())
-        else:
-            inputs = (batch.psi, anchors, before, *batch.where)
-            parameters.context_parameters_reference(*inputs, network, means, means.byte())
+        inputs = (batch.psi, batch.context(half), batch.tiles(), network)
+        parameters.decode_parameters_reference(*inputs, means, means.byte())
         scale = 10.0 ** torch.randint(-1, 5, means.shape, generator=generator)
         residual = (scale * torch.randn(means.shape, generator=generator)).clamp(-32000, 32000)
         tied = torch.rand(means.shape, generator=generator) < 0.2
         residual = torch.where(tied, residual.floor() + 0.5, residual)
         residual[0] = torch.tensor([32767.25, -32767.25, 32766.5, -32766.5]).repeat(network.latents // 4)
         weight = 10 ** torch.empty(rows, network.latents).uniform_(-4, 0, generator=generator)
-        found.append(Encoding(half, anchors, before, means / 16 + residual, weight))
+        found.append(Encoding(half, means / 16 + residual, weight))
     return found
 
 
@@ -414,15 +404,14 @@ def assert_encodings_equal(
     errors = {place: torch.zeros(1, dtype=torch.int32, device=place) for place in {"cpu", device}}
 
     def with_error(function: Callable) -> Callable:
-        return lambda *arguments: function(*arguments, errors[arguments[0].device.type])
+        return lambda *inputs: function(*inputs[:-3], CodedSymbols(*inputs[-3:], errors[inputs[0].device.type]))
 
     found = assert_equals_reference(
         with_error(parameters.encode_parameters),
         with_error(parameters.encode_parameters_reference),
         (
-            *(batch.psi, encoding.anchors, encoding.before, *batch.where),
-            lambda place: parameter_network(model, place),
-            *(encoding.y, encoding.weight, lengths),
+            *(batch.psi, partial(batch.context, encoding.half), batch.tiles),
+            *(partial(parameter_network, model), partial(encoding.choice, lengths)),
         ),
         encode_forms(batch, encoding.half),
         device,
@@ -458,28 +447,25 @@ def test_encoding(generator, device, size, rows, columns):
 @pytest.mark.parametrize(
     "residual, expected",
     [
-        (float("nan"), parameters.NOT_FINITE),
-        (-float("inf"), parameters.NOT_FINITE),
-        (32767.5, parameters.OUT_OF_RANGE),
-        (-3e38, parameters.OUT_OF_RANGE),
+        (float("nan"), NOT_FINITE),
+        (-float("inf"), NOT_FINITE),
+        (32767.5, OUT_OF_RANGE),
+        (-3e38, OUT_OF_RANGE),
         (32767.25, 0),
     ],
 )
 def test_error_word(generator, device, residual, expected):
     model = random_model(generator)
     batch = random_batch(generator, model, ((1, 3), (1, 2)), (1, 2))
-    lengths = code_lengths().float().to(device)
     for encoding in encodings(generator, model, batch, 1):
-        network = parameter_network(model, device)
         written = [torch.empty(form[:2], dtype=form[2], device=device) for form in encode_forms(batch, encoding.half)]
-        anchors = None if encoding.anchors is None else encoding.anchors.to(device)
         error = torch.zeros(1, dtype=torch.int32, device=device)
-        table, longest = batch.where
-        inputs = (batch.psi.to(device), anchors, None, table.to(device), longest, network)
+        context, tiles = batch.context(encoding.half, device), batch.tiles(device)
+        inputs = (batch.psi.to(device), context, tiles, parameter_network(model, device))
 
         def encode(y: Tensor) -> list[Tensor]:
-            arguments = (y.to(device), encoding.weight.to(device), lengths)  # noqa: B023
-            parameters.encode_parameters(*inputs, *arguments, *written, error)  # noqa: B023
+            choice = replace(encoding, y=y).choice(code_lengths().float(), device)  # noqa: B023
+            parameters.encode_parameters(*inputs, choice, CodedSymbols(*written, error))  # noqa: B023
             return [tensor.cpu().clone() for tensor in written]  # noqa: B023
 
         symbols, _, values = encode(encoding.y)
@@ -527,24 +513,22 @@ def test_launches_are_what_is_compiled_ahead_of_time(swift, generator, monkeypat
         monkeypatch.setattr(module, name, Recorder(getattr(module, name), seen))
         monkeypatch.setattr(module, "on_gpu", lambda tensor: True)
     batch = random_batch(generator, swift, ((4, 4),), (1,))
-    table, longest = batch.where
+    tiles, error = batch.tiles(), torch.zeros(1, dtype=torch.int32)
     for few in (True, False):
         for module in (hyper, parameters):
-            monkeypatch.setattr(module, "_FEW_POSITIONS", 2**30 if few else 0)
-        hyper_synthesis(batch.z, table, longest, hyper_network(swift, "cpu"), batch.psi)
+            monkeypatch.setattr(module, "FEW_POSITIONS", 2**30 if few else 0)
+        hyper_synthesis(batch.z, tiles, hyper_network(swift, "cpu"), batch.psi)
         for number, own in enumerate(swift.groups):
             network, latents = parameter_network(swift, "cpu", number), own.stop - own.start
             halves = [torch.empty(8, 256, dtype=torch.int32) for _ in range(2)]
-            before = [half[:, : own.start] if number else None for half in halves]
-            anchors = halves[0][:, own]
             means, symbols = (torch.empty(8, latents, dtype=torch.int16) for _ in range(2))
             indexes = torch.empty(8, latents, dtype=torch.uint8)
-            coding = (torch.empty(8, latents), torch.empty(100, latents), code_lengths().float(), symbols, indexes)
-            error = torch.zeros(1, dtype=torch.int32)
-            parameters.anchor_parameters(batch.psi, before[0], table, longest, network, means, indexes)
-            parameters.context_parameters(batch.psi, anchors, before[1], table, longest, network, means, indexes)
-            for half, others, values in zip((None, anchors), before, (h[:, own] for h in halves), strict=True):
-                parameters.encode_parameters(batch.psi, half, others, table, longest, network, *coding, values, error)
+            choice = SymbolChoice(torch.empty(8, latents), torch.empty(100, latents), code_lengths().float())
+            for anchors, values in zip((None, halves[0][:, own]), halves, strict=True):
+                context = Context(anchors, values[:, : own.start] if number else None)
+                inputs, out = (batch.psi, context, tiles, network), (symbols, indexes, values[:, own], error)
+                parameters.decode_parameters(*inputs, means, indexes)
+                parameters.encode_parameters(*inputs, choice, CodedSymbols(*out))
     assert len(seen) == len(expected)
     for build in expected:
         assert build in seen
@@ -557,28 +541,26 @@ def test_operators(generator, device):
     model = random_model(generator, later=(32,))
     batch = random_batch(generator, model, ((1, 2),), (5,))
     network, hyper_layers = parameter_network(model, device), hyper_network(model, device)
-    where = (batch.table.to(device), batch.layout.longest)
-    psi, anchors, latents = batch.psi.to(device), batch.anchors.to(device), network.latents
-    before = [half.to(device) for half in batch.before]
+    psi, tiles, error = batch.psi.to(device), batch.tiles(device), torch.zeros(1, dtype=torch.int32, device=device)
 
     def empty(half: str, *dtypes: torch.dtype) -> list[Tensor]:
-        return [torch.empty(batch.rows(half), latents, dtype=dtype, device=device) for dtype in dtypes]
+        return [torch.empty(batch.rows(half), network.latents, dtype=dtype, device=device) for dtype in dtypes]
 
-    pair, triple = (torch.int16, torch.uint8), (torch.int16, torch.uint8, torch.int32)
-    coding = (torch.ones(1, latents, device=device), code_lengths().float().to(device))
-    error = torch.zeros(1, dtype=torch.int32, device=device)
-    cases = {
-        "hyper_synthesis": (batch.z.to(device), *where, *flatten(hyper_layers.layers), torch.empty_like(psi)),
-        "anchor_parameters": (psi, before[0], *where, *network._flat(), *empty("anchors", *pair)),
-        "context_parameters": (psi, anchors, before[1], *where, *network._flat(), *empty("non_anchors", *pair)),
-        "encode_parameters": (
-            *(psi, None, before[0], *where, *network._flat(), *empty("anchors", torch.float32), *coding),
-            *(*empty("anchors", *triple), error),
+    def inputs(half: str) -> list:
+        return [psi, *batch.context(half, device), tiles.rows, tiles.longest, *network.flatten()]
+
+    choice = (torch.ones(1, network.latents, device=device), code_lengths().float().to(device))
+    cases = [
+        ("hyper_synthesis", batch.z.to(device), tiles.rows, tiles.longest, *flatten(hyper_layers.layers), psi.clone()),
+        *(("decode_parameters", *inputs(half), *empty(half, torch.int16, torch.uint8)) for half in HALVES),
+        (
+            *("encode_parameters", *inputs("anchors"), *empty("anchors", torch.float32), *choice),
+            *(*empty("anchors", torch.int16, torch.uint8, torch.int32), error),
         ),
-    }
-    for name, arguments in cases.items():
+    ]
+    for name, *arguments in cases:
         operator = getattr(torch.ops.fastcodec, name).default
-        torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(operator, tuple(arguments), test_utils=("test_schema", "test_faketensor"))
 
 
 def test_without_a_gpu_kernels_are_interpreted():
@@ -603,38 +585,35 @@ def test_without_the_interpreter_references_run(generator, monkeypatch):
 def test_tensors_of_another_form_are_refused(generator):
     model = random_model(generator)
     batch = random_batch(generator, model)
-    table, longest = batch.where
+    tiles = batch.tiles()
     network, hyper_layers = parameter_network(model, "cpu"), hyper_network(model, "cpu")
-    means, indexes = (
-        torch.empty(batch.rows("anchors"), network.latents, dtype=dtype) for dtype in (torch.int16, torch.uint8)
-    )
+    means, indexes = (torch.empty(form[:2], dtype=form[2]) for form in parameter_forms(batch, "anchors"))
+    first = Context()
 
-    def refused(match: str, psi=batch.psi, tiles=table, longest=longest, means=means, indexes=indexes) -> None:
+    def refused(match: str, psi=batch.psi, context=first, tiles=tiles, means=means, indexes=indexes) -> None:
         with pytest.raises(ValueError, match=match):
-            parameters.anchor_parameters(psi, None, tiles, longest, network, means, indexes)
+            parameters.decode_parameters(psi, context, tiles, network, means, indexes)
 
     refused("psi", psi=batch.psi.short())
     refused("psi", psi=batch.psi[:, :16])
     refused("not contiguous", psi=batch.psi.T.contiguous().T)
-    refused("tiles", tiles=table.long())
-    refused("tiles", longest=-1)
-    refused("tiles", tiles=torch.zeros(MOST_TILES + 1, COLUMNS, dtype=torch.int32))
+    refused("tiles", tiles=replace(tiles, rows=tiles.rows.long()))
+    refused("tiles", tiles=replace(tiles, longest=-1))
+    refused("tiles", tiles=TileTable(torch.zeros(MOST_TILES + 1, COLUMNS, dtype=torch.int32), 1))
     refused("means", means=means.int())
     refused("indexes", indexes=indexes[1:])
     refused("anchors", psi=batch.psi[len(SHAPES) :])
     refused("anchors", psi=torch.cat([batch.psi, batch.psi]))
-    half = [torch.empty(batch.rows("non_anchors"), network.latents, dtype=t) for t in (torch.int16, torch.uint8)]
-    with pytest.raises(ValueError, match="anchors"):
-        parameters.context_parameters(batch.psi, batch.anchors[1:], None, table, longest, network, *half)
-    with pytest.raises(ValueError, match=r"before must be torch\.int32 \[\d+, 0\]"):
-        parameters.anchor_parameters(batch.psi, batch.anchors, table, longest, network, means, indexes)
+    half = [torch.empty(form[:2], dtype=form[2]) for form in parameter_forms(batch, "non_anchors")]
+    refused("anchors", context=Context(batch.anchors[1:]), means=half[0], indexes=half[1])
+    refused(r"before must be torch\.int32 \[\d+, 0\]", context=Context(before=batch.anchors))
     later = parameter_network(random_model(generator, later=(32,)), "cpu")
     with pytest.raises(ValueError, match=r"before must be .*, not None"):
-        parameters.anchor_parameters(batch.psi, None, table, longest, later, means, indexes)
+        parameters.decode_parameters(batch.psi, first, tiles, later, means, indexes)
     with pytest.raises(ValueError, match="z must"):
-        hyper_synthesis(batch.z.int(), table, longest, hyper_layers, batch.psi.clone())
+        hyper_synthesis(batch.z.int(), tiles, hyper_layers, batch.psi.clone())
     with pytest.raises(ValueError, match="do not belong"):
-        hyper_synthesis(batch.z[:4], table, longest, hyper_layers, batch.psi.clone())
+        hyper_synthesis(batch.z[:4], tiles, hyper_layers, batch.psi.clone())
 
 
 def test_layers_that_do_not_fit_are_refused(generator):

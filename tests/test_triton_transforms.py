@@ -17,7 +17,7 @@ from fastcodec.constants import MIN_QUALITY
 from fastcodec.engines import gpu_transforms as transforms_module
 from fastcodec.engines.gpu_transforms import Transforms
 from fastcodec.kernels.triton.pixels import from_pixels, from_pixels_reference, to_pixels, to_pixels_reference
-from fastcodec.kernels.triton.pointwise import expand, expand_reference
+from fastcodec.kernels.triton.pointwise import Expansion, Layer, QualityScale, expand, expand_reference
 from fastcodec.kernels.triton.residual import BlockWeights, residual_block, residual_block_reference
 from fastcodec.kernels.triton.upsample import upsample_2, upsample_2_reference
 from fastcodec.models.swift import release as released
@@ -105,6 +105,15 @@ def block_weights(tensors: Tensors, channels: int, dtype: torch.dtype) -> BlockW
     )
 
 
+def expansion(tensors: Tensors, out: Tensor) -> Expansion:
+    channels = out.shape[-1]
+    return Expansion(tensors.weights(channels, channels, dtype=out.dtype), tensors.random(channels), out)
+
+
+def scaling(tensors: Tensors, channels: int, rows: list[int]) -> QualityScale:
+    return QualityScale(tensors.random(5, channels), torch.tensor(rows, dtype=torch.int32, device=DEVICE))
+
+
 @DTYPES
 @LIMITS
 @pytest.mark.parametrize(
@@ -118,10 +127,10 @@ def test_residual_block(shape: tuple[int, ...], ending: str, limit: float, dtype
     arguments, outputs = [expanded, trunk, block_weights(tensors, channels, dtype), limit, out], [out]
     if ending == "expanded":
         outputs.append(tensors.empty(*shape, dtype=dtype))
-        arguments += [tensors.weights(channels, channels, dtype=dtype), tensors.random(channels), outputs[1]]
+        arguments.append(expansion(tensors, outputs[1]))
     elif ending == "scaled":
         quality = torch.arange(shape[0], dtype=torch.int32, device=DEVICE).flip(0)
-        arguments += [None, None, None, tensors.random(shape[0] + 1, channels), quality]
+        arguments.append(QualityScale(tensors.random(shape[0] + 1, channels), quality))
     assert_like_reference(residual_block, residual_block_reference, *arguments, outputs=outputs, dtype=dtype)
     if ending != "scaled":
         assert (out.abs().max() == limit) == math.isfinite(limit)
@@ -154,14 +163,11 @@ def test_upsample_2(shape: tuple[int, ...], limit: float, dtype: torch.dtype):
         upsample_2,
         upsample_2_reference,
         tensors.random(*shape, dtype=dtype),
-        tensors.weights(4, channels, inputs, dtype=dtype),
-        tensors.random(4, channels),
-        tensors.random(5, channels),
-        torch.tensor([4, 0, 2], dtype=torch.int32, device=DEVICE)[:batch],
+        Layer(tensors.weights(4, channels, inputs, dtype=dtype), tensors.random(4, channels)),
+        scaling(tensors, channels, [4, 0, 2][:batch]),
         limit,
-        tensors.weights(channels, channels, dtype=dtype),
-        tensors.random(channels),
-        *outputs,
+        outputs[0],
+        expansion(tensors, outputs[1]),
         outputs=outputs,
         dtype=dtype,
     )
@@ -180,13 +186,10 @@ def test_from_pixels(height: int, width: int, colours: int, dtype: torch.dtype):
         from_pixels,
         from_pixels_reference,
         tensors.pixels(batch, height + 3, width + 5, colours)[:, 2:-1, 4:-1],
-        tensors.weights(3, channels, 64, dtype=dtype),
-        tensors.random(channels),
-        tensors.random(5, channels),
-        torch.tensor([4, 1], dtype=torch.int32, device=DEVICE),
-        tensors.weights(channels, channels, dtype=dtype),
-        tensors.random(channels),
-        *outputs,
+        Layer(tensors.weights(3, channels, 64, dtype=dtype), tensors.random(channels)),
+        scaling(tensors, channels, [4, 1]),
+        outputs[0],
+        expansion(tensors, outputs[1]),
         outputs=outputs,
         dtype=dtype,
     )
@@ -235,20 +238,23 @@ def test_operators_are_registered_as_they_behave():
     weight, bias = tensors.weights(c, c, dtype=dtype), tensors.random(c)
     quality, scale = torch.zeros(1, dtype=torch.int32, device=DEVICE), tensors.random(2, c)
     block = list(block_weights(tensors, c, dtype))
+    absent = [None] * 5
+    following, scaled = (weight, bias, activation(), None, None), (None, None, None, scale, quality)
     cases = [
-        (expand, (activation(), weight, bias, activation())),
-        (residual_block, (activation(), activation(), block, 1.0, activation())),
-        (residual_block, (activation(), activation(), block, 1.0, activation(), weight, bias, activation())),
-        (residual_block, (activation(), activation(), block, 1.0, activation(), None, None, None, scale, quality)),
-        (to_pixels, (tensors.random(1, 2, 2, 192), tensors.random(192), tensors.pixels(1, 9, 16, 3), 2, 0)),
+        ("expand", (activation(), weight, bias, activation())),
+        *(
+            ("residual_block", (activation(), activation(), block, 1.0, activation(), *ending))
+            for ending in (absent, following, scaled)
+        ),
+        ("to_pixels", (tensors.random(1, 2, 2, 192), tensors.random(192), tensors.pixels(1, 9, 16, 3), 2, 0)),
     ]
     larger = [tensors.random(1, 4, 4, c, dtype=dtype) for _ in range(2)]
-    up = (tensors.weights(4, c, c, dtype=dtype), tensors.random(4, c), scale, quality, math.inf, weight, bias)
-    cases.append((upsample_2, (activation(), *up, *larger)))
-    head = (tensors.weights(3, c, 64, dtype=dtype), bias, scale, quality, weight, bias)
-    cases.append((from_pixels, (tensors.pixels(1, 16, 9, 3), *head, activation(), activation())))
-    for operator, arguments in cases:
-        torch.library.opcheck(operator, arguments)
+    up = (tensors.weights(4, c, c, dtype=dtype), tensors.random(4, c), scale, quality, math.inf)
+    cases.append(("upsample_2", (activation(), *up, larger[0], weight, bias, larger[1])))
+    head = (tensors.weights(3, c, 64, dtype=dtype), bias, scale, quality)
+    cases.append(("from_pixels", (tensors.pixels(1, 16, 9, 3), *head, activation(), weight, bias, activation())))
+    for name, arguments in cases:
+        torch.library.opcheck(getattr(torch.ops.fastcodec, name).default, arguments)
 
 
 def test_tensors_that_do_not_fit_are_refused():

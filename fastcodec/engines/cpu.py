@@ -10,6 +10,7 @@ area. `gpu.py` does it on a GPU.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import _calls
 from ..constants import HYPER_STRIDE, LATENT_STRIDE, MIN_QUALITY, TILE_LATENTS
 from ..container import Container
 from ..entropy import rdoq as rounding
@@ -30,7 +32,7 @@ from ..lossless import extend_latents
 from ..models.swift import release
 from ..models.swift.entropy_model import reconstruct
 from ..models.swift.network import quality_position
-from ._stages import stage
+from .stages import stage
 
 # Positions of a batch of windows or tiles: what keeps the working set near 150 MB and every core busy.
 WINDOW_POSITIONS = 8192
@@ -79,7 +81,7 @@ class CpuEngine:
         payloads: list[list[bytes]] = [[] for _ in pictures]
         bits: list[list[float]] = [[] for _ in pictures]
         for passes in self.code_tiles(pictures, grid, quality):
-            with stage("rans"):
+            with _stage("rans"):
                 encoded = rans.encode(
                     [
                         [
@@ -90,7 +92,7 @@ class CpuEngine:
                     ],
                     preset=preset,
                 )
-            with stage("estimate"):
+            with _stage("estimate"):
                 for i, payload in enumerate(encoded):
                     payloads[i].append(payload)
                     bits[i].append(self._estimate(passes, i))
@@ -115,7 +117,7 @@ class CpuEngine:
         model = self.model
         t = _position(quality)
         y = torch.empty(len(pictures), model.config.latents, band.height, band.width, dtype=torch.float32, device="cpu")
-        with stage("analysis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        with _stage("analysis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
             for window in windows(band, WINDOW_POSITIONS):
                 seen = window.grown(ANALYSIS_HALO, grid.latent_height, grid.latent_width)
                 x = torch.stack([_pixels_as_input(p, seen.scaled(LATENT_STRIDE)) for p in pictures])
@@ -128,7 +130,7 @@ class CpuEngine:
         """h_a of a tile alone, rounded: int16 [B, hh, hw, Z]."""
         t = _position(quality)
         height, width = y.shape[2:]
-        with stage("hyper"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        with _stage("hyper"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
             padded = F.pad(y, (0, -width % HYPER_STRIDE, 0, -height % HYPER_STRIDE), mode="replicate")
             z = self.model.h_a(padded.contiguous(memory_format=torch.channels_last), t)
             return z.round().clamp(-127, 127).to(torch.int16).permute(0, 2, 3, 1).contiguous()
@@ -141,9 +143,9 @@ class CpuEngine:
             (z.flatten(1, 2), _hyper_indexes(z.shape[0], z.shape[1] * z.shape[2], z.shape[3]), model.hyper_tables)
         ]
         with exact_float32():
-            with stage("hyper"):
+            with _stage("hyper"):
                 psi_anchors, psi_non_anchors = entropy.hyper_synthesis(z, height, width)
-            with stage("parameters"):
+            with _stage("parameters"):
                 y_anchors, y_non_anchors = checkerboard.split(y.permute(0, 2, 3, 1))
                 weight = model.distortion_weight(quality)
                 decoded: tuple[list[Tensor], list[Tensor]] = [], []  # by groups, anchors and non-anchors
@@ -253,28 +255,28 @@ class CpuEngine:
             payloads = [file.tile(number).payload for file, number in jobs]
             try:
                 with exact_float32():
-                    with stage("rans"):
+                    with _stage("rans"):
                         decoder = rans.Decoder(payloads)
                         channels = _hyper_indexes(len(jobs), hyper_height * hyper_width, model.config.hyper_latents)
                         z = _decode_pass(decoder, channels, model.hyper_tables)
-                    with stage("hyper"):
+                    with _stage("hyper"):
                         z = z.view(len(jobs), hyper_height, hyper_width, -1)
                         psi_anchors, psi_non_anchors = entropy.hyper_synthesis(z, height, width)
                     decoded: tuple[list[Tensor], list[Tensor]] = [], []  # by groups, anchors and non-anchors
                     for number in range(len(entropy.groups)):
-                        with stage("parameters"):
+                        with _stage("parameters"):
                             first = entropy.anchor_parameters(psi_anchors, quality, number, _joined(decoded[0]))
-                        with stage("rans"):
+                        with _stage("rans"):
                             anchors = reconstruct(_decode_pass(decoder, first.indexes, tables), first.means)
-                        with stage("parameters"):
+                        with _stage("parameters"):
                             second = entropy.non_anchor_parameters(
                                 psi_non_anchors, anchors, (height, width), quality, number, _joined(decoded[1])
                             )
-                        with stage("rans"):
+                        with _stage("rans"):
                             symbols = _decode_pass(decoder, second.indexes, tables)
                             decoded[0].append(anchors)
                             decoded[1].append(reconstruct(symbols, second.means))
-                    with stage("rans"):
+                    with _stage("rans"):
                         decoder.finish()
                     latents = checkerboard.merge(torch.cat(decoded[0], 2), torch.cat(decoded[1], 2), height, width)
             except CorruptStreamError as error:
@@ -288,7 +290,7 @@ class CpuEngine:
         """g_s over a band of latents, y^ [B, h, w, M] in 1/16 covering `seen`."""
         model, grid = self.model, canvas.grid
         t = _position(canvas.quality)
-        with stage("synthesis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
+        with _stage("synthesis"), torch.inference_mode(), torch.autocast("cpu", enabled=False):
             y = y * (model.inverse_gain[canvas.quality - MIN_QUALITY] / 16)
             for window in windows(band, WINDOW_POSITIONS):
                 around = window.grown(SYNTHESIS_HALO, grid.latent_height, grid.latent_width)
@@ -310,6 +312,12 @@ class _Canvas:
     quality: int
     fast: bool
     pixels: np.ndarray
+
+
+def _stage(name: str) -> AbstractContextManager[object]:
+    """A stage of coding; a thread may be held where it begins."""
+    _calls.pause()
+    return stage(name)
 
 
 def _joined(groups: list[Tensor]) -> Tensor | None:

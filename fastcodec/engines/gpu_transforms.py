@@ -19,7 +19,7 @@ On the CPU the same code runs on the kernels' references, or on the kernels in T
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..constants import HYPER_STRIDE, LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY
 from ..geometry import ceil_div
 from ..kernels.triton.pixels import from_pixels, to_pixels
-from ..kernels.triton.pointwise import expand
+from ..kernels.triton.pointwise import Expansion, Layer, QualityScale, expand
 from ..kernels.triton.residual import BlockWeights, residual_block
 from ..kernels.triton.upsample import upsample_2
 from ..models.swift.entropy_model import ACTIVATION_MAX
@@ -55,26 +55,28 @@ class Transforms:
         with torch.no_grad():
             # Colours slowest: the kernel multiplies one colour of its pixels at a time.
             weight = put.factor(g_a.head.weight.view(channels, 3, -1).transpose(0, 1))
-            self._from_pixels = weight, put.addend(g_a.head.bias), put.addend(1 + _rows(g_a.modulation))
+            self._from_pixels = Layer(weight, put.addend(_bias(g_a.head)))
+            self._analysis_modulation = put.addend(1 + _rows(g_a.modulation))
             self._analysis_blocks = [put.block(block) for block in g_a.blocks]
-            self._down = put.kernel(g_a.down), put.factor(g_a.down.bias)
+            self._down = put.kernel(g_a.down), put.factor(_bias(g_a.down))
             self._analysis_tail = put.block(g_a.tail)
             self._gain = put.addend(model.gain)
 
             self._hyper_head = put.kernel(h_a.head)
-            self._hyper_head_bias = put.factor(h_a.head.bias + _rows(h_a.modulation))
-            self._hyper_down1 = put.kernel(h_a.down1), put.factor(h_a.down1.bias)
+            self._hyper_head_bias = put.factor(_bias(h_a.head) + _rows(h_a.modulation))
+            self._hyper_down1 = put.kernel(h_a.down1), put.factor(_bias(h_a.down1))
             # h_a's last factor of 4, a power of two, moves nothing when it is multiplied into the weights.
-            self._hyper_down2 = 4 * put.kernel(h_a.down2), 4 * put.factor(h_a.down2.bias)
+            self._hyper_down2 = 4 * put.kernel(h_a.down2), 4 * put.factor(_bias(h_a.down2))
 
             self._synthesis_head = put.block(g_s.head)
             # A pixel shuffle's channels are 4 c + 2 row + column; the kernel's layers are 2 row + column.
             weight = put.factor(g_s.up.weight.view(channels, 4, latents).transpose(0, 1))
-            bias = put.addend(g_s.up.bias.view(channels, 4).T)
-            self._upsample_2 = weight, bias, put.addend(1 + _rows(g_s.modulation))
+            bias = put.addend(_bias(g_s.up).view(channels, 4).T)
+            self._upsample_2 = Layer(weight, bias)
+            self._synthesis_modulation = put.addend(1 + _rows(g_s.modulation))
             self._synthesis_blocks = [put.block(block) for block in g_s.blocks]
             self._tail = put.kernel(g_s.tail)
-            self._tail_bias = put.addend(g_s.tail.bias + 0.5)
+            self._tail_bias = put.addend(_bias(g_s.tail) + 0.5)
 
     def synthesis(self, latents: Tensor, quality: Tensor, pixels: Tensor, top: int = 0, left: int = 0) -> None:
         """g_s: latents behind the inverse gain, [B, h, w, M] of `dtype`, to uint8 pixels [B, H, W, 3].
@@ -86,10 +88,11 @@ class Transforms:
             latents = latents.clamp(-self._limit, self._limit)
         y = self._run([self._synthesis_head], latents, self._expand(latents, self._synthesis_head))
         batch, height, width, _ = y.shape
-        x = y.new_empty(batch, 2 * height, 2 * width, self._upsample_2[0].shape[1])
-        expanded = torch.empty_like(x)
-        upsample_2(y, *self._upsample_2, quality, self._limit, *self._synthesis_blocks[0].expand, x, expanded)
-        x = self._run(self._synthesis_blocks, x, expanded)
+        x = y.new_empty(batch, 2 * height, 2 * width, self._upsample_2.bias.shape[1])
+        expansion = Expansion(*self._synthesis_blocks[0].expand, torch.empty_like(x))
+        scale = QualityScale(self._synthesis_modulation, quality)
+        upsample_2(y, self._upsample_2, scale, self._limit, x, expansion)
+        x = self._run(self._synthesis_blocks, x, expansion.out)
         to_pixels(_convolution(x, self._tail), self._tail_bias, pixels, top, left)
 
     def analysis(self, pixels: Tensor, quality: Tensor) -> Tensor:
@@ -102,13 +105,13 @@ class Transforms:
         batch, height, width = (pixels.shape[0], *(2 * ceil_div(side, LATENT_STRIDE) for side in pixels.shape[1:3]))
         weight, bias = self._down
         x = torch.empty(batch, height, width, weight.shape[1], dtype=self.dtype, device=pixels.device)
-        expanded = torch.empty_like(x)
-        from_pixels(pixels, *self._from_pixels, quality, *self._analysis_blocks[0].expand, x, expanded)
-        x = self._run(self._analysis_blocks, x, expanded)
+        expansion = Expansion(*self._analysis_blocks[0].expand, torch.empty_like(x))
+        from_pixels(pixels, self._from_pixels, QualityScale(self._analysis_modulation, quality), x, expansion)
+        x = self._run(self._analysis_blocks, x, expansion.out)
         x = self._bounded(_convolution(x, weight, stride=2).add_(bias))
         y = torch.empty(x.shape, dtype=torch.float32, device=x.device)
         tail = self._analysis_tail
-        residual_block(self._expand(x, tail), x, tail.rest, self._limit, y, scale=self._gain, quality=quality)
+        residual_block(self._expand(x, tail), x, tail.rest, self._limit, y, QualityScale(self._gain, quality))
         return y
 
     def hyper_analysis(self, y: Tensor, quality: Tensor) -> Tensor:
@@ -144,9 +147,9 @@ class Transforms:
             if following is None:
                 residual_block(expanded, x, block.rest, self._limit, out)
             else:
-                expanded_out = torch.empty_like(expanded)
-                residual_block(expanded, x, block.rest, self._limit, out, *following.expand, expanded_out)
-                expanded = expanded_out
+                expansion = Expansion(*following.expand, torch.empty_like(expanded))
+                residual_block(expanded, x, block.rest, self._limit, out, expansion)
+                expanded = expansion.out
             x = out
         return x
 
@@ -154,7 +157,7 @@ class Transforms:
 class _Block(NamedTuple):
     """A residual block's weights: its first layer's, which the kernel before it runs, and the others'."""
 
-    expand: tuple[Tensor, Tensor]
+    expand: Layer
     rest: BlockWeights
 
 
@@ -178,24 +181,30 @@ class _Placement(NamedTuple):
 
     def block(self, block: Block) -> _Block:
         return _Block(
-            (self.factor(block.expand.weight.flatten(1)), self.addend(block.expand.bias)),
+            Layer(self.factor(block.expand.weight.flatten(1)), self.addend(_bias(block.expand))),
             BlockWeights(
                 depthwise=self.addend(block.depthwise.weight.flatten(1).T),
-                depthwise_bias=self.addend(block.depthwise.bias),
+                depthwise_bias=self.addend(_bias(block.depthwise)),
                 project=self.factor(block.project.weight.flatten(1)),
-                project_bias=self.addend(block.project.bias),
+                project_bias=self.addend(_bias(block.project)),
                 gate=self.factor(block.gate.weight.flatten(1)),
-                gate_bias=self.addend(block.gate.bias),
+                gate_bias=self.addend(_bias(block.gate)),
                 merge=self.factor(block.merge.weight.flatten(1)),
-                merge_bias=self.addend(block.merge.bias),
+                merge_bias=self.addend(_bias(block.merge)),
             ),
         )
+
+
+def _bias(layer: nn.Conv2d) -> Tensor:
+    if layer.bias is None:
+        raise ValueError("a layer of the transforms has no bias")
+    return layer.bias
 
 
 def _rows(table: QualityTable) -> Tensor:
     """A quality table's vectors, one a quality: float32 [qualities, channels]."""
     quality = torch.arange(MIN_QUALITY, MAX_QUALITY + 1, device=table.points.device)
-    return table(quality_position(quality.double()).float())
+    return table(cast(Tensor, quality_position(quality.double())).float())
 
 
 def _convolution(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:

@@ -10,6 +10,16 @@ import torch
 import triton
 from torch import Tensor
 
+#: Triton's names of pointers to what tensors hold.
+POINTERS = {
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+    torch.int16: "*i16",
+    torch.int32: "*i32",
+    torch.float16: "*fp16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+}
 #: Whether kernels run in Triton's interpreter, on the CPU. Decided when the first kernel is decorated.
 INTERPRETED: bool = triton.knobs.runtime.interpret
 
@@ -64,3 +74,21 @@ class Build:
 def on_gpu(tensor: Tensor) -> bool:
     """Whether an operation on this tensor runs its kernel: on a GPU, or interpreted."""
     return tensor.device.type == "cuda" or INTERPRETED
+
+
+def check(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int | None) -> None:
+    """ValueError unless the tensor is contiguous and of this type and shape; None stands for any size."""
+    fits = tensor.dim() == len(shape) and all(
+        want in (None, size) for want, size in zip(shape, tensor.shape, strict=True)
+    )
+    if tensor.dtype != dtype or not fits or not tensor.is_contiguous():
+        wanted = ", ".join("any" if want is None else str(want) for want in shape)
+        found = f"{tensor.dtype} {list(tensor.shape)}" + ("" if tensor.is_contiguous() else ", not contiguous")
+        raise ValueError(f"{name} must be a contiguous {dtype} [{wanted}], not {found}")
+
+
+def check_channels(**channels: int) -> None:
+    """ValueError unless each is a power of two that a tensor core's int8 product takes as the length of its sum."""
+    for name, count in channels.items():
+        if count < 32 or count & (count - 1):
+            raise ValueError(f"{count} {name}: the kernels take powers of two from 32")

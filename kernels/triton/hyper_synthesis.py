@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -21,16 +22,15 @@ from torch import Tensor
 from .. import checkerboard
 from ..integer_layer import IntegerLayer, linear_reference, pixel_shuffle_2, rows_3x3
 from . import tiles as layout
-from .common import Build, on_gpu, operator
-from .integer_matrix import (
+from .common import Build, check, check_channels, on_gpu, operator
+from .packed_layer import (
     COLUMNS,
+    FEW_POSITIONS,
     HEIGHT,
     HYPER,
     PSI,
     WIDTH,
     PackedLayer,
-    check,
-    check_channels,
     check_layer,
     check_tiles,
     flatten,
@@ -39,6 +39,7 @@ from .integer_matrix import (
     transposed_weights,
     unflatten,
 )
+from .tiles import TileTable
 
 TAPS = 9
 STRIDE = 4  # latents a hyper latent, each way
@@ -81,25 +82,25 @@ class HyperNetwork:
         return cls(*(pack(layer, device) for layer in layers))
 
 
-def hyper_synthesis(z: Tensor, tiles: Tensor, longest: int, network: HyperNetwork, psi: Tensor) -> None:
+def hyper_synthesis(z: Tensor, tiles: TileTable, network: HyperNetwork, psi: Tensor) -> None:
     """psi of every latent of a batch of tiles.
 
-    z: symbols, int16 [sum of ceil(h/4) * ceil(w/4), Z], clamped to +-127 here; tiles: int32 [T, 8] (tiles.py); longest:
-    h*w of the largest tile. Writes psi, int8 [sum h*w, F], a tile's anchors before its non-anchors. The table's sizes
-    must be those of the tensors: it is not read back. Raises ValueError for tensors of another form.
+    z: symbols, int16 [sum of ceil(h/4) * ceil(w/4), Z], clamped to +-127 here. Writes psi, int8 [sum h*w, F], a tile's
+    anchors before its non-anchors. The table's sizes must be those of the tensors: it is not read back. Raises
+    ValueError for tensors of another form.
     """
     check("z", z, torch.int16, None, network.hyper_latents)
     check("psi", psi, torch.int8, None, network.tail.outputs)
-    check_tiles(tiles, longest)
+    check_tiles(tiles)
     if not z.shape[0] <= psi.shape[0] <= STRIDE**2 * z.shape[0]:
         raise ValueError(f"{z.shape[0]} hyper latents do not belong to {psi.shape[0]} latents")
-    torch.ops.fastcodec.hyper_synthesis(z, tiles, longest, *flatten(network.layers), psi)
+    torch.ops.fastcodec.hyper_synthesis(z, tiles.rows, tiles.longest, *flatten(network.layers), psi)
 
 
-def hyper_synthesis_reference(z: Tensor, tiles: Tensor, longest: int, network: HyperNetwork, psi: Tensor) -> None:
+def hyper_synthesis_reference(z: Tensor, tiles: TileTable, network: HyperNetwork, psi: Tensor) -> None:
     """The definition of `hyper_synthesis`, in int64."""
     head, up1, middle, up2, tail = (layer.unpacked() for layer in network.layers)
-    for row in tiles.tolist():
+    for row in tiles.rows.tolist():
         height, width, begin, out = (row[k] for k in (layout.HEIGHT, layout.WIDTH, layout.HYPER, layout.PSI))
         rows, columns = -(-height // STRIDE), -(-width // STRIDE)
         x = z[begin : begin + rows * columns].long().clamp(-127, 127).view(1, rows, columns, -1)
@@ -248,19 +249,17 @@ def _convolve_to_psi(
 
 # ---- launches
 
-# As in parameters.py: 16 positions a program as long as an H100's 132 multiprocessors take one program each.
-_FEW_POSITIONS = 16 * 132
 _CHUNKS_AHEAD = 3
 _WARPS = 8
 
 
-def _options(block: int) -> dict[str, object]:
+def _options(block: int) -> dict[str, int]:
     """Registers of a thread at most: given, because ptxas otherwise aims lower and spills a few."""
     return {"maxnreg": 128 if block == 16 else 255}
 
 
-def _constants(positions: int, inputs: int, layers: Sequence[PackedLayer]) -> dict[str, object]:
-    few = positions <= _FEW_POSITIONS
+def _constants(positions: int, inputs: int, layers: Sequence[PackedLayer]) -> dict[str, Any]:
+    few = positions <= FEW_POSITIONS
     return {
         "LIMITS": tuple(limit for layer in layers for limit in (layer.low, layer.high)),
         "IN": inputs,
@@ -271,16 +270,18 @@ def _constants(positions: int, inputs: int, layers: Sequence[PackedLayer]) -> di
     }
 
 
-def _launch(kernel, most: int, count: int, tensors: Sequence[Tensor], constants: dict[str, object]) -> None:
+def _launch(kernel: Any, most: int, count: int, tensors: Sequence[Tensor], constants: dict[str, Any]) -> None:
     """most: positions of the largest tile."""
     grid = (triton.cdiv(most, constants["BLOCK"]), count)
     kernel[grid](*tensors, **constants, num_warps=_WARPS, num_stages=2, **_options(constants["BLOCK"]))
 
 
-def _hyper_synthesis(z, tiles, longest, tensors, limits, psi):
+def _hyper_synthesis(
+    z: Tensor, tiles: Tensor, longest: int, tensors: list[Tensor], limits: list[int], psi: Tensor
+) -> None:
     layers = unflatten(tensors, limits)
     if not on_gpu(z):
-        hyper_synthesis_reference(z, tiles, longest, HyperNetwork(*layers), psi)
+        hyper_synthesis_reference(z, TileTable(tiles, longest), HyperNetwork(*layers), psi)
         return
     if psi.shape[0] == 0:
         return
@@ -290,13 +291,12 @@ def _hyper_synthesis(z, tiles, longest, tensors, limits, psi):
     most = min((longest + 3) // 4, total)
     coarse = torch.empty(4 * total, inner, dtype=torch.int8, device=z.device)
     fine = torch.empty(16 * total, inner, dtype=torch.int8, device=z.device)
-    with torch.cuda.device_of(z):
-        constants = _constants(total, z.shape[1], (head, up1)) | {"SCALE": 1, "N": inner}
-        _launch(_convolve_and_double, most, count, (z, tiles, *tensors[:6], coarse), constants)
-        constants = _constants(4 * total, inner, (middle, up2)) | {"SCALE": 2, "N": inner}
-        _launch(_convolve_and_double, 4 * most, count, (coarse, tiles, *tensors[6:12], fine), constants)
-        constants = _constants(psi.shape[0], inner, (tail,)) | {"F": tail.outputs}
-        _launch(_convolve_to_psi, longest, count, (fine, tiles, *tensors[12:], psi), constants)
+    constants = _constants(total, z.shape[1], (head, up1)) | {"SCALE": 1, "N": inner}
+    _launch(_convolve_and_double, most, count, (z, tiles, *tensors[:6], coarse), constants)
+    constants = _constants(4 * total, inner, (middle, up2)) | {"SCALE": 2, "N": inner}
+    _launch(_convolve_and_double, 4 * most, count, (coarse, tiles, *tensors[6:12], fine), constants)
+    constants = _constants(psi.shape[0], inner, (tail,)) | {"F": tail.outputs}
+    _launch(_convolve_to_psi, longest, count, (fine, tiles, *tensors[12:], psi), constants)
 
 
 operator(
@@ -317,7 +317,7 @@ def builds() -> list[Build]:
     types = {"weight": "*i8", "up_weight": "*i8", "out": "*i8", "psi": "*i8"}
     found = []
     for name, kernel, type_of_input, inputs, layers, more in stages:
-        for size, positions in (("few", 1), ("many", _FEW_POSITIONS + 1)):
+        for size, positions in (("few", 1), ("many", FEW_POSITIONS + 1)):
             constants = _constants(positions, inputs, layers) | more
             arguments = [argument for argument in kernel.arg_names if argument not in constants]
             found.append(

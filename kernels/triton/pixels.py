@@ -18,9 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import Build, on_gpu, operator
-from .integer_matrix import check, check_channels
-from .pointwise import PIECE, runs_kernel, store_expanded
+from .common import Build, check, check_channels, on_gpu, operator
+from .pointwise import PIECE, Expansion, Layer, QualityScale, check_expansion, expand_into, runs_kernel, store_expanded
 
 _SIDE = 8  # of the square of pixels that a position stands for
 _COLOURS = 3
@@ -30,6 +29,8 @@ _POSITIONS = 64  # that a program of from_pixels computes
 _TO_WARPS, _FROM_WARPS = 4, 8
 #: Arguments of both kernels. They change from image to image, so Triton must not compile a kernel for each value.
 _SIZES = ("height", "width", "rows", "columns", "image_stride", "row_stride")
+#: Functions whose parameters are an operator's flat list, as PyTorch's schemas have no structures.
+FLAT_SCHEMAS = ("_from_pixels",)
 
 
 def _check_pixels(pixels: Tensor) -> None:
@@ -57,21 +58,11 @@ def to_pixels_reference(x: Tensor, bias: Tensor, pixels: Tensor, top: int = 0, l
 
 @triton.jit(do_not_specialize=["pixels", *_SIZES, "top", "left"])
 def _to_pixels_kernel(
-    x,
-    bias,
-    pixels,
-    height,
-    width,
-    rows,  # of pixels
-    columns,
-    image_stride,
-    row_stride,
-    top,
-    left,
-    SIDE: tl.constexpr,
-    COLOURS: tl.constexpr,
-    BYTES: tl.constexpr,
-):
+    x, bias, pixels, height, width,
+    rows, columns, image_stride, row_stride,  # of pixels
+    top, left,
+    SIDE: tl.constexpr, COLOURS: tl.constexpr, BYTES: tl.constexpr,
+):  # fmt: skip
     # A row of features with its SIDE rows of pixels: they share the sectors of memory that they are read from.
     image = tl.program_id(2).to(tl.int64)
     line = top // SIDE + tl.program_id(1)
@@ -133,62 +124,39 @@ to_pixels = torch.ops.fastcodec.to_pixels.default
 # ---- from pixels
 
 
-def from_pixels_reference(
-    pixels: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor,
-    quality: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    out: Tensor,
-    expanded: Tensor,
-) -> None:
-    """Pixels to features: a pixel unshuffle by 8, a 1x1 layer, a factor for each channel; and SiLU(x W^T + b) of that.
+def from_pixels(pixels: Tensor, layer: Layer, scale: QualityScale, out: Tensor, expansion: Expansion) -> None:
+    """Pixels to features: a pixel unshuffle by 8, a 1x1 layer, a factor for each channel; and the expansion of that.
 
     pixels: uint8 [B, H, W, 3], or [B, H, W, 1] for gray ones, which count three times; past the right and the lower
     edge the last pixel goes on. They may be a part of larger images: only their rows must each lie in one piece.
-    weight: [3, C, 64], fp16 or float32, for inputs in -0.5..0.5, bias: float32 [C]; scale: float32 [rows, C]; quality:
-    int32 [B], the images' rows of scale; expand_weight: [C, C] of weight's type, expand_bias: float32 [C]. out and
-    expanded get x and e, both [B, h, w, C] of weight's type with h >= H / 8 and w >= W / 8. All but the pixels are
-    contiguous; C is a power of two from 32.
+    layer: [3, C, 64], fp16 or float32, for inputs in -0.5..0.5, and [C]. out and the expansion's get x and e, both
+    [B, h, w, C] of the layer's type with h >= H / 8 and w >= W / 8. All but the pixels are contiguous; C is a power of
+    two from 32.
     """
+    torch.ops.fastcodec.from_pixels(pixels, *layer, *scale, out, *expansion)
+
+
+def from_pixels_reference(pixels: Tensor, layer: Layer, scale: QualityScale, out: Tensor, expansion: Expansion) -> None:
+    """The definition of `from_pixels`, in float32."""
     height, width = out.shape[1:3]
-    colours, channels, taps = weight.shape
+    colours, channels, taps = layer.weight.shape
     image = pixels.permute(0, 3, 1, 2).expand(-1, colours, -1, -1).float() - 127.5
     image = F.pad(image, (0, _SIDE * width - image.shape[3], 0, _SIDE * height - image.shape[2]), mode="replicate")
     x = F.pixel_unshuffle(image, _SIDE).permute(0, 2, 3, 1)
-    x = F.linear(x, weight.transpose(0, 1).reshape(channels, colours * taps).float()) / 255 + bias
-    x = x * scale[quality.long(), None, None]
-    out.copy_(x)
-    expanded.copy_(F.silu(F.linear(out.float(), expand_weight.float(), expand_bias)))
+    x = F.linear(x, layer.weight.transpose(0, 1).reshape(channels, colours * taps).float()) / 255 + layer.bias
+    out.copy_(x * scale.of_images())
+    expand_into(expansion, out)
 
 
 @triton.jit(do_not_specialize=["pixels", "quality", *_SIZES, "tiles"])
 def _from_pixels_kernel(
-    pixels,
-    weight,
-    bias,
-    scale,
-    quality,
-    expand_weight,
-    expand_bias,
-    out,
-    expanded,
-    height,
-    width,
-    tiles,  # groups of positions in an image
-    rows,  # of pixels
-    columns,
-    image_stride,
-    row_stride,
-    SIDE: tl.constexpr,
-    COLOURS: tl.constexpr,  # of the features
+    pixels, weight, bias, scale, quality, expand_weight, expand_bias, out, expanded,
+    height, width, tiles,  # groups of positions in an image
+    rows, columns, image_stride, row_stride,  # of pixels
+    SIDE: tl.constexpr, COLOURS: tl.constexpr,  # of the features
     BYTES: tl.constexpr,  # of a pixel
-    C: tl.constexpr,
-    POSITIONS: tl.constexpr,
-    PIECE: tl.constexpr,
-):
+    C: tl.constexpr, POSITIONS: tl.constexpr, PIECE: tl.constexpr,
+):  # fmt: skip
     TAPS: tl.constexpr = SIDE * SIDE
     dtype: tl.constexpr = out.dtype.element_ty
     image = tl.program_id(0) // tiles
@@ -215,50 +183,33 @@ def _from_pixels_kernel(
 
 
 def _from_pixels(
-    pixels: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor,
-    quality: Tensor,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    out: Tensor,
-    expanded: Tensor,
-) -> None:
+    pixels: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, quality: Tensor,
+    out: Tensor, expand_weight: Tensor, expand_bias: Tensor, expanded: Tensor,
+) -> None:  # fmt: skip
     _check_pixels(pixels)
     batch, rows, columns, colours = pixels.shape
     height, width, channels = out.shape[1:]
+    factors, expansion = QualityScale(scale, quality), Expansion(expand_weight, expand_bias, expanded)
     check_channels(channels=channels)
     check("weight", weight, weight.dtype, _COLOURS, channels, _SIDE * _SIDE)
     check("bias", bias, torch.float32, channels)
-    check("scale", scale, torch.float32, None, channels)
-    check("quality", quality, torch.int32, batch)
-    check("expand_weight", expand_weight, weight.dtype, channels, channels)
-    check("expand_bias", expand_bias, torch.float32, channels)
+    factors.check(batch, channels)
     check("out", out, weight.dtype, batch, height, width, channels)
-    check("expanded", expanded, weight.dtype, *out.shape)
+    check_expansion(expansion, weight.dtype, *out.shape)
     if min(rows, columns) < 1 or _SIDE * height < rows or _SIDE * width < columns:
         raise ValueError(f"{height} x {width} features do not hold {rows} x {columns} pixels")
     if not runs_kernel(weight):
-        return from_pixels_reference(pixels, weight, bias, scale, quality, expand_weight, expand_bias, out, expanded)
+        return from_pixels_reference(pixels, Layer(weight, bias), factors, out, expansion)
     tiles = triton.cdiv(height * width, _POSITIONS)
+    tensors = pixels, weight, bias, scale, quality, expand_weight, expand_bias, out, expanded
     _from_pixels_kernel[(batch * tiles,)](
-        pixels,
-        weight,
-        bias,
-        scale,
-        quality,
-        expand_weight,
-        expand_bias,
-        out,
-        expanded,
+        *tensors,
         height,
         width,
         tiles,
         rows,
         columns,
-        pixels.stride(0),
-        pixels.stride(1),
+        *pixels.stride()[:2],
         SIDE=_SIDE,
         COLOURS=_COLOURS,
         BYTES=colours,
@@ -270,13 +221,10 @@ def _from_pixels(
 
 
 operator(
-    "from_pixels(Tensor pixels, Tensor weight, Tensor bias, Tensor scale, Tensor quality, Tensor expand_weight, "
-    "Tensor expand_bias, Tensor(a!) out, Tensor(b!) expanded) -> ()",
+    "from_pixels(Tensor pixels, Tensor weight, Tensor bias, Tensor scale, Tensor quality, Tensor(a!) out, "
+    "Tensor expand_weight, Tensor expand_bias, Tensor(b!) expanded) -> ()",
     _from_pixels,
 )
-
-
-from_pixels = torch.ops.fastcodec.from_pixels.default
 
 
 def builds() -> list[Build]:

@@ -9,19 +9,63 @@ that no program holds a whole layer in registers. All of them take float32 for f
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import INTERPRETED, Build, on_gpu, operator
-from .integer_matrix import check, check_channels
+from .common import INTERPRETED, Build, check, check_channels, on_gpu, operator
 
 #: Outputs of a layer that a program has in registers at a time.
 PIECE = 32
 _POSITIONS = 32
 _WARPS = 4
+
+
+class Layer(NamedTuple):
+    """A layer: its weight, of the type of the activations and with inputs fastest, and its float32 bias."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+class Expansion(NamedTuple):
+    """The first layer of the block that follows, [C, C] and [C], and where SiLU(x W^T + b) goes, of the shape of x."""
+
+    weight: Tensor
+    bias: Tensor
+    out: Tensor
+
+
+class QualityScale(NamedTuple):
+    """A factor for each channel: float32 [rows, C], and the images' rows of it, int32 [B]."""
+
+    table: Tensor
+    quality: Tensor
+
+    def of_images(self) -> Tensor:
+        """float32 [B, 1, 1, C]."""
+        return self.table[self.quality.long(), None, None]
+
+    def check(self, images: int, channels: int) -> None:
+        """ValueError unless it is for so many images and channels."""
+        check("scale", self.table, torch.float32, None, channels)
+        check("quality", self.quality, torch.int32, images)
+
+
+def expand_into(expansion: Expansion, x: Tensor) -> None:
+    """The definition of what kernels do with an `Expansion`; x: [..., C]."""
+    expansion.out.copy_(F.silu(F.linear(x.float(), expansion.weight.float(), expansion.bias)))
+
+
+def check_expansion(expansion: Expansion, dtype: torch.dtype, *shape: int) -> None:
+    """ValueError unless it is of activations of this type and shape."""
+    check("expand_weight", expansion.weight, dtype, shape[-1], shape[-1])
+    check("expand_bias", expansion.bias, torch.float32, shape[-1])
+    check("expanded", expansion.out, dtype, *shape)
 
 
 def runs_kernel(activations: Tensor) -> bool:

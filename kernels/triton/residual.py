@@ -19,7 +19,7 @@ infinite. What else is fp16 here is linear in clamped features, and `fastcodec.m
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +27,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import Build, operator
-from .integer_matrix import check, check_channels
-from .pointwise import PIECE, runs_kernel, silu, store_expanded
+from .common import Build, check, check_channels, operator
+from .pointwise import PIECE, Expansion, QualityScale, check_expansion, expand_into, runs_kernel, silu, store_expanded
 
 _WARPS = 8
+#: Functions whose parameters are an operator's flat list, as PyTorch's schemas have no structures.
+FLAT_SCHEMAS = ("_residual_block",)
 
 
 class BlockWeights(NamedTuple):
@@ -59,68 +60,48 @@ def depthwise_3x3_reference(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return out
 
 
-def residual_block_reference(
-    expanded: Tensor,
-    trunk: Tensor,
-    weights: list[Tensor],
-    limit: float,
-    out: Tensor,
-    expand_weight: Tensor | None = None,
-    expand_bias: Tensor | None = None,
-    expanded_out: Tensor | None = None,
-    scale: Tensor | None = None,
-    quality: Tensor | None = None,
+Ending: TypeAlias = "Expansion | QualityScale | None"
+
+
+def residual_block(
+    expanded: Tensor, trunk: Tensor, weights: BlockWeights, limit: float, out: Tensor, ending: Ending = None
 ) -> None:
     """The rest of a residual block, behind its first layer, and the first layer of the next one.
 
     expanded: [B, H, W, C], what the block's first layer gave, behind its SiLU; trunk: the block's input, of the same
-    shape; weights: `BlockWeights`, of expanded's type; limit: of the gated product and of x', infinity for none. out
-    gets x', in any floating type. Either expanded_out gets SiLU(x' W^T + b) with expand_weight [C, C] and expand_bias
-    float32 [C]; or x' is multiplied by the row scale[quality[b]] of its image, scale being float32 [rows, C] and
-    quality int32 [B]; or neither. All are contiguous, and outputs apart from inputs; C is a power of two from 32.
+    shape; weights: of expanded's type; limit: of the gated product and of x', infinity for none. out gets x', in any
+    floating type. ending: the first layer of the block that follows, or factors that x' is multiplied by, or neither.
+    All are contiguous, and outputs apart from inputs; C is a power of two from 32.
     """
-    w = BlockWeights(*weights)
-    dtype = expanded.dtype
+    expansion = ending if isinstance(ending, Expansion) else (None, None, None)
+    scale = ending if isinstance(ending, QualityScale) else (None, None)
+    torch.ops.fastcodec.residual_block(expanded, trunk, list(weights), limit, out, *expansion, *scale)
+
+
+def residual_block_reference(
+    expanded: Tensor, trunk: Tensor, weights: BlockWeights, limit: float, out: Tensor, ending: Ending = None
+) -> None:
+    """The definition of `residual_block`: sums in float32, factors of products in the activations' type."""
+    w, dtype = weights, expanded.dtype
     convolved = depthwise_3x3_reference(expanded, w.depthwise, w.depthwise_bias).to(dtype)
     x = trunk.float() + F.linear(convolved.float(), w.project.float(), w.project_bias)
     value, gate = F.linear(x.to(dtype).float(), w.gate.float(), w.gate_bias).chunk(2, -1)
     gated = (value * F.silu(gate)).clamp(-limit, limit).to(dtype)
     x = (x + F.linear(gated.float(), w.merge.float(), w.merge_bias)).clamp(-limit, limit)
-    if expanded_out is not None:
-        expanded_out.copy_(F.silu(F.linear(x.to(dtype).float(), expand_weight.float(), expand_bias)))
-    if scale is not None:
-        x = x * scale[quality.long(), None, None]
-    out.copy_(x)
+    if isinstance(ending, Expansion):
+        expand_into(ending, x.to(dtype))
+    out.copy_(x * ending.of_images() if isinstance(ending, QualityScale) else x)
 
 
 @triton.jit(do_not_specialize=["limit", "quality", "height", "width", "across", "tiles"])
 def _residual_kernel(
-    expanded,
-    trunk,
-    depthwise_weight,
-    depthwise_bias,
-    project_weight,
-    project_bias,
-    gate_weight,
-    gate_bias,
-    merge_weight,
-    merge_bias,
-    limit,
-    out,
-    expand_weight,
-    expand_bias,
-    expanded_out,
-    scale,
-    quality,
-    height,
-    width,
-    across,  # rectangles from the left edge to the right
-    tiles,  # and in an image
-    C: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    PIECE: tl.constexpr,
-):
+    expanded, trunk,
+    depthwise_weight, depthwise_bias, project_weight, project_bias, gate_weight, gate_bias, merge_weight, merge_bias,
+    limit, out, expand_weight, expand_bias, expanded_out, scale, quality,
+    height, width,
+    across, tiles,  # rectangles from the left edge to the right, and in an image
+    C: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PIECE: tl.constexpr,
+):  # fmt: skip
     dtype: tl.constexpr = expanded.dtype.element_ty
     image = tl.program_id(0) // tiles
     tile = tl.program_id(0) % tiles
@@ -173,21 +154,10 @@ def _rectangle(channels: int) -> tuple[int, int]:
     return max(1, min(8, 1024 // channels)), 8
 
 
-def _residual_block(
-    expanded: Tensor,
-    trunk: Tensor,
-    weights: list[Tensor],
-    limit: float,
-    out: Tensor,
-    expand_weight: Tensor | None = None,
-    expand_bias: Tensor | None = None,
-    expanded_out: Tensor | None = None,
-    scale: Tensor | None = None,
-    quality: Tensor | None = None,
-) -> None:
-    batch, height, width, channels = expanded.shape
+def _check(expanded: Tensor, trunk: Tensor, weights: BlockWeights, out: Tensor, ending: Ending) -> None:
+    batch, channels = expanded.shape[0], expanded.shape[-1]
     check_channels(channels=channels)
-    for name, tensor in BlockWeights(*weights)._asdict().items():
+    for name, tensor in weights._asdict().items():
         wide = 2 if name.startswith("gate") else 1
         if name.endswith("bias"):
             check(name, tensor, torch.float32, wide * channels)
@@ -198,31 +168,32 @@ def _residual_block(
     check("expanded", expanded, expanded.dtype, *expanded.shape)
     check("trunk", trunk, trunk.dtype, *expanded.shape)
     check("out", out, out.dtype, *expanded.shape)
-    if expanded_out is not None:
-        check("expand_weight", expand_weight, expanded.dtype, channels, channels)
-        check("expand_bias", expand_bias, torch.float32, channels)
-        check("expanded_out", expanded_out, expanded.dtype, *expanded.shape)
-    if scale is not None:
-        check("scale", scale, torch.float32, None, channels)
-        check("quality", quality, torch.int32, batch)
+    if isinstance(ending, Expansion):
+        check_expansion(ending, expanded.dtype, *expanded.shape)
+    elif ending is not None:
+        ending.check(batch, channels)
+
+
+def _residual_block(
+    expanded: Tensor, trunk: Tensor, weights: list[Tensor], limit: float, out: Tensor,
+    expand_weight: Tensor | None, expand_bias: Tensor | None, expanded_out: Tensor | None,
+    scale: Tensor | None, quality: Tensor | None,
+) -> None:  # fmt: skip
+    ending: Ending = None
+    if expand_weight is not None and expand_bias is not None and expanded_out is not None:
+        ending = Expansion(expand_weight, expand_bias, expanded_out)
+    elif scale is not None and quality is not None:
+        ending = QualityScale(scale, quality)
+    _check(expanded, trunk, BlockWeights(*weights), out, ending)
     if not runs_kernel(expanded):
-        return residual_block_reference(
-            expanded, trunk, weights, limit, out, expand_weight, expand_bias, expanded_out, scale, quality
-        )
+        return residual_block_reference(expanded, trunk, BlockWeights(*weights), limit, out, ending)
+    batch, height, width, channels = expanded.shape
     rows, columns = _rectangle(channels)
     across = triton.cdiv(width, columns)
     tiles = across * triton.cdiv(height, rows)
+    tensors = expanded, trunk, *weights, limit, out, expand_weight, expand_bias, expanded_out, scale, quality
     _residual_kernel[(batch * tiles,)](
-        expanded,
-        trunk,
-        *weights,
-        limit,
-        out,
-        expand_weight,
-        expand_bias,
-        expanded_out,
-        scale,
-        quality,
+        *tensors,
         height,
         width,
         across,
@@ -238,13 +209,9 @@ def _residual_block(
 
 operator(
     "residual_block(Tensor expanded, Tensor trunk, Tensor[] weights, float limit, Tensor(a!) out, "
-    "Tensor? expand_weight=None, Tensor? expand_bias=None, Tensor(b!)? expanded_out=None, Tensor? scale=None, "
-    "Tensor? quality=None) -> ()",
+    "Tensor? expand_weight, Tensor? expand_bias, Tensor(b!)? expanded_out, Tensor? scale, Tensor? quality) -> ()",
     _residual_block,
 )
-
-
-residual_block = torch.ops.fastcodec.residual_block.default
 
 
 def builds() -> list[Build]:
@@ -262,7 +229,7 @@ def builds() -> list[Build]:
         ("residual_block 256, scaling", 256, following, "*fp32"),
     ):
         rows, columns = _rectangle(channels)
-        constants = {"C": channels, "ROWS": rows, "COLUMNS": columns, "PIECE": PIECE}
+        constants: dict[str, Any] = {"C": channels, "ROWS": rows, "COLUMNS": columns, "PIECE": PIECE}
         signature = {
             argument: (types | {"out": out}).get(argument, "*fp32" if "bias" in argument else "*fp16")
             for argument in _residual_kernel.arg_names

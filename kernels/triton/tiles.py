@@ -29,6 +29,14 @@ COLUMNS = 8
 
 
 @dataclass(frozen=True)
+class TileTable:
+    """The table on a device, int32 [tiles, COLUMNS], and the positions of its largest tile, which launches cover."""
+
+    rows: Tensor
+    longest: int
+
+
+@dataclass(frozen=True)
 class Layout:
     """The table's numbers for tiles of (height, width) latents, and the sizes of the flat tensors."""
 

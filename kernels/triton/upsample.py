@@ -15,66 +15,45 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .common import Build, operator
-from .integer_matrix import check, check_channels
-from .pointwise import PIECE, runs_kernel, store_expanded
+from .common import Build, check, check_channels, operator
+from .pointwise import PIECE, Expansion, Layer, QualityScale, check_expansion, expand_into, runs_kernel, store_expanded
 
 _POSITIONS = 64
 _WARPS = 8
 #: Inputs of the layer that are multiplied at a time.
 _INPUTS = 32
+#: Functions whose parameters are an operator's flat list, as PyTorch's schemas have no structures.
+FLAT_SCHEMAS = ("_upsample_2",)
+
+
+def upsample_2(y: Tensor, layer: Layer, scale: QualityScale, limit: float, out: Tensor, expansion: Expansion) -> None:
+    """A 1x1 layer, a pixel shuffle by 2, a factor for each channel, a clamp; and the expansion of what that gives.
+
+    y: [B, H, W, K], fp16 or float32; layer: [4, C, K] and [4, C], those of the upper left, upper right, lower left and
+    lower right position; limit: x is clamped to -limit..limit, before it is rounded to y's type, infinity for no clamp.
+    out and the expansion's get x and e, both [B, 2H, 2W, C] of y's type. All are contiguous; K and C are powers of two
+    from 32.
+    """
+    torch.ops.fastcodec.upsample_2(y, *layer, *scale, limit, out, *expansion)
 
 
 def upsample_2_reference(
-    y: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor,
-    quality: Tensor,
-    limit: float,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    out: Tensor,
-    expanded: Tensor,
+    y: Tensor, layer: Layer, scale: QualityScale, limit: float, out: Tensor, expansion: Expansion
 ) -> None:
-    """A 1x1 layer, a pixel shuffle by 2, a factor for each channel, a clamp; and SiLU(x W^T + b) of what that gives.
-
-    y: [B, H, W, K], fp16 or float32; weight: [4, C, K] of that type and bias: float32 [4, C], the layers of the upper
-    left, upper right, lower left and lower right position; scale: float32 [rows, C]; quality: int32 [B], the images'
-    rows of scale; limit: x is clamped to -limit..limit, before it is rounded to y's type, infinity for no clamp;
-    expand_weight: [C, C] of y's type, expand_bias: float32 [C]. out and expanded get x and e, both [B, 2H, 2W, C] of
-    y's type. All are contiguous; K and C are powers of two from 32.
-    """
+    """The definition of `upsample_2`, in float32."""
     batch, height, width, _ = y.shape
-    channels = weight.shape[1]
-    x = F.linear(y.float(), weight.flatten(0, 1).float(), bias.flatten())
-    x = x.view(batch, height, width, 2, 2, channels).transpose(2, 3).reshape(out.shape)
-    x = (x * scale[quality.long(), None, None]).clamp(-limit, limit)
-    out.copy_(x)
-    expanded.copy_(F.silu(F.linear(out.float(), expand_weight.float(), expand_bias)))
+    x = F.linear(y.float(), layer.weight.flatten(0, 1).float(), layer.bias.flatten())
+    x = x.view(batch, height, width, 2, 2, -1).transpose(2, 3).reshape(out.shape)
+    out.copy_((x * scale.of_images()).clamp(-limit, limit))
+    expand_into(expansion, out)
 
 
 @triton.jit(do_not_specialize=["limit", "quality", "height", "width", "tiles"])
 def _upsample_2_kernel(
-    y,
-    weight,
-    bias,
-    scale,
-    quality,
-    limit,
-    expand_weight,
-    expand_bias,
-    out,
-    expanded,
-    height,
-    width,
-    tiles,  # groups of positions in an image
-    K: tl.constexpr,
-    C: tl.constexpr,
-    POSITIONS: tl.constexpr,
-    INPUTS: tl.constexpr,
-    PIECE: tl.constexpr,
-):
+    y, weight, bias, scale, quality, limit, expand_weight, expand_bias, out, expanded,
+    height, width, tiles,  # groups of positions in an image
+    K: tl.constexpr, C: tl.constexpr, POSITIONS: tl.constexpr, INPUTS: tl.constexpr, PIECE: tl.constexpr,
+):  # fmt: skip
     image = tl.program_id(0) // tiles
     quarter = tl.program_id(1)
     place = tl.program_id(0) % tiles * POSITIONS + tl.arange(0, POSITIONS)
@@ -102,43 +81,25 @@ def _upsample_2_kernel(
 
 
 def _upsample_2(
-    y: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    scale: Tensor,
-    quality: Tensor,
-    limit: float,
-    expand_weight: Tensor,
-    expand_bias: Tensor,
-    out: Tensor,
-    expanded: Tensor,
-) -> None:
+    y: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, quality: Tensor, limit: float,
+    out: Tensor, expand_weight: Tensor, expand_bias: Tensor, expanded: Tensor,
+) -> None:  # fmt: skip
     batch, height, width, inputs = y.shape
     channels = weight.shape[1]
+    factors, expansion = QualityScale(scale, quality), Expansion(expand_weight, expand_bias, expanded)
     check_channels(inputs=inputs, channels=channels)
     check("y", y, y.dtype, *y.shape)
     check("weight", weight, y.dtype, 4, channels, inputs)
     check("bias", bias, torch.float32, 4, channels)
-    check("scale", scale, torch.float32, None, channels)
-    check("quality", quality, torch.int32, batch)
-    check("expand_weight", expand_weight, y.dtype, channels, channels)
-    check("expand_bias", expand_bias, torch.float32, channels)
+    factors.check(batch, channels)
     check("out", out, y.dtype, batch, 2 * height, 2 * width, channels)
-    check("expanded", expanded, y.dtype, *out.shape)
+    check_expansion(expansion, y.dtype, *out.shape)
     if not runs_kernel(y):
-        return upsample_2_reference(y, weight, bias, scale, quality, limit, expand_weight, expand_bias, out, expanded)
+        return upsample_2_reference(y, Layer(weight, bias), factors, limit, out, expansion)
     tiles = triton.cdiv(height * width, _POSITIONS)
+    tensors = y, weight, bias, scale, quality, limit, expand_weight, expand_bias, out, expanded
     _upsample_2_kernel[(batch * tiles, 4)](
-        y,
-        weight,
-        bias,
-        scale,
-        quality,
-        limit,
-        expand_weight,
-        expand_bias,
-        out,
-        expanded,
+        *tensors,
         height,
         width,
         tiles,
@@ -152,13 +113,10 @@ def _upsample_2(
 
 
 operator(
-    "upsample_2(Tensor y, Tensor weight, Tensor bias, Tensor scale, Tensor quality, float limit, "
-    "Tensor expand_weight, Tensor expand_bias, Tensor(a!) out, Tensor(b!) expanded) -> ()",
+    "upsample_2(Tensor y, Tensor weight, Tensor bias, Tensor scale, Tensor quality, float limit, Tensor(a!) out, "
+    "Tensor expand_weight, Tensor expand_bias, Tensor(b!) expanded) -> ()",
     _upsample_2,
 )
-
-
-upsample_2 = torch.ops.fastcodec.upsample_2.default
 
 
 def builds() -> list[Build]:

@@ -1,4 +1,4 @@
-"""What a kernel reads of an integer layer, and the parts that the kernels of the entropy side share.
+"""Integer layers as kernels read them, and the parts that the kernels of the entropy side share.
 
     out = clamp((x . w + bias + (1 << (s - 1))) >> s, low, high)        (kernels/integer_layer.py, docs/integer.md)
 
@@ -18,9 +18,13 @@ from torch import Tensor
 
 from ..integer_layer import IntegerLayer
 from . import tiles as layout
+from .common import check
 
 #: Grids are (blocks, tiles), and a grid's second side has 16 bits.
 MOST_TILES = 2**16 - 1
+#: A program for each multiprocessor of an H100: up to here programs take 16 positions, since then the time of a single
+#: one is what counts. Beyond, each multiprocessor runs several, and what counts is how often they read the weights.
+FEW_POSITIONS = 16 * 132
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ class PackedLayer:
 def pack(layer: IntegerLayer, device: torch.device | str) -> PackedLayer:
     """Put a layer on a device in the form that kernels read."""
     bias = (layer.bias + (1 << (layer.shift - 1))).reshape(-1, layer.shift.shape[0])
-    tensors = (layer.weight, bias, layer.shift)
-    return PackedLayer(*(tensor.to(device).contiguous() for tensor in tensors), layer.low, layer.high)
+    weight, bias, shift = (tensor.to(device).contiguous() for tensor in (layer.weight, bias, layer.shift))
+    return PackedLayer(weight, bias, shift, layer.low, layer.high)
 
 
 def flatten(layers: Sequence[PackedLayer]) -> tuple[list[Tensor], list[int]]:
@@ -75,25 +79,18 @@ def flatten(layers: Sequence[PackedLayer]) -> tuple[list[Tensor], list[int]]:
 
 def unflatten(tensors: Sequence[Tensor], limits: Sequence[int]) -> list[PackedLayer]:
     """The inverse of `flatten`."""
-    return [PackedLayer(*tensors[3 * i : 3 * i + 3], *limits[2 * i : 2 * i + 2]) for i in range(len(limits) // 2)]
+    return [
+        PackedLayer(tensors[3 * i], tensors[3 * i + 1], tensors[3 * i + 2], limits[2 * i], limits[2 * i + 1])
+        for i in range(len(limits) // 2)
+    ]
 
 
-def check(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int | None) -> None:
-    """ValueError unless the tensor is contiguous and of this type and shape; None stands for any size."""
-    fits = tensor.dim() == len(shape) and all(
-        want in (None, size) for want, size in zip(shape, tensor.shape, strict=True)
-    )
-    if tensor.dtype != dtype or not fits or not tensor.is_contiguous():
-        wanted = ", ".join("any" if want is None else str(want) for want in shape)
-        found = f"{tensor.dtype} {list(tensor.shape)}" + ("" if tensor.is_contiguous() else ", not contiguous")
-        raise ValueError(f"{name} must be a contiguous {dtype} [{wanted}], not {found}")
-
-
-def check_tiles(tiles: Tensor, longest: int) -> None:
+def check_tiles(tiles: layout.TileTable) -> None:
     """ValueError unless this can be a table of tiles. What it says is not read: that would wait for the GPU."""
-    check("tiles", tiles, torch.int32, None, layout.COLUMNS)
-    if tiles.shape[0] > MOST_TILES or longest < 0:
-        raise ValueError(f"{tiles.shape[0]} tiles of at most {longest} positions: {MOST_TILES} tiles are the most")
+    check("tiles", tiles.rows, torch.int32, None, layout.COLUMNS)
+    count, longest = tiles.rows.shape[0], tiles.longest
+    if count > MOST_TILES or longest < 0:
+        raise ValueError(f"{count} tiles of at most {longest} positions: {MOST_TILES} tiles are the most")
 
 
 def check_layer(name: str, layer: PackedLayer, outputs: int, inputs: int, low: int, high: int) -> None:
@@ -103,13 +100,6 @@ def check_layer(name: str, layer: PackedLayer, outputs: int, inputs: int, low: i
     check(f"{name}.shift", layer.shift, torch.int32, outputs)
     if not low <= layer.low <= layer.high <= high:
         raise ValueError(f"{name} gives {layer.low}..{layer.high}, not within {low}..{high}")
-
-
-def check_channels(**channels: int) -> None:
-    """ValueError unless each is a power of two that a tensor core's int8 product takes as the length of its sum."""
-    for name, count in channels.items():
-        if count < 32 or count & (count - 1):
-            raise ValueError(f"{count} {name}: the kernels take powers of two from 32")
 
 
 # ---- in kernels

@@ -17,6 +17,13 @@ from ..container import Container
 from ..geometry import Grid, Rect
 
 
+class Waiting(Protocol):
+    """Work that is done, or that a GPU is doing."""
+
+    def wait(self) -> object:
+        """Wait until it is done. Raises CorruptStreamError for a damaged payload."""
+
+
 class Decoded(Protocol):
     """Pixels that are there, or on their way from a GPU."""
 
@@ -50,7 +57,7 @@ class Engine(Protocol):
         the model cannot do.
         """
 
-    def decode_into(self, files: Sequence[Container], area: Rect, out: Tensor) -> Decoded:
+    def decode_into(self, files: Sequence[Container], area: Rect, out: Tensor) -> Waiting:
         """Decode exactly, into a tensor on the engine's device, uint8 [files, height, width, 3] of any strides; the
         files may differ in quality. What is enqueued on the current stream from here on finds the pixels there."""
 

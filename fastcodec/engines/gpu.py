@@ -1,6 +1,6 @@
 """The codec on a GPU: from payloads to pixels without a round trip to the host between, and back.
 
-An `Engine` is one released model on one GPU. It does what `cpu.py` does on the CPU, in the same order and with the same
+A `GpuEngine` is one released model on one GPU. It does what `cpu.py` does on the CPU, in the same order and with the same
 integers. What differs is the layout (gpu_batch.py), and that a batch whose shape came before runs as a CUDA graph.
 Decoding waits for the GPU in `Decoded.wait` and nowhere else.
 """
@@ -107,15 +107,15 @@ class GpuEngine(ModelOnGpu):
         precision: of no meaning here, as nothing is faster than half precision. Raises CorruptStreamError for a tile
         whose CRC or structure is wrong; what else may be wrong with a payload shows in `Decoded.wait`.
         """
-        return self._decode(files, area, None)
+        return Decoded(self._decode(files, area, None))
 
-    def decode_into(self, files: Sequence[Container], area: Rect, out: Tensor) -> Decoded:
+    def decode_into(self, files: Sequence[Container], area: Rect, out: Tensor) -> Enqueued:
         """`decode`, into a tensor on the device, uint8 [files, height, width, 3] of any strides. What is enqueued on
         the current stream from here on finds the pixels there."""
         return self._decode(files, area, out)
 
     @_faults()
-    def _decode(self, files: Sequence[Container], area: Rect, out: Tensor | None) -> Decoded:
+    def _decode(self, files: Sequence[Container], area: Rect, out: Tensor | None) -> Enqueued:
         before = self.where.mark()
         with torch.inference_mode(), self.where.use(), self._lock, self.where.on(self._compute):
             self.where.follow(before)  # `out` may be in use until then
@@ -142,7 +142,7 @@ class GpuEngine(ModelOnGpu):
         tiles: list[Rect],
         area: Rect,
         out: Tensor | None,
-    ) -> Decoded:
+    ) -> Enqueued:
         """All at once, in memory that the next batch of this shape will use again."""
         batch = TileBatch(files, numbers, tiles)
         grid, capacity = files[0].header.grid, capacity_for(batch.plan)
@@ -154,14 +154,14 @@ class GpuEngine(ModelOnGpu):
         if out is not None:
             with stage("copies"):
                 out.copy_(pixels)
-                return Decoded([batch], self.where.fetch(decoder.entropy.records), False)
+                return Enqueued([batch], self.where.fetch(decoder.entropy.records))
         finished = self.where.mark()
         # The next batch need not wait until this one is home.
         with stage("copies"), self.where.on(self._copies):
             self.where.follow(finished)
             fetch = self.where.fetch(decoder.entropy.records, pixels)
             decoder.free = self.where.mark()
-        return Decoded([batch], fetch, True)
+        return Enqueued([batch], fetch)
 
     def _remember(self, key: tuple[object, ...], decoder: BatchDecoder) -> None:
         self._remembered[key] = decoder
@@ -178,7 +178,7 @@ class GpuEngine(ModelOnGpu):
         tiles: list[Rect],
         area: Rect,
         out: Tensor | None,
-    ) -> Decoded:
+    ) -> Enqueued:
         """The entropy side by groups of tiles, then the synthesis by windows: what is too large for one go, and
         regions."""
         grid, count = files[0].header.grid, len(files)
@@ -205,9 +205,9 @@ class GpuEngine(ModelOnGpu):
                 self.transforms.synthesis(seen_latents, quality, part, corner.top, corner.left)
         with stage("copies"):
             if out is None:
-                return Decoded(done, self.where.fetch(*records, pixels), True)
+                return Enqueued(done, self.where.fetch(*records, pixels))
             out.copy_(pixels)
-            return Decoded(done, self.where.fetch(*records), False)
+            return Enqueued(done, self.where.fetch(*records))
 
     def _entropy_by_groups(
         self,
@@ -394,23 +394,33 @@ class Sent:
     mark: object  # when they are there
 
 
-class Decoded:
-    """Pixels on their way, or on the device already."""
+class Enqueued:
+    """Batches that a GPU is decoding, and what is fetched of it: each batch's records, and pixels if any."""
 
-    def __init__(self, batches: list[TileBatch], fetch: Fetch, pixels: bool):
-        self._batches, self._fetch, self._pixels = batches, fetch, pixels
+    def __init__(self, batches: list[TileBatch], fetch: Fetch):
+        self._batches, self._fetch = batches, fetch
 
     @_faults()
-    def wait(self) -> np.ndarray | None:
-        """Waits until the GPU is done and checks what it found; returns the pixels if they were fetched, uint8 [files,
-        height, width, 3].
+    def wait(self) -> list[np.ndarray]:
+        """Wait until the GPU is done, check what it found, and return what was fetched.
 
         Raises CorruptStreamError, naming the tile, if a payload was not what its encoder wrote.
         """
         arrived = self._fetch.wait()
         for batch, records in zip(self._batches, arrived, strict=False):
             batch.check(records)
-        return arrived[-1] if self._pixels else None
+        return arrived
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Pixels on their way to the host."""
+
+    enqueued: Enqueued
+
+    def wait(self) -> np.ndarray:
+        """Wait for the pixels, uint8 [files, height, width, 3]. Raises what `Enqueued.wait` raises."""
+        return self.enqueued.wait()[-1]
 
 
 def _encoding_error(number: int) -> Exception:

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from . import _calls, container, lossless, models
+from . import calls, container, lossless, models
 from .alpha import check_alpha, encode_alpha, read_alpha
 from .constants import DEFAULT_QUALITY, LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY
 from .container import DEFAULT_LIMITS, Container, Header, Limits, TileData
@@ -44,7 +44,7 @@ Preset = Literal["size", "latency"]
 Region: TypeAlias = "tuple[int, int, int, int]"
 
 _PACKAGE = __name__.partition(".")[0]
-_engines_lock = threading.Lock()  # a fork waits for the calls that take it (_calls.py)
+_engines_lock = threading.Lock()  # a fork waits for the calls that take it (calls.py)
 
 
 class Codec:
@@ -141,7 +141,7 @@ class Codec:
         engine = self._engines.get(self.identity)
         return engine.machine if isinstance(engine, WholeImageEngine) else ""
 
-    @_calls.counted
+    @calls.counted
     def encode(
         self,
         image: ImageLike,
@@ -176,7 +176,7 @@ class Codec:
             raise ValueError("target_bytes looks for the quality: pass neither quality nor lossless with it")
         return self._encode_to_size(picture, target_bytes, preset)
 
-    @_calls.counted
+    @calls.counted
     def encode_batch(
         self,
         images: Sequence[ImageLike],
@@ -227,7 +227,7 @@ class Codec:
     def decode(
         self, data: FileLike, *, out: Literal["picture"], region: Region | None = ..., precision: Precision = ...
     ) -> Picture: ...
-    @_calls.counted
+    @calls.counted
     def decode(
         self, data: FileLike, *, out: Output = "pil", region: Region | None = None, precision: Precision = "exact"
     ) -> Image.Image | np.ndarray | Tensor | Picture:
@@ -268,7 +268,7 @@ class Codec:
     def decode_batch(
         self, files: Sequence[FileLike], *, out: Literal["picture"], precision: Precision = ...
     ) -> list[Picture]: ...
-    @_calls.counted
+    @calls.counted
     def decode_batch(
         self, files: Sequence[FileLike], *, out: Output = "pil", precision: Precision = "exact"
     ) -> Sequence[Image.Image | np.ndarray | Tensor | Picture]:
@@ -305,7 +305,7 @@ class Codec:
             settle(group, decoded)
         return pictures
 
-    @_calls.counted
+    @calls.counted
     def decode_tensor(
         self, files: Sequence[FileLike], *, out: Tensor | None = None, region: Region | None = None
     ) -> DecodedTensor:
@@ -353,7 +353,7 @@ class Codec:
                 waits.append((group, self._decode_into([parsed[i] for i in group], area, part)))
         return DecodedTensor(out, wait_for_all)
 
-    @_calls.counted
+    @calls.counted
     def verify(self, data: FileLike) -> None:
         """Decode every tile's latents and alpha, check every state, cursor and CRC; run no synthesis.
 
@@ -368,7 +368,7 @@ class Codec:
                 lossless.read_image(parsed, number, covered)
             check_alpha(parsed)
 
-    @_calls.counted
+    @calls.counted
     def latents(self, data: FileLike) -> Tensor:
         """The decoded latents of a file in 1/16, int32 [h, w, M], on the CPU: equal bit for bit on every device.
 

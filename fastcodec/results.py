@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from . import _calls
+from . import calls
 
 
 class Encoded(bytes):
@@ -37,7 +37,7 @@ class DecodedTensor:
     pixels: Tensor
     _wait: Callable[[], object]
 
-    @_calls.counted
+    @calls.counted
     def check(self) -> None:
         """Wait until the pixels are there. Raises CorruptStreamError, naming item and tile, for a damaged payload."""
         self._wait()

@@ -79,7 +79,7 @@ def interpreted(request) -> Iterator[Codec]:
 
 
 @pytest.fixture
-def engine(codec, monkeypatch) -> gpu.Engine:
+def engine(codec, monkeypatch) -> gpu.GpuEngine:
     """With nothing remembered from other tests."""
     engine = codec._engine(codec.model)
     monkeypatch.setattr(engine, "_remembered", type(engine._remembered)())

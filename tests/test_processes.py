@@ -377,9 +377,9 @@ def wait():  # runs after the codec's own handler, as it was registered before
 atexit.register(wait)
 import numpy as np
 import fastcodec
-from fastcodec import _calls
+from fastcodec import calls
 
-_calls._WAIT_SECONDS = 0.3
+calls._WAIT_SECONDS = 0.3
 swift, found = fastcodec.Codec.load("swift", "cpu"), []
 blob = swift.encode(np.zeros((16, 16, 3), np.uint8))
 

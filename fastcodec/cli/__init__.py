@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .. import __version__
-from .._threads import wait_briefly
 from ..constants import DEFAULT_QUALITY, MAX_QUALITY, MIN_QUALITY
 from ..container import DEFAULT_LIMITS
 from ..errors import FastcodecError
+from ..threads import wait_briefly
 from .files import STDIN
 from .report import Terminated, explain, say, say_error
 

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import _calls
+from .. import calls
 from ..constants import HYPER_STRIDE, LATENT_STRIDE, MIN_QUALITY, TILE_LATENTS
 from ..container import Container
 from ..entropy import rdoq as rounding
@@ -316,7 +316,7 @@ class _Canvas:
 
 def _stage(name: str) -> AbstractContextManager[object]:
     """A stage of coding; a thread may be held where it begins."""
-    _calls.pause()
+    calls.pause()
     return stage(name)
 
 

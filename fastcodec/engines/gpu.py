@@ -1,6 +1,6 @@
 """The codec on a GPU: from payloads to pixels without a round trip to the host between, and back.
 
-A `GpuEngine` is one released model on one GPU. It does what `cpu.py` does on the CPU, in the same order and with the same
+A `GpuEngine` is one released model on one GPU. It does what `cpu.py` does on a CPU, in the same order and with the same
 integers. What differs is the layout (gpu_batch.py), and that a batch whose shape came before runs as a CUDA graph.
 Decoding waits for the GPU in `Decoded.wait` and nowhere else.
 """

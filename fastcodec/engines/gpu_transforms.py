@@ -19,7 +19,7 @@ On the CPU the same code runs on the kernels' references, or on the kernels in T
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -204,7 +204,7 @@ def _bias(layer: nn.Conv2d) -> Tensor:
 def _rows(table: QualityTable) -> Tensor:
     """A quality table's vectors, one a quality: float32 [qualities, channels]."""
     quality = torch.arange(MIN_QUALITY, MAX_QUALITY + 1, device=table.points.device)
-    return table(cast(Tensor, quality_position(quality.double())).float())
+    return table(quality_position(quality.double()).float())
 
 
 def _convolution(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:

@@ -16,11 +16,11 @@ from rich.table import Table
 
 from fastcodec.codec import Codec
 from fastcodec.errors import ImageError
+from fastcodec.files import image_files
 from fastcodec.geometry import Grid
 from fastcodec.images import Picture, read_picture
 from fastcodec.metrics import bd_rate
 from fastcodec.models.swift.release import Model
-from fastcodec.storage import image_files
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "bench" / "results"

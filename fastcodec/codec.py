@@ -29,6 +29,7 @@ from .engines import DeviceLike, device_of, engines_of
 from .engines.engine import Engine
 from .engines.whole_image import WholeImageEngine
 from .errors import ModelMismatchError, NotPortableWarning, TargetError, UnsupportedError
+from .files import FileLike, naming, several
 from .geometry import Grid, Rect
 from .grouping import batches, check_alike, each, neighbours, of_items
 from .images import ImageLike, Output, Picture, as_coded, from_picture, to_picture
@@ -37,7 +38,6 @@ from .models.swift import release
 from .models.zoo.base import CompressionModel
 from .quality import checked_quality
 from .results import DecodedTensor, Encoded
-from .sources import FileLike, naming, several
 
 Precision = Literal["exact", "fast"]
 Preset = Literal["size", "latency"]

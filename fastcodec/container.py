@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 
 from .constants import IDENTITY_BYTES, MAX_QUALITY, MIN_QUALITY
 from .errors import CorruptStreamError, LimitError, NotAFicFileError, UnsupportedVersionError
+from .files import FileLike, contents, naming
 from .geometry import Grid
 from .metadata import exif_resolution
-from .sources import FileLike, contents, naming
 
 MAGIC = b"\xf1FIC"
 VERSION = 3  # of files with further metadata; with lossless tiles alone it is 2, and all others are version 1

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from . import graphics
 from .errors import FastcodecError, ImageError
+from .files import image_files
 from .images import read_picture
-from .storage import image_files
 
 VALIDATION_EVERY = 40  # one image in so many is held out of training,
 VALIDATION_LIST = "validation.txt"  # unless this file in the folder names those that are, one a line

@@ -22,9 +22,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .codec import Codec
 from .errors import FastcodecError, ImageError
+from .files import image_files
 from .images import Picture, read_picture, write_picture
 from .metrics import psnr
-from .storage import image_files
 
 QUALITIES = (15, 45, 80)
 USABLE = 29.5  # dB: no one shows a photograph that is worse

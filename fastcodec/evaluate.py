@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .constants import MAX_QUALITY, MIN_QUALITY
 from .errors import FastcodecError, ImageError
+from .files import image_files
 from .rate_distortion import (
     FIRST,
     REFERENCE_VARIABLE,
@@ -33,7 +34,6 @@ from .rate_distortion import (
     plot,
     read_reference,
 )
-from .storage import image_files
 
 if TYPE_CHECKING:
     from rich.console import Console

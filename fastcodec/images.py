@@ -25,7 +25,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from . import metadata, png
 from .container import DEFAULT_LIMITS, MAGIC
 from .errors import FastcodecError, ImageError, LimitError
-from .storage import replacing
+from .files import replacing
 
 if TYPE_CHECKING:
     import torch

@@ -38,11 +38,11 @@ from . import metrics
 from .codec import Codec
 from .crops import CropSource, ResidentCrops, drawing_pool
 from .errors import FastcodecError, ModelMismatchError
+from .files import image_files
 from .images import read_picture
 from .kernels.processor import bfloat16_is_native
 from .models import tasks, zoo
 from .models.modules import in_layout
-from .storage import image_files
 
 LOSS_LIMIT = 1.0  # twice a photograph's usual loss
 EAGER_STEPS = 4  # before a capture: PyTorch chooses algorithms, and the optimiser makes its state

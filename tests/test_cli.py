@@ -1267,8 +1267,8 @@ def test_a_full_disk_while_decompressing(coded, tmp_path, capsys, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("fastcodec.storage.os.replace", full)
-    monkeypatch.setattr("fastcodec.storage.os.link", full)
+    monkeypatch.setattr("fastcodec.files.os.replace", full)
+    monkeypatch.setattr("fastcodec.files.os.link", full)
     assert run("decompress", coded, "-o", tmp_path, "--recursive", "--jobs", 1) == 1
     err = capsys.readouterr().err
     assert f"fastcodec: stopped: {tmp_path}" in err

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from fastcodec import alpha, images, storage
+from fastcodec import alpha, files, images
 from fastcodec.errors import ImageError, LimitError
+from fastcodec.files import replacing
 from fastcodec.images import Picture, from_picture, read_picture, read_size, to_picture, write_picture
 from fastcodec.png import read_ahead
-from fastcodec.storage import replacing
 
 RNG = np.random.default_rng(7)
 COLOURS = RNG.integers(0, 256, (37, 53, 3), dtype=np.uint8)
@@ -482,7 +482,7 @@ def test_nothing_is_replaced_unasked(links, tmp_path, monkeypatch):
     """Whether it was there before or came in the meantime, on file systems with and without links."""
     if not links:
         refusal = OSError(errno.EPERM, "Operation not permitted")
-        monkeypatch.setattr(storage.os, "link", lambda *_: (_ for _ in ()).throw(refusal))
+        monkeypatch.setattr(files.os, "link", lambda *_: (_ for _ in ()).throw(refusal))
     path = tmp_path / "a.fic"
     write_new(path, b"first")
     write_new(path, b"first")  # the same: nothing is lost
@@ -519,7 +519,7 @@ def test_what_is_unfinished_can_be_discarded(tmp_path):
     writing = replacing(tmp_path / "a.fic")
     writing.__enter__().write(b"half")
     assert len(list(tmp_path.iterdir())) == 1
-    storage.discard_unfinished()
+    files.discard_unfinished()
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileNotFoundError):
         writing.__exit__(None, None, None)

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from fastcodec.crops import VALIDATION_EVERY, VALIDATION_LIST
-from fastcodec.storage import image_files
+from fastcodec.files import image_files
 
 from ..common import argument_parser
 

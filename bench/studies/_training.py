@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastcodec.storage import replacing
+from fastcodec.files import replacing
 
 CONSTANT_UNTIL = 0.4  # of a training; then the learning rate falls
 

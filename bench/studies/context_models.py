@@ -32,6 +32,7 @@ from fastcodec import machine
 from fastcodec.crops import CropSource
 from fastcodec.entropy.fixed_point import ACTIVATION_BITS, ACTIVATION_MAX, MEAN, SCALE_INDEX
 from fastcodec.entropy.gaussian import COUNT, GREATEST_SCALE, LEAST_SCALE
+from fastcodec.files import replacing
 from fastcodec.kernels.checkerboard import LIVE_TAPS
 from fastcodec.models.swift import export
 from fastcodec.models.swift import release as released
@@ -44,7 +45,6 @@ from fastcodec.models.swift.network import (
     Swift,
     gaussian_bits,
 )
-from fastcodec.storage import replacing
 
 from ..common import argument_parser, write_json
 from . import coding_orders as orders

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from fastcodec import machine
 from fastcodec.crops import CropSource
 from fastcodec.errors import FastcodecError
+from fastcodec.files import image_files
 from fastcodec.images import read_picture
 from fastcodec.kernels import checkerboard
 from fastcodec.kernels.processor import bfloat16_is_native
@@ -47,7 +48,6 @@ from fastcodec.models.swift.network import quality_position
 from fastcodec.models.zoo.context import KERNEL, NEIGHBOURS, RADIUS, RASTER_TAPS, mask_of
 from fastcodec.models.zoo.entropy_bottleneck import LEAST_LIKELIHOOD
 from fastcodec.models.zoo.he2021 import RandomMask
-from fastcodec.storage import image_files
 
 from ..common import argument_parser, write_json
 from ._training import kept, rate_factor, save

@@ -25,10 +25,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastcodec import machine
+from fastcodec.files import replacing
 from fastcodec.models.swift import release as released
 from fastcodec.models.swift.network import Block, Convolution, FixedPointLinear, Swift, SwiftConfig
 from fastcodec.models.tasks import SwiftTask
-from fastcodec.storage import replacing
 from fastcodec.train import Trainer, TrainingConfig
 
 from ..common import argument_parser, write_json

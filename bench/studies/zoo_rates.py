@@ -20,13 +20,13 @@ import torch
 
 from fastcodec import Codec, container, machine
 from fastcodec.engines.whole_image import network_input
+from fastcodec.files import image_files
 from fastcodec.images import Picture, read_picture
 from fastcodec.kernels import rans
 from fastcodec.models import zoo
 from fastcodec.models.zoo import integerize as integer
 from fastcodec.models.zoo.balle2018 import Hyperprior
 from fastcodec.models.zoo.base import CompressionModel, channels_last, coding
-from fastcodec.storage import image_files
 
 CALIBRATION_IMAGES = 8
 

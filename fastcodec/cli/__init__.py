@@ -24,8 +24,8 @@ from ..constants import DEFAULT_QUALITY, MAX_QUALITY, MIN_QUALITY
 from ..container import DEFAULT_LIMITS
 from ..errors import FastcodecError
 from ..threads import wait_briefly
-from .files import STDIN
 from .report import Terminated, explain, say, say_error
+from .streams import STDIN
 
 _Command: TypeAlias = Callable[[argparse.Namespace], int]
 
@@ -88,7 +88,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _add_compress(command("compress", "compress images to .fic files", _batch("compress"), _COMPRESS_DETAILS))
     _add_decompress(command("decompress", "decompress .fic files to images", _batch("decompress"), _DECOMPRESS_DETAILS))
 
-    sub = command("info", "tell what .fic files hold", _call("info"), "Reads the header only.")
+    sub = command("info", "tell what .fic files hold", _call("cli.info"), "Reads the header only.")
     sub.add_argument("files", nargs="+", type=_input, metavar="FILE", help=".fic files, or - for standard input")
     sub.add_argument("--json", action="store_true", help="one JSON object a file")
     _add_limit(sub)
@@ -98,7 +98,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _add_batch_arguments(sub, ".fic files, or folders of them", output=False)
 
     summary = "make a model whose files decode on every device"
-    _add_integerize(command("integerize", summary, _call("integerize"), _INTEGERIZE_DETAILS))
+    _add_integerize(command("integerize", summary, _call("cli.portable"), _INTEGERIZE_DETAILS))
 
     chosen = next((word for word in argv if not word.startswith("-")), None)
     for name, module, summary in (
@@ -244,8 +244,7 @@ def _batch(name: str) -> _Command:
 
 def _call(module: str) -> _Command:
     def run(arguments: argparse.Namespace) -> int:
-        package = "fastcodec.cli" if module in ("info", "integerize") else "fastcodec"
-        return importlib.import_module(f"{package}.{module}").main(arguments)
+        return importlib.import_module(f"fastcodec.{module}").main(arguments)
 
     return run
 

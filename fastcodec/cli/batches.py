@@ -28,6 +28,7 @@ from ..errors import (
     NotAFicFileError,
     NotPortableWarning,
 )
+from ..files import IMAGE_SUFFIXES, discard_unfinished, replacing
 from ..images import (
     ALPHA_SUFFIXES,
     Picture,
@@ -37,10 +38,9 @@ from ..images import (
     read_size,
     write_picture,
 )
-from ..storage import IMAGE_SUFFIXES, discard_unfinished, replacing
-from .files import STDIN, STDOUT, read_fic, read_stdin, write_stdout
 from .history import History, Made
 from .report import Report, Terminated, explain, per_pixel, say
+from .streams import STDIN, STDOUT, read_fic, read_stdin, write_stdout
 
 if TYPE_CHECKING:
     from ..codec import Codec

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..batch import folded
 from ..errors import ImageError
-from ..storage import replacing
+from ..files import replacing
 
 NAME = ".fastcodec.jsonl"
 _STALE = 1000  # lines that no longer count, from which on the file may be written anew

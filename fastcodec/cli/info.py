@@ -9,8 +9,8 @@ from typing import Any
 
 from ..container import DEFAULT_LIMITS, MAGIC, Limits, info
 from ..errors import FastcodecError
-from .files import STDIN, read_fic, read_stdin
 from .report import explain, per_pixel, printable, say, say_error
+from .streams import STDIN, read_fic, read_stdin
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -28,8 +28,8 @@ from ...entropy.gaussian import COUNT as SCALES_COUNT
 from ...entropy.gaussian import gaussian_tables
 from ...entropy.rdoq import distortion_weight
 from ...errors import FastcodecError, ModelMismatchError, UnsupportedError
+from ...files import replacing
 from ...kernels.rans import TableSet
-from ...storage import replacing
 from .entropy_model import ACTIVATION_MAX, Backend, EntropyModel
 from .network import Analysis, HyperAnalysis, HyperPrior, SwiftConfig, Synthesis
 

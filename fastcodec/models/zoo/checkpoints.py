@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import UnknownModelError, UnsupportedError
+from ...files import replacing
 from ...kernels import rans64
 from ...kernels.rans.tables import MAX_TABLES
-from ...storage import replacing
 from .. import zoo
 from .base import CompressionModel
 from .entropy_bottleneck import EntropyBottleneck

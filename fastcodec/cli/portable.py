@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from ..errors import ImageError, ModelMismatchError
-from ..storage import image_files
+from ..files import image_files
 from .report import say
 
 MOST_IMAGES = 64

@@ -42,7 +42,7 @@ def kodak() -> list[Path]:
 
 @pytest.fixture(scope="session")
 def simulator() -> Path:
-    """A CUDA driver whose GPU is the CPU, with the coder's kernels: for `_cuda.simulated`."""
+    """A CUDA driver whose GPU is the CPU, with the coder's kernels: for `simulation.simulated`."""
     try:
         return build.build_program("cuda_simulator", SIMULATION, "-O2 -g -shared")
     except build.BuildError as error:

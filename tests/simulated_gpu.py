@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from simulation import simulated
 
 from fastcodec.engines import gpu
-from fastcodec.kernels.rans import _cuda
 from fastcodec.kernels.triton.common import INTERPRETED
 
 
@@ -17,9 +17,8 @@ def simulated_gpu(driver: Path) -> Iterator[None]:
     """Within it, "cuda" is the simulation for a codec that is loaded. driver: the fixture `simulator`."""
     if not INTERPRETED:
         pytest.skip("Triton's interpreter is off: there is a GPU")
-    with _cuda.simulated(driver), pytest.MonkeyPatch.context() as patch:
-        where = _cuda.simulator()
+    with simulated(driver) as target, pytest.MonkeyPatch.context() as patch:
         # Half precision is slow on a CPU, and its results are the transforms' own tests' business.
-        made = where.device, lambda model: gpu.GpuEngine(model, where, torch.float32)
+        made = target.device, lambda model: gpu.GpuEngine(model, target, torch.float32)
         patch.setattr(gpu, "engines", lambda device: made)
         yield

@@ -563,7 +563,7 @@ import hashlib, sys
 import numpy as np, torch
 import fastcodec
 from fastcodec.kernels.processor import bfloat16_is_native
-from fastcodec.kernels.rans._cpu import isa_number
+from fastcodec.kernels.rans._cpu_abi import isa_number
 codec, data = fastcodec.Codec.load("swift", "cpu"), open(sys.argv[1], "rb").read()
 exact, fast = (codec.decode(data, out="numpy", precision=name) for name in ("exact", "fast"))
 np.save(sys.argv[2], exact)

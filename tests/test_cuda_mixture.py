@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from drivers import SIMULATED, assert_all_lanes, build_simulated, run_driver
+from simulation import simulated
 from test_gpu_rans import draw
 
 from fastcodec.kernels.rans import Decoder, _cuda, _operators, cost_bits, encode
@@ -43,11 +44,11 @@ def tiles():
 def test_public_interface_in_the_shim(simulator, tiles):
     wanted = {preset: encode(tiles, preset=preset) for preset in ("size", "latency")}
     costs = [cost_bits(item) for tile in tiles for item in tile]
-    with _cuda.simulated(simulator):
+    with simulated(simulator):
         assert {preset: encode(tiles, preset=preset) for preset in wanted} == wanted
         assert [cost_bits(item) for tile in tiles for item in tile] == costs
         decoder = Decoder(wanted["latency"])
-        assert isinstance(decoder._impl, _cuda.Decoder)
+        assert isinstance(decoder._impl, _cuda.CudaDecoder)
         decoded = [decoder.decode([tile[0].indexes for tile in tiles], tiles[0][0].tables)]
         for number in (1, 2):
             decoded.append(decoder.decode_mixtures([tile[number][1:] for tile in tiles]))

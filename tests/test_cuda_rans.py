@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from drivers import SIMULATED, assert_all_lanes, build_simulated, run_driver
+from simulation import simulated
 
 from fastcodec.entropy.gaussian import SCALES, gaussian_tables
 from fastcodec.errors import CorruptStreamError, SymbolRangeError, UnavailableError
-from fastcodec.kernels.rans import Decoder, Pass, TableSet, _cuda, cost_bits, cuda_status, encode
+from fastcodec.kernels.rans import Decoder, Latents, Pass, TableSet, _cuda, cost_bits, cuda_status, encode
 
 
 @pytest.mark.slow
@@ -45,11 +46,11 @@ def tiles() -> list[list[Pass]]:
 def test_public_interface_in_the_shim(simulator, tiles):
     wanted = {preset: encode(tiles, preset=preset) for preset in ("size", "latency")}
     costs = [cost_bits(item) for item in tiles[0]]
-    with _cuda.simulated(simulator):
+    with simulated(simulator):
         assert {preset: encode(tiles, preset=preset) for preset in wanted} == wanted
         assert [cost_bits(item) for item in tiles[0]] == costs
         decoder = Decoder(wanted["latency"])
-        assert isinstance(decoder._impl, _cuda.Decoder)
+        assert isinstance(decoder._impl, _cuda.CudaDecoder)
         for number in range(3):
             decoded = decoder.decode([tile[number].indexes for tile in tiles], gaussian_tables())
             for symbols, tile in zip(decoded, tiles, strict=True):
@@ -62,7 +63,7 @@ def test_sampled_cost_chooses_the_same_shape(simulator):
     rng = np.random.default_rng(3)
     tiles = [[gaussian_pass(rng, 300, 256), gaussian_pass(rng, 70, 1000)]]
     wanted = encode(tiles, preset="latency")
-    with _cuda.simulated(simulator):
+    with simulated(simulator):
         assert encode(tiles, preset="latency") == wanted
         assert Decoder(wanted).shape(0) == (32, 12)
 
@@ -76,7 +77,7 @@ def test_wide_symbols_and_different_tables_for_the_tiles(simulator):
         [Pass(flips, torch.zeros(50, 3, dtype=torch.uint8), coin)],
         [],
     ]
-    with _cuda.simulated(simulator):
+    with simulated(simulator):
         assert encode(tiles, lanes=8, streams=2) == encode(tiles, lanes=8, streams=2)
         by_kernels = encode(tiles)
     assert by_kernels == encode(tiles)
@@ -98,13 +99,13 @@ def test_reconstruction_equals_its_pytorch_twin(simulator, rows, columns, anchor
         latents = wide[:, :columns]
         decoder = Decoder(payloads)
         [values] = decoder.reconstruct(
-            [item.indexes], item.tables, [means], mean_bits=4, gain=gain, latents=[latents], anchors=anchors
+            [item.indexes], item.tables, [means], 4, latents=Latents([latents], gain, anchors)
         )
         decoder.finish()
         return values, wide
 
     by_cpu = reconstruct()
-    with _cuda.simulated(simulator):
+    with simulated(simulator):
         by_kernels = reconstruct()
     for one, other in zip(by_cpu, by_kernels, strict=True):
         assert torch.equal(one, other)
@@ -133,14 +134,14 @@ def test_faults_name_tile_and_pass(simulator, tiles):
     for tensors, error, text in cases:
         with pytest.raises(error, match=text):
             encode(changed(0, 1, **tensors))
-        with _cuda.simulated(simulator), pytest.raises(error, match=text):
+        with simulated(simulator), pytest.raises(error, match=text):
             encode(changed(0, 1, **tensors))
 
 
 def test_errors_wait_for_finish(simulator, tiles):
     payloads = encode(tiles)
     indexes = [[tile[number].indexes for tile in tiles] for number in range(3)]
-    with _cuda.simulated(simulator):
+    with simulated(simulator):
         with pytest.raises(CorruptStreamError, match="tile 1: a section reaches past"):
             Decoder([payloads[0], payloads[1][:3]])
         short = Decoder([payloads[0][:-6], payloads[1]])
@@ -172,7 +173,7 @@ def test_tables_of_any_size(simulator, count, size):
     indexes = torch.from_numpy(rng.integers(0, count, (60, 9), dtype=np.uint8))
     symbols = torch.from_numpy(rng.integers(-(size // 2) - 2, size // 2 + 2, (60, 9), dtype=np.int16))
     wanted = encode([[Pass(symbols, indexes, tables)]], lanes=16)
-    with _cuda.simulated(simulator):
+    with simulated(simulator):
         assert encode([[Pass(symbols, indexes, tables)]], lanes=16) == wanted
         decoder = Decoder(wanted)
         assert torch.equal(decoder.decode([indexes], tables)[0], symbols)

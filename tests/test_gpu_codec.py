@@ -18,6 +18,7 @@ import torch
 from grouped_model import write_grouped
 from PIL import Image
 from simulated_gpu import simulated_gpu
+from simulation import by_cpu
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastcodec import container, lossless
@@ -28,7 +29,7 @@ from fastcodec.errors import CorruptStreamError, ImageError, UnavailableError
 from fastcodec.fit_tables import tables_of
 from fastcodec.images import Picture
 from fastcodec.kernels import rans
-from fastcodec.kernels.rans import _cuda
+from fastcodec.kernels.device import Fetch
 from fastcodec.kernels.rans.session import DecodePlan, shape_of
 from fastcodec.kernels.triton import hyper_synthesis, parameters, pixels, pointwise, residual, upsample
 from fastcodec.models.swift import export
@@ -214,16 +215,6 @@ def test_equal_latents_give_equal_bytes(cpu, codec, engine, photographs, monkeyp
     assert written == payload
 
 
-@contextmanager
-def by_cpu() -> Iterator[None]:
-    """Within it, the CPU coder codes tensors of the CPU, in a simulation too."""
-    before, _cuda._simulator = _cuda._simulator, None
-    try:
-        yield
-    finally:
-        _cuda._simulator = before
-
-
 def test_batches_of_any_sizes_and_qualities(cpu, codec, photographs):
     images = [photo(photographs, w, h, left) for left, (w, h) in enumerate([(40, 20), (20, 40), (40, 20), (40, 20)])]
     files = [cpu.encode(image, quality=q) for image, q in zip(images, (10, 90, 55, 100), strict=True)]
@@ -376,8 +367,8 @@ class HostReads(TorchDispatchMode):
 def watched(monkeypatch) -> Iterator[tuple[list[str], list[int]]]:
     """Host reads of tensors, and waits."""
     waits = []
-    wait = _cuda.Fetch.wait
-    monkeypatch.setattr(_cuda.Fetch, "wait", lambda self: waits.append(1) or wait(self))
+    wait = Fetch.wait
+    monkeypatch.setattr(Fetch, "wait", lambda self: waits.append(1) or wait(self))
     with HostReads(monkeypatch) as reads:
         yield reads.found, waits
 
@@ -592,7 +583,7 @@ def test_a_failed_gpu_is_a_typed_error(error, cpu, codec, engine, photographs, m
                 call(data)
     decoded = codec.decode_tensor([data])
     with monkeypatch.context() as patch:
-        patch.setattr(_cuda.Fetch, "wait", fail)
+        patch.setattr(Fetch, "wait", fail)
         with pytest.raises(UnavailableError, match="illegal memory access"):
             decoded.check()
     assert difference(codec.decode(data), cpu.decode(data)) <= 1

@@ -23,13 +23,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from simulation import simulated
 from torch import Tensor
 
 from fastcodec.entropy.gaussian import SCALES, gaussian_tables
 from fastcodec.errors import CorruptStreamError, FastcodecError
-from fastcodec.kernels import nvrtc
+from fastcodec.kernels import device, nvrtc
 from fastcodec.kernels.rans import (
     Decoder,
+    Latents,
     MixturePass,
     Pass,
     TableSet,
@@ -56,7 +58,7 @@ class Place:
     @contextmanager
     def kernels(self) -> Iterator[None]:
         """Within it, `put` tensors are coded by the kernels."""
-        with _cuda.simulated(self.driver) if self.driver else nullcontext():
+        with simulated(self.driver) if self.driver else nullcontext():
             yield
 
     def put(self, tensor: Tensor) -> Tensor:
@@ -186,7 +188,7 @@ def check_decode(place: Place, payloads: list[bytes], tiles: Tiles) -> None:
     """Payloads of tiles whose passes of equal number are of one kind: decoded as one batch."""
     with place.kernels():
         decoder = Decoder(payloads, device=place.device)
-        assert isinstance(decoder._impl, _cuda.Decoder)
+        assert isinstance(decoder._impl, _cuda.CudaDecoder)
         for column in zip(*tiles, strict=True):
             for symbols, item in zip(decode_column(decoder, column, place.put), column, strict=True):
                 assert symbols.dtype == torch.int16
@@ -313,10 +315,12 @@ def reconstruct(
             [put(p.item.indexes) for p in pictures],
             pictures[0].item.tables,
             [put(p.means) for p in pictures],
-            mean_bits=bits,
-            gain=put(gain),
-            latents=[latents[:, : p.columns] for latents, p in zip(wide, pictures, strict=True)],
-            anchors=pictures[0].anchors,
+            bits,
+            latents=Latents(
+                [latents[:, : p.columns] for latents, p in zip(wide, pictures, strict=True)],
+                put(gain),
+                pictures[0].anchors,
+            ),
         )
         decoder.finish()
     return [tensor.cpu() for tensor in (*values, *wide)]
@@ -600,9 +604,8 @@ class Passes:
             [self.moved[3].indexes],
             gaussian_tables(),
             [self.means],
-            mean_bits=6,
-            gain=self.gain,
-            latents=[self.latents],
+            6,
+            latents=Latents([self.latents], self.gain),
             out=[self.values],
         )
 
@@ -656,10 +659,10 @@ def test_what_capture_needs_of_the_decoder(place, monkeypatch):
     passes = Passes(place, 8)
     with place.kernels():
         decoder = Decoder(passes.payloads)
-        target = decoder._impl._where
+        target = decoder._impl._target
         pristine = decoder._impl.state.clone()
         passes.run(decoder)
-        monkeypatch.setattr(target, "capturing", lambda: True)
+        monkeypatch.setattr(target, "is_capturing", lambda: True)
         monkeypatch.setattr(target, "staging", None)
         for _ in range(2):
             decoder._impl.state.copy_(pristine)
@@ -672,7 +675,7 @@ def test_what_capture_needs_of_the_decoder(place, monkeypatch):
             decoder.decode([first.indexes], first.tables, out=passes.symbols[:1])
         monkeypatch.undo()
         other = Decoder(passes.payloads)
-        monkeypatch.setattr(other._impl._where, "capturing", lambda: True)
+        monkeypatch.setattr(other._impl._target, "is_capturing", lambda: True)
         unseen = TableSet([(0, [2**14 - 5, 5])] * 2)
         with pytest.raises(FastcodecError, match="once before"):
             other.decode([first.indexes], unseen, out=passes.symbols[:1])
@@ -695,12 +698,12 @@ def test_nvrtc_image_gives_the_same_bytes(place, monkeypatch):
         image = nvrtc.compile_image(_cuda.SOURCE, headers, f"sm_{major}{minor}")
     except nvrtc.NvrtcMissingError as error:
         pytest.skip(str(error))
-    before = _cuda.target(place.device)
-    other = _cuda.Target.__new__(_cuda.Target)
-    other.device, other.module = before.device, _cuda._module(_cuda.DRIVER, image)
-    assert other.module.value != before.module.value
-    monkeypatch.setitem(_cuda._targets, before.device, other)
-    assert _cuda.target(place.device) is other
+    before = device.cuda_target(place.device)
+    other, module = device.Target(before.device), _cuda.open_module(_cuda.DRIVER, image)
+    assert module.value != _cuda.load_kernels(before).value
+    monkeypatch.setitem(_cuda._modules, other, module)
+    monkeypatch.setitem(device._targets, before.device, other)
+    assert _cuda.coder_target(place.device) is other
     exercise(place, 11)
     for name in DISTRIBUTIONS:
         rng = np.random.default_rng(12)

@@ -9,7 +9,7 @@ import torch
 
 from fastcodec.entropy.gaussian import gaussian_tables
 from fastcodec.errors import CorruptStreamError, SymbolRangeError
-from fastcodec.kernels.rans import _cpu, mixture, passes
+from fastcodec.kernels.rans import _cpu_abi, mixture, passes
 from fastcodec.kernels.rans.mixture import frequencies
 from fastcodec.rans import Decoder, Mixture, MixturePass, Pass, available_isas, cost_bits, encode, quantise_mixtures
 
@@ -89,7 +89,7 @@ def corners():
 
 
 def test_constants():
-    constants = dict(_cpu.mixture_constants())
+    constants = dict(_cpu_abi.mixture_constants())
     assert constants.pop("max_components") == passes.MAX_COMPONENTS
     assert constants == {name: getattr(mixture, name.upper()) for name in constants}
 

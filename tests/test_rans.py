@@ -16,7 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastcodec.rans
 from fastcodec.entropy.gaussian import SCALES, gaussian_tables
-from fastcodec.kernels.rans import _cpu, _status, tables
+from fastcodec.kernels.rans import Latents, _cpu, _cpu_abi, _status, tables
 from fastcodec.rans import (
     CorruptStreamError,
     Decoder,
@@ -288,7 +288,7 @@ def test_another_default_device():
         assert encode([[item, item]]) == [payload]
         decoder = Decoder([payload])
         [symbols] = decoder.decode([item.indexes], GAUSSIAN)
-        [values] = decoder.reconstruct([item.indexes], GAUSSIAN, [means], mean_bits=4, gain=gain, latents=[latents])
+        [values] = decoder.reconstruct([item.indexes], GAUSSIAN, [means], 4, latents=Latents([latents], gain))
         decoder.finish()
     assert torch.equal(symbols, item.symbols)
     assert torch.equal(values, item.symbols * 16 + 1)
@@ -476,8 +476,8 @@ def test_instruction_set_by_environment(monkeypatch):
     with pytest.raises(ValueError, match="no such"):
         encode([])
     monkeypatch.setenv("FASTCODEC_ISA", "scalar")
-    assert _cpu.isa_number(None) == 0
-    assert _cpu.isa_number(ISAS[-1]) == _cpu.ISAS.index(ISAS[-1])
+    assert _cpu_abi.isa_number(None) == 0
+    assert _cpu_abi.isa_number(ISAS[-1]) == _cpu_abi.ISAS.index(ISAS[-1])
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -608,7 +608,7 @@ def test_errors_have_the_libraries_numbers():
 
 
 def test_constants_have_one_home():
-    constants = _cpu.constants()
+    constants = _cpu_abi.constants()
     assert constants["probability_bits"] == tables.PROBABILITY_BITS
     assert constants["max_tables"] == tables.MAX_TABLES
     assert constants == {
@@ -636,7 +636,7 @@ def test_table_sets_travel():
 def test_operators_find_a_set_as_long_as_an_equal_one_lives():
     tables_of_one = [(0, [5, 2**14 - 5])]
     first, second = TableSet(tables_of_one), TableSet(tables_of_one)
-    assert TableSet._find(first.identity) == first == second
+    assert tables.find_tables(first.identity) == first == second
     del first
     gc.collect()
     item = Pass(torch.zeros(3, 4, dtype=torch.int16), torch.zeros(3, 4, dtype=torch.uint8), second)
@@ -646,7 +646,7 @@ def test_operators_find_a_set_as_long_as_an_equal_one_lives():
     del second, item
     gc.collect()
     with pytest.raises(LookupError, match="keep the TableSet while it is in use"):
-        TableSet._find(identity)
+        tables.find_tables(identity)
 
 
 def test_tables_count_from_either_end():
@@ -672,7 +672,7 @@ def test_decoding_in_a_compiled_function():
         [a] = decoder.decode([first], GAUSSIAN)
         [b] = decoder.decode([second], HYPER)
         [c] = decoder.decode_mixtures([mixture[1:]])
-        [d] = decoder.reconstruct([third], GAUSSIAN, [means], mean_bits=4)
+        [d] = decoder.reconstruct([third], GAUSSIAN, [means], 4)
         return a + b, c, d
 
     [payload] = encode([[items[0], items[1], mixture, items[2]]])

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from simulation import simulated
 
 from fastcodec.entropy.gaussian import SCALES, gaussian_tables
 from fastcodec.errors import CorruptStreamError
 from fastcodec.kernels import checkerboard
-from fastcodec.kernels.rans import Pass, _cuda, encode
+from fastcodec.kernels.device import Target
+from fastcodec.kernels.rans import Pass, encode
 from fastcodec.kernels.rans.session import DecodePlan, Session, SessionPass, shape_of
 
 SHAPES = ((5, 7), (4, 6), (1, 1))  # of tiles, in latents
@@ -81,14 +83,14 @@ class Buffers:
             assert torch.equal(latents, checkerboard.merge(*halves, height, width)[0])
 
 
-def run(session: Session, plan: DecodePlan, where: _cuda.Target) -> None:
-    staging = where.staging(session.size)
+def run(session: Session, plan: DecodePlan, target: Target) -> None:
+    staging = target.staging(session.size)
     session.write(plan, staging.data_ptr())
     session.memory.copy_(staging)
     for number in range(3):
         session.run(number)
     session.finish()
-    plan.check(where.download(session.memory[: plan.records_bytes]))
+    plan.check(target.download(session.memory[: plan.records_bytes]))
 
 
 @pytest.mark.parametrize("lanes, streams", [(4, 3), (8, 5), (32, 2)])  # mixed warps, and full ones
@@ -96,20 +98,19 @@ def test_batches_follow_each_other(simulator, lanes, streams):
     batches = [draw_tiles(seed) for seed in (1, 2, 3)]
     payloads = [encode(tiles, lanes=lanes, streams=streams) for tiles in batches]
     buffers = Buffers()
-    with _cuda.simulated(simulator):
-        where = _cuda.simulator()
+    with simulated(simulator) as target:
         plans = [DecodePlan(p, padded=True) for p in payloads]
-        session = Session(plans[0], buffers.passes, where, payload_bytes=1 << 15)
+        session = Session(plans[0], buffers.passes, target, payload_bytes=1 << 15)
         for tiles, plan in zip(batches, plans, strict=True):
             assert session.fits(plan)
             buffers.load(tiles)
-            run(session, plan, where)
+            run(session, plan, target)
             buffers.check(tiles)
 
 
 def test_padding_makes_shapes_alike(simulator):
     tiles = draw_tiles(4)
-    with _cuda.simulated(simulator):
+    with simulated(simulator) as target:
         plans = [
             (DecodePlan(p), DecodePlan(p, padded=True))
             for p in (encode(tiles, lanes=4, streams=streams) for streams in (2, 3))
@@ -119,8 +120,8 @@ def test_padding_makes_shapes_alike(simulator):
     assert (exact.stream_count, more_exact.stream_count) == (6, 9)
     assert (padded.stream_count, more_padded.stream_count) == (8, 16)
     buffers = Buffers()
-    with _cuda.simulated(simulator):
-        session = Session(padded, buffers.passes, _cuda.simulator())
+    with simulated(simulator) as target:
+        session = Session(padded, buffers.passes, target)
         assert not session.fits(more_padded)
         with pytest.raises(ValueError, match="shape"):
             session.write(more_padded, 0)
@@ -130,17 +131,17 @@ def test_padding_makes_shapes_alike(simulator):
 def test_batches_of_a_shape_may_have_other_numbers_of_streams(simulator, lanes):
     """Whatever two batches' streams are: if their shapes are alike, the first one's session decodes the second."""
     buffers, decoded = Buffers(), 0
-    with _cuda.simulated(simulator):
-        where, sessions = _cuda.simulator(), {}
+    with simulated(simulator) as target:
+        sessions = {}
         for streams in (1, 2, 3, 4, 2, 1):
             tiles = draw_tiles(streams)
             plan = DecodePlan(encode(tiles, lanes=lanes, streams=streams), padded=True)
             if shape_of(plan) not in sessions:
-                sessions[shape_of(plan)] = Session(plan, buffers.passes, where, payload_bytes=1 << 15)
+                sessions[shape_of(plan)] = Session(plan, buffers.passes, target, payload_bytes=1 << 15)
             session = sessions[shape_of(plan)]
             assert session.fits(plan)
             buffers.load(tiles)
-            run(session, plan, where)
+            run(session, plan, target)
             buffers.check(tiles)
             decoded += 1
     assert len(sessions) < 4 < decoded
@@ -149,10 +150,10 @@ def test_batches_of_a_shape_may_have_other_numbers_of_streams(simulator, lanes):
 def test_a_larger_payload_does_not_fit(simulator):
     tiles = draw_tiles(5)
     payloads = encode(tiles, lanes=4, streams=2)
-    with _cuda.simulated(simulator):
+    with simulated(simulator) as target:
         plan = DecodePlan(payloads, padded=True)
-        assert Session(plan, Buffers().passes, _cuda.simulator()).fits(plan)
-        assert not Session(plan, Buffers().passes, _cuda.simulator(), payload_bytes=64).fits(plan)
+        assert Session(plan, Buffers().passes, target).fits(plan)
+        assert not Session(plan, Buffers().passes, target, payload_bytes=64).fits(plan)
 
 
 def test_damage_is_told_and_does_not_stay(simulator):
@@ -161,19 +162,19 @@ def test_damage_is_told_and_does_not_stay(simulator):
     damaged = [payloads[0], bytes([*payloads[1][:-9], payloads[1][-9] ^ 1, *payloads[1][-8:]]), payloads[2]]
     buffers = Buffers()
     buffers.load(tiles)
-    with _cuda.simulated(simulator):
-        where, plan = _cuda.simulator(), DecodePlan(payloads, padded=True)
-        session = Session(plan, buffers.passes, where)
+    with simulated(simulator) as target:
+        plan = DecodePlan(payloads, padded=True)
+        session = Session(plan, buffers.passes, target)
         with pytest.raises(CorruptStreamError, match="tile 1") as caught:
-            run(session, DecodePlan(damaged, padded=True), where)
+            run(session, DecodePlan(damaged, padded=True), target)
         assert caught.value.tile == 1
-        run(session, plan, where)
+        run(session, plan, target)
     buffers.check(tiles)
 
 
 def test_tensors_are_checked(simulator):
     indexes = torch.zeros(5, 3, dtype=torch.uint8)
-    with _cuda.simulated(simulator):
+    with simulated(simulator) as target:
         plan = DecodePlan(encode([[Pass(indexes.short(), indexes, gaussian_tables())]]))
         for item in (
             SessionPass(indexes, [4], gaussian_tables(), symbols=indexes.short()),
@@ -182,4 +183,4 @@ def test_tensors_are_checked(simulator):
             SessionPass(indexes, [5], gaussian_tables(), means=indexes.short()[:4]),
         ):
             with pytest.raises(ValueError, match=r"positions|contiguous"):
-                Session(plan, [item], _cuda.simulator())
+                Session(plan, [item], target)

@@ -10,10 +10,14 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+from fastcodec import rans
+from fastcodec.entropy import gaussian
 from fastcodec.entropy.gaussian import COUNT, GREATEST_SCALE, LEAST_SCALE, SCALES, SUPPORT, gaussian_tables
+from fastcodec.kernels.rans import gaussians
+from fastcodec.kernels.rans.gaussians import gaussian_frequencies_reference, tie_margins
 from fastcodec.kernels.rans.tables import PROBABILITY_TOTAL, TableSet
-from fastcodec.kernels.triton import gaussian_cdf, gaussian_likelihood
-from fastcodec.kernels.triton.gaussian_cdf import gaussian_frequencies, gaussian_frequencies_reference, tie_margins
+from fastcodec.kernels.triton import gaussian_likelihood
+from fastcodec.kernels.triton.gaussian_cdf import gaussian_frequencies
 from fastcodec.kernels.triton.gaussian_likelihood import gaussian_bits, gaussian_bits_reference
 from fastcodec.models.swift import network as swift
 
@@ -361,6 +365,36 @@ def test_widths(device, function):
     assert [tuple(t.shape) for t in least] == [(0,), (0,), (0, 4)]
 
 
+def test_tables_of_scales_are_those_of_the_kernel(device, monkeypatch):
+    """The public function: by the reference for tensors of the CPU, else by the kernel, on a GPU or interpreted."""
+    scales = [0.05, *SCALES[[1, 20]], 9.5, 30.0]
+    wanted = [
+        (first, frequencies)
+        for first, frequencies in (
+            (-((len(expected) - 2) // 2), expected)
+            for expected, _ in (greedy(scale, SUPPORT, PROBABILITY_TOTAL) for scale in scales)
+        )
+    ]
+    by_reference = rans.gaussian_tables(scales)
+    assert by_reference == TableSet(wanted)
+    assert not by_reference.skip
+    assert list(by_reference.frequencies(2)) == list(gaussian_tables().frequencies(20))
+    monkeypatch.setattr(gaussian, "gaussian_frequencies_reference", gaussian._frequencies_on_gpu)
+    assert rans.gaussian_tables(torch.tensor(scales, dtype=torch.float64, device=device)) == by_reference
+
+
+@pytest.mark.parametrize("scales", [[], [0.0], [1.0, -1.0], [math.nan], [256.1], [math.inf], [[1.0]], [1.0] * 257, 1.0])
+def test_scales_that_have_no_tables(scales):
+    with pytest.raises(ValueError):
+        rans.gaussian_tables(scales)
+
+
+def test_a_table_that_rounding_would_decide_is_refused(monkeypatch):
+    monkeypatch.setattr(gaussian, "LEAST_MARGIN", 1e-4)
+    with pytest.raises(ValueError, match=r"of the scale 8\.0: move it a little"):
+        rans.gaussian_tables([2.0, 8.0])
+
+
 def test_arguments_that_make_no_tables():
     scales = torch.ones(2, dtype=torch.float64)
     for arguments in (
@@ -387,7 +421,7 @@ def test_masses_are_right_to_1e_12():
     for scale in (0.11, 1.0, 9.7, 64.0, 256.0):
         scales = torch.tensor([scale], dtype=torch.float64)
         reach = math.ceil(6 * scale)
-        _, _, mass, _ = gaussian_cdf._entries(scales, 6.0, reach)
+        _, _, mass, _ = gaussians._entries(scales, 6.0, reach)
         with mpmath.workprec(120):
             width = mpmath.mpf(scale) * mpmath.sqrt(2)
             for k in {0, 1, reach // 3, reach // 2, reach}:

@@ -20,7 +20,7 @@ from torch import Tensor
 from fastcodec.codec import Preset
 from fastcodec.entropy.fixed_point import MEAN_BITS
 from fastcodec.entropy.gaussian import COUNT, SCALES, gaussian_tables
-from fastcodec.rans import Decoder, MixturePass, Pass, TableSet, available_isas, encode, quantise_mixtures
+from fastcodec.rans import Decoder, Latents, MixturePass, Pass, TableSet, available_isas, encode, quantise_mixtures
 
 from .. import coder
 from . import peers
@@ -227,8 +227,9 @@ def reconstruct_seconds(it: Setup, batch: Batch, payloads: list[bytes]) -> float
 
     def make() -> Callable[[], object]:
         decoder = Decoder(payloads, device=device)
-        written = partial(decoder.reconstruct, mean_bits=MEAN_BITS, gain=gain, latents=list(latents), out=values)
-        return partial(written, list(batch.indexes), batch.tables, list(means))
+        into = Latents(list(latents), gain)
+        arguments = list(batch.indexes), batch.tables, list(means), MEAN_BITS
+        return partial(decoder.reconstruct, *arguments, latents=into, out=values)
 
     seconds = it.kernels(make)
     for tile in range(tiles):

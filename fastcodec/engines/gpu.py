@@ -22,7 +22,8 @@ from ..container import Container
 from ..errors import FastcodecError, ImageError, SymbolRangeError, UnavailableError
 from ..geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, windows
 from ..kernels import checkerboard, rans
-from ..kernels.rans.session import Fetch, Target, shape_of, target
+from ..kernels.device import Fetch, Target
+from ..kernels.rans.session import coder_target, shape_of
 from ..kernels.triton import parameters
 from ..kernels.triton.hyper_synthesis import hyper_synthesis
 from ..kernels.triton.parameters import CodedSymbols, Context, SymbolChoice
@@ -53,8 +54,10 @@ def engines(device: str) -> tuple[torch.device, Callable[[Model], GpuEngine]]:
 
     Raises UnavailableError, saying what is missing, if it cannot be used.
     """
-    where = target(torch.device(device))
-    return where.device, lambda model: GpuEngine(model, where)
+    target = coder_target(torch.device(device))
+    if target is None:
+        raise UnavailableError(f"{device} is no GPU")
+    return target.device, lambda model: GpuEngine(model, target)
 
 
 @contextmanager
@@ -90,7 +93,7 @@ class GpuEngine(ModelOnGpu):
             self._code_lengths = model.code_lengths.to(self.device)
             self._choice_lengths = self._code_lengths.float()
             self._hyper_code_lengths = model.hyper_code_lengths.to(self.device)
-            self._made = where.mark()
+            self._made = where.record_event()
             # Decoding has streams of its own: so the memory that it keeps is always used in one order.
             self._compute, self._copies = self._new_stream(), self._new_stream()
         self._threads = threading.local()
@@ -116,9 +119,9 @@ class GpuEngine(ModelOnGpu):
 
     @_faults()
     def _decode(self, files: Sequence[Container], area: Rect, out: Tensor | None) -> Enqueued:
-        before = self.where.mark()
-        with torch.inference_mode(), self.where.use(), self._lock, self.where.on(self._compute):
-            self.where.follow(before)  # `out` may be in use until then
+        before = self.where.record_event()
+        with torch.inference_mode(), self.where.use(), self._lock, self.where.stream(self._compute):
+            self.where.wait_event(before)  # `out` may be in use until then
             grid = files[0].header.grid
             tiles = list(grid.tiles())
             wanted = grid.latents_under(area)
@@ -131,8 +134,8 @@ class GpuEngine(ModelOnGpu):
                 decoded = self._decode_whole(files, numbers, tiles, area, out)
             else:
                 decoded = self._decode_in_parts(files, numbers, tiles, area, out)
-            after = self.where.mark()
-        self.where.follow(after)
+            after = self.where.record_event()
+        self.where.wait_event(after)
         return decoded
 
     def _decode_whole(
@@ -155,12 +158,12 @@ class GpuEngine(ModelOnGpu):
             with stage("copies"):
                 out.copy_(pixels)
                 return Enqueued([batch], self.where.fetch(decoder.entropy.records))
-        finished = self.where.mark()
+        finished = self.where.record_event()
         # The next batch need not wait until this one is home.
-        with stage("copies"), self.where.on(self._copies):
-            self.where.follow(finished)
+        with stage("copies"), self.where.stream(self._copies):
+            self.where.wait_event(finished)
             fetch = self.where.fetch(decoder.entropy.records, pixels)
-            decoder.free = self.where.mark()
+            decoder.free = self.where.record_event()
         return Enqueued([batch], fetch)
 
     def _remember(self, key: tuple[object, ...], decoder: BatchDecoder) -> None:
@@ -168,7 +171,7 @@ class GpuEngine(ModelOnGpu):
         positions = sum(item.positions for item in self._remembered.values())
         while len(self._remembered) > REMEMBERED_SHAPES or positions > REMEMBERED_POSITIONS:
             _, oldest = self._remembered.popitem(last=False)
-            self.where.follow(oldest.free)  # its memory is given away now
+            self.where.wait_event(oldest.free)  # its memory is given away now
             positions -= oldest.positions
 
     def _decode_in_parts(
@@ -229,7 +232,7 @@ class GpuEngine(ModelOnGpu):
     def verify(self, file: Container) -> None:
         """Decodes every tile's symbols and checks every state and cursor. Raises what `Decoded.wait` raises."""
         tiles = list(file.header.grid.tiles())
-        with torch.inference_mode(), self.where.use(), self.where.on(self._stream_of_thread()):
+        with torch.inference_mode(), self.where.use(), self.where.stream(self._stream_of_thread()):
             groups = self._entropy_by_groups([file], file.network_tiles, tiles)
             for batch, records in [(batch, self.where.fetch(entropy.records)) for batch, entropy in groups]:
                 batch.check(records.wait()[0])
@@ -241,7 +244,7 @@ class GpuEngine(ModelOnGpu):
         tiles = list(grid.tiles())
         shape = grid.latent_height, grid.latent_width, self.model.config.latents
         out = torch.zeros(shape, dtype=torch.int32, device="cpu")
-        with torch.inference_mode(), self.where.use(), self.where.on(self._stream_of_thread()):
+        with torch.inference_mode(), self.where.use(), self.where.stream(self._stream_of_thread()):
             for batch, entropy in self._entropy_by_groups([file], file.network_tiles, tiles, values=True):
                 records, *halves = self.where.fetch(entropy.records, *entropy.values).wait()
                 batch.check(records)
@@ -263,9 +266,9 @@ class GpuEngine(ModelOnGpu):
         Returns for each image its tiles' payloads, and their estimated bits. Threads that encode do so side by side.
         Raises ImageError where the analysis gives no finite latents, SymbolRangeError where a symbol is beyond 16 bits.
         """
-        with torch.inference_mode(), self.where.use(), self.where.on(self._stream_of_thread()):
-            self.where.follow(sent.mark)
-            self.where.keep(sent.pixels)
+        with torch.inference_mode(), self.where.use(), self.where.stream(self._stream_of_thread()):
+            self.where.wait_event(sent.ready)
+            self.where.record_stream(sent.pixels)
             y = self._analyse(sent.pixels, grid, quality)
             tiles, images = list(grid.tiles()), len(y)
             payloads: list[list[bytes]] = [[] for _ in range(images)]
@@ -285,14 +288,14 @@ class GpuEngine(ModelOnGpu):
                     bits[job % images].append(estimate)
             return payloads, bits
 
-    def _new_stream(self) -> object:
+    def _new_stream(self) -> torch.cuda.Stream:
         """A stream in which the weights are ready."""
         stream = self.where.new_stream()
-        with self.where.on(stream):
-            self.where.follow(self._made)
+        with self.where.stream(stream):
+            self.where.wait_event(self._made)
         return stream
 
-    def _stream_of_thread(self) -> object:
+    def _stream_of_thread(self) -> torch.cuda.Stream:
         if not hasattr(self._threads, "stream"):
             self._threads.stream = self._new_stream()
         return self._threads.stream
@@ -303,12 +306,12 @@ class GpuEngine(ModelOnGpu):
 
         pictures: uint8 [height, width, 3] or [height, width].
         """
-        with stage("copies"), self.where.use(), self.where.on(self._copies):
+        with stage("copies"), self.where.use(), self.where.stream(self._copies):
             staging = self.where.staging(len(pictures), *pictures[0].shape)
             for row, picture in zip(staging.numpy(), pictures, strict=True):
                 np.copyto(row, picture)
             pixels = staging.to(self.device, non_blocking=True)
-            return Sent(pixels, self.where.mark())
+            return Sent(pixels, self.where.record_event())
 
     def _analyse(self, pixels: Tensor, grid: Grid, quality: int) -> Tensor:
         """g_a and the gain: latents float32 [images, h, w, M]."""
@@ -391,7 +394,7 @@ class Sent:
     """Images on their way to the device: uint8 [images, height, width, 3] or [images, height, width]."""
 
     pixels: Tensor
-    mark: object  # when they are there
+    ready: torch.cuda.Event  # when they are there
 
 
 class Enqueued:

@@ -24,13 +24,14 @@ from ..entropy.fixed_point import MEAN_BITS
 from ..errors import CorruptStreamError, FastcodecError
 from ..geometry import Grid, Rect
 from ..kernels import rans
-from ..kernels.rans.session import DecodePlan, Session, SessionPass, Target, size_for
+from ..kernels.device import Target
+from ..kernels.rans.session import DecodePlan, Session, SessionPass, size_for
 from ..kernels.triton import parameters
 from ..kernels.triton.hyper_synthesis import HyperNetwork, hyper_synthesis
 from ..kernels.triton.parameter_network import ParameterNetwork
 from ..kernels.triton.parameters import Context
 from ..kernels.triton.tiles import COLUMNS, QUALITY, Layout, TileTable
-from ..models.swift import release as released
+from ..models.swift.release import Model
 from .gpu_transforms import Transforms
 from .stages import stage
 
@@ -52,7 +53,7 @@ class ModelOnGpu:
         dtype: of the transforms: float16, which stays within one level of float32, or float32 to compare with.
     """
 
-    def __init__(self, model: released.Model, where: Target, dtype: torch.dtype = torch.float16) -> None:
+    def __init__(self, model: Model, where: Target, dtype: torch.dtype = torch.float16) -> None:
         self.model, self.where, self.device = model, where, where.device
         entropy = model.entropy
         with where.use():
@@ -258,13 +259,13 @@ class BatchDecoder:
         self._latents = torch.empty(shape, dtype=model.transforms.dtype, device=device)
         self.entropy = EntropyDecoder(model, batch, LatentArea(self._latents, box), capacity=capacity)
         self.pixels = torch.empty(count, grid.height, grid.width, 3, dtype=torch.uint8, device=device)
-        self.free = model.where.mark()  # when the pixels may be written again
+        self.free = model.where.record_event()  # when the pixels may be written again
         self._replay: Callable[[], None] | None = None
         self._prepared = threading.local()
 
     def run(self, batch: TileBatch) -> None:
         """Enqueues the decoding of a batch."""
-        self._model.where.follow(self.free)
+        self._model.where.wait_event(self.free)
         self.entropy.send(batch)
         if self._replay is None and hasattr(self._prepared, "yes") and self.positions <= GRAPH_POSITIONS:
             self._replay = self._model.capture(self._launch)

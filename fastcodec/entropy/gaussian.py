@@ -1,6 +1,7 @@
 """The codec's Gaussian tables: 64 zero-mean scales, log-spaced from 0.11 to 64, as integers that ship with the package.
 
-They are built offline in high precision and never at run time, so no machine's `erf` can change a stream:
+They are built offline in high precision and never at run time, so no machine's `erf` can change a stream. Tables of
+other scales (`tables_of_scales`) are built where they are used, and refused where rounding could change one.
 
     python -m fastcodec.entropy.gaussian --write     # rebuilds gaussian64.bin (needs mpmath) and prints its SHA-256
 
@@ -17,7 +18,10 @@ from functools import cache
 from importlib.resources import files
 
 import numpy as np
+from torch import Tensor
 
+from ..kernels.errors import UnavailableError
+from ..kernels.rans.gaussians import gaussian_frequencies_reference, tie_margins
 from ..kernels.rans.tables import PROBABILITY_TOTAL, TableSet
 
 COUNT = 64
@@ -31,6 +35,10 @@ SUPPORT = 6
 SCALES = np.geomspace(LEAST_SCALE, GREATEST_SCALE, COUNT)
 
 FILE = "gaussian64.bin"
+# Of scales that tables are built for: gains are right to 1e-12 up to the greatest, so that a table with this margin is
+# the same everywhere.
+GREATEST_BUILT = 256.0
+LEAST_MARGIN = 1e-11
 SHA256 = "63c0e14c493cb77db9f7c00a67769a7b7dc34883fa00b3821195090d36105e9e"
 
 
@@ -45,6 +53,39 @@ def gaussian_tables() -> TableSet:
     if hashlib.sha256(data).hexdigest() != SHA256:
         raise RuntimeError(f"{FILE} is damaged: its SHA-256 is not {SHA256}. Install fastcodec again.")
     return TableSet.from_bytes(data)
+
+
+def tables_of_scales(scales: Tensor) -> TableSet:
+    """Tables of zero-mean Gaussians of other scales, by the rule of the package's own: table i is that of scales[i].
+
+    They are the same on every device, and all symbols are coded (there is no skip). On a GPU a Triton kernel builds
+    them.
+
+    Args:
+        scales: float64 [T], 1 to 256 standard deviations in quantisation steps, above 0 and at most 256.
+
+    Raises:
+        ValueError: the scales are not so, or two choices in a table are so close that rounding would decide.
+        UnavailableError: scales on a GPU, and no Triton.
+    """
+    if scales.dim() != 1 or not bool(((scales > 0) & (scales <= GREATEST_BUILT)).all()):
+        raise ValueError(f"scales must be numbers above 0, of at most {GREATEST_BUILT:.0f}, in one dimension")
+    for scale, margin in zip(scales.tolist(), tie_margins(scales, SUPPORT, PROBABILITY_TOTAL).tolist(), strict=True):
+        if margin < LEAST_MARGIN:
+            raise ValueError(f"rounding would decide the table of the scale {scale}: move it a little")
+    build = _frequencies_on_gpu if scales.device.type == "cuda" else gaussian_frequencies_reference
+    firsts, sizes, frequencies = (part.cpu().numpy() for part in build(scales, SUPPORT, PROBABILITY_TOTAL))
+    return TableSet(
+        (first, row[:size]) for first, size, row in zip(firsts.tolist(), sizes.tolist(), frequencies, strict=True)
+    )
+
+
+def _frequencies_on_gpu(scales: Tensor, support: float, total: int) -> tuple[Tensor, Tensor, Tensor]:
+    try:
+        from ..kernels.triton.gaussian_cdf import gaussian_frequencies
+    except ImportError as error:
+        raise UnavailableError(f"tables are built on a GPU by a Triton kernel: {error}") from error
+    return gaussian_frequencies(scales, support, total)
 
 
 def support(scale: float) -> int:

@@ -15,13 +15,29 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from .. import device as gpu
+from ..errors import UnavailableError
 from . import _cpu, _cuda, _operators
+from ._cpu_abi import PRESETS, available_isas, thread_count
+from ._cuda_abi import LATENT_TYPES
 from .mixture import quantise_mixtures
-from .passes import Mixture, MixturePass, Pass, check_indexes, check_mixtures, check_pass
+from .passes import (
+    AnyPass,
+    EncodeOptions,
+    Latents,
+    Mixture,
+    MixturePass,
+    Pass,
+    Reconstruction,
+    check_indexes,
+    check_mixtures,
+    check_pass,
+)
 from .tables import TableSet
 
 __all__ = [
     "Decoder",
+    "Latents",
     "Mixture",
     "MixturePass",
     "Pass",
@@ -34,24 +50,19 @@ __all__ = [
 ]
 
 
-def cost_bits(p: Pass | MixturePass) -> float:
+def cost_bits(p: AnyPass) -> float:
     """The cost of one pass in bits, escapes included: the estimate, in 1/256 bit, by which `encode` chooses N and S.
 
     Raises:
         ValueError, SymbolRangeError: as `encode`.
     """
     check_pass(p, "pass")
-    target = _target(p.symbols.device)
+    target = _cuda.coder_target(p.symbols.device)
     return (_cpu.cost(p) if target is None else _cuda.cost(p, target)) / 256
 
 
-def _target(device: torch.device) -> _cuda.Target | None:
-    """The GPU that codes tensors of a device; None when the CPU does."""
-    return _cuda.simulator() if device.type == "cpu" else _cuda.target(device)
-
-
 def encode(
-    tiles: Sequence[Sequence[Pass | MixturePass]],
+    tiles: Sequence[Sequence[AnyPass]],
     *,
     preset: str = "size",
     lanes: int | None = None,
@@ -81,8 +92,8 @@ def encode(
         UnavailableError: tensors on a GPU that the coder has no kernels for.
         MemoryError: the coder got too little memory; on a GPU that is PyTorch's OutOfMemoryError.
     """
-    if preset not in _cpu.PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(_cpu.PRESETS)}, not {preset!r}")
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}")
     if lanes is not None and lanes not in (1, 2, 4, 8, 16, 32):
         raise ValueError(f"lanes must be a power of two from 1 to 32, not {lanes}")
     if streams is not None and not 1 <= streams <= 65535:
@@ -94,19 +105,13 @@ def encode(
     devices = {item.symbols.device for item in passes}
     if len(devices) > 1:
         raise ValueError(f"the passes lie on several devices: {', '.join(map(str, devices))}")
-    target = _target(devices.pop()) if devices else None
+    target = _cuda.coder_target(devices.pop()) if devices else None
+    options = EncodeOptions(preset, lanes or 0, streams or 0, thread_count(threads), isa or "")
     if target is None:
         # The operator would do just this. Its dispatch, and a tensor of the payloads, are a good part of a small call.
-        return _cpu.encode(tiles, preset, lanes or 0, streams or 0, threads, isa)
-    payloads, bounds = _operators.encode(
-        *_operators.encode_arguments(passes),
-        [0, *itertools.accumulate(map(len, tiles))],
-        preset,
-        lanes or 0,
-        streams or 0,
-        _cpu.thread_count(threads),
-        isa or "",
-    )
+        return _cpu.encode(tiles, options)
+    begins = [0, *itertools.accumulate(map(len, tiles))]
+    payloads, bounds = _operators.encode(*_operators.encode_arguments(passes), begins, *options)
     data = payloads.cpu().numpy()
     return [data[begin:end].tobytes() for begin, end in bounds.tolist()]
 
@@ -140,11 +145,12 @@ class Decoder:
     ) -> None:
         self._tiles = len(payloads)
         self._device = torch.device(device)
-        target = _target(self._device)
+        target = _cuda.coder_target(self._device)
+        self._impl: _operators.AnyDecoder
         if target is None:
-            self._impl = _cpu.Decoder(payloads, threads, isa)
+            self._impl = _cpu.CpuDecoder(payloads, threads, isa)
         else:
-            self._impl = _cuda.Decoder(payloads, target)
+            self._impl = _cuda.CudaDecoder(payloads, target)
             self._device = target.device
         self._number = _operators.register(self._impl)
 
@@ -238,58 +244,43 @@ class Decoder:
         indexes: Sequence[Tensor],
         tables: TableSet,
         means: Sequence[Tensor],
-        *,
         mean_bits: int,
-        gain: Tensor | None = None,
-        latents: Sequence[Tensor] = (),
-        anchors: bool = True,
+        *,
+        latents: Latents | None = None,
         out: Sequence[Tensor] | None = None,
     ) -> list[Tensor]:
         """The next pass as values, symbol + mean, in fixed point: int32, of the indexes' shapes.
 
-        On a GPU this is fused into the decoding. With `latents`, each tile's values times `gain` are written there too,
-        at the places of the checkerboard that the pass's positions have: the synthesis reads them as they are.
+        On a GPU this is fused into the decoding. With `latents`, each tile's values times the gain are written there
+        too, at the half of the checkerboard that the pass's positions are: the synthesis reads them as they are.
 
         Args:
             indexes, tables: as `decode`.
             means: one for each tile, int16 [P, C], contiguous, with `mean_bits` fraction bits.
             mean_bits: 0 to 15; value = (symbol << mean_bits) + mean.
-            gain: float32 [C]; needed with `latents`.
-            latents: one for each tile, float32, float16 or bfloat16 [rows, columns, C]: a part of a larger raster, and
-                of its channels. The other half of the places is left as it is.
-            anchors: whether the positions are those with (row + column) even, or the others.
+            latents: where to put latents, if they are wanted.
             out: where to put the values, instead of into new tensors.
 
         Raises:
             CorruptStreamError, ValueError: as `decode`; also `mean_bits`, means, latents or a gain that do not fit.
         """
         self._check(indexes)
-        latents = list(latents)
         if not 0 <= mean_bits <= 15:
             raise ValueError(f"mean_bits must be 0 to 15, not {mean_bits}")
-        if len(means) != self._tiles or (latents and len(latents) != self._tiles):
+        tiles = [] if latents is None else list(latents.tiles)
+        if len(means) != self._tiles or (tiles and len(tiles) != self._tiles):
             raise ValueError(f"means, and latents if any, are needed for each of the {self._tiles} tiles")
         for t, (index, mean) in enumerate(zip(indexes, means, strict=True)):
             if mean.dtype != torch.int16 or mean.shape != index.shape or not mean.is_contiguous():
                 raise ValueError(f"tile {t}: means must be contiguous, int16, and of the indexes' shape")
             if mean.device != self._device:
                 raise ValueError(f"tile {t}: means are on {mean.device}, the decoder is on {self._device}")
-        for t, latent in enumerate(latents):
-            _check_latents(latent, gain, indexes[t], anchors, f"tile {t}")
-        values = self._outputs(indexes, out, torch.int32)
-        _operators.reconstruct(
-            self._impl.state,
-            self._number,
-            list(indexes),
-            tables.identity,
-            list(means),
-            mean_bits,
-            gain,
-            values,
-            latents,
-            anchors,
-        )
-        return values
+        if latents is not None:
+            _check_latents(latents, indexes)
+        gain, anchors = (None, True) if latents is None else latents[1:]
+        wanted = Reconstruction(list(means), mean_bits, gain, self._outputs(indexes, out, torch.int32), tiles, anchors)
+        _operators.reconstruct(self._impl.state, self._number, list(indexes), tables.identity, *wanted)
+        return list(wanted.values)
 
     def finish(self) -> None:
         """Checks that every tile ended exactly where it must; to be called after the last pass.
@@ -302,26 +293,23 @@ class Decoder:
         self._impl.finish()
 
 
-def _check_latents(latent: Tensor, gain: Tensor | None, indexes: Tensor, anchors: bool, what: str) -> None:
-    positions, channels = indexes.shape
-    if latent.dtype not in _cuda.LATENT_TYPES or latent.dim() != 3 or latent.shape[2] != channels:
-        raise ValueError(f"{what}: latents must be float [rows, columns, {channels}], not {list(latent.shape)}")
-    rows, columns, _ = latent.shape
-    row, column, channel = latent.stride()
-    if channel != 1 or column < channels or row < columns * column or row >= 2**32:
-        raise ValueError(f"{what}: latents must lie channels fastest, then columns, then rows")
-    places = (rows * columns + (1 if anchors else 0)) // 2
-    if places != positions:
-        raise ValueError(f"{what}: {rows} x {columns} latents have {places} places for {positions} positions")
-    if gain is None or gain.dtype != torch.float32 or gain.shape != (channels,) or not gain.is_contiguous():
-        raise ValueError(f"latents need a gain for each channel: float32 [{channels}], contiguous")
-    if {latent.device, gain.device} != {indexes.device}:
-        raise ValueError(f"{what}: latents and gain must be on {indexes.device}")
-
-
-def available_isas() -> tuple[str, ...]:
-    """The instruction sets that the CPU coder can use on this machine, slowest first: of "scalar", "avx2", "avx512"."""
-    return _cpu.available_isas()
+def _check_latents(latents: Latents, indexes: Sequence[Tensor]) -> None:
+    gain = latents.gain
+    for t, (tile, index) in enumerate(zip(latents.tiles, indexes, strict=True)):
+        positions, channels = index.shape
+        if tile.dtype not in LATENT_TYPES or tile.dim() != 3 or tile.shape[2] != channels:
+            raise ValueError(f"tile {t}: latents must be float [rows, columns, {channels}], not {list(tile.shape)}")
+        rows, columns, _ = tile.shape
+        row, column, channel = tile.stride()
+        if channel != 1 or column < channels or row < columns * column or row >= 2**32:
+            raise ValueError(f"tile {t}: latents must lie channels fastest, then columns, then rows")
+        half = (rows * columns + (1 if latents.anchors else 0)) // 2
+        if half != positions:
+            raise ValueError(f"tile {t}: that half of {rows} x {columns} latents are {half}, not {positions} positions")
+        if gain.dtype != torch.float32 or gain.shape != (channels,) or not gain.is_contiguous():
+            raise ValueError(f"latents need a gain for each channel: float32 [{channels}], contiguous")
+        if {tile.device, gain.device} != {index.device}:
+            raise ValueError(f"tile {t}: latents and gain must be on {index.device}")
 
 
 def cuda_status(device: torch.device | str = "cuda") -> str:
@@ -330,7 +318,7 @@ def cuda_status(device: torch.device | str = "cuda") -> str:
     The first call on a machine without a compiled image compiles the kernels, which takes some seconds.
     """
     try:
-        _cuda.target(torch.device(device))
-    except _cuda.UnavailableError as error:
+        _cuda.load_kernels(gpu.cuda_target(torch.device(device)))
+    except UnavailableError as error:
         return str(error)
     return ""

@@ -5,6 +5,7 @@ decoders by a number, a SymInt, so that a compiled function is not compiled anew
 is a tensor that the operator says it changes, so that no compiler reorders the passes of a decoder or drops one. What
 they decode is written to tensors that the caller gives.
 
+An operator's schema is flat: the functions here take its last arguments together, and name them by a NamedTuple.
 `rans_encode` takes the passes of all tiles one after the other. `parameters` has one tensor for an indexed pass, its
 indexes, and three for a pass of mixtures, its weights, means and scales; the latter's name in `tables` is empty.
 """
@@ -12,27 +13,30 @@ indexes, and three for a pass of mixtures, its weights, means and scales; the la
 import itertools
 import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import _cpu, _cuda
-from .passes import MixturePass, Pass
-from .tables import TableSet
+from .passes import AnyPass, EncodeOptions, Mixture, MixturePass, Pass, Reconstruction
+from .tables import find_tables
+
+AnyDecoder = _cpu.CpuDecoder | _cuda.CudaDecoder
 
 _numbers = itertools.count(1)
-_decoders: weakref.WeakValueDictionary[int, "_cpu.Decoder | _cuda.Decoder"] = weakref.WeakValueDictionary()
+_decoders: weakref.WeakValueDictionary[int, AnyDecoder] = weakref.WeakValueDictionary()
 
 
-def register(decoder: "_cpu.Decoder | _cuda.Decoder") -> int:
+def register(decoder: AnyDecoder) -> int:
     """The number under which operators find a decoder, as long as it exists."""
     number = next(_numbers)
     _decoders[number] = decoder
     return number
 
 
-def _decoder(number: int) -> "_cpu.Decoder | _cuda.Decoder":
+def _decoder(number: int) -> AnyDecoder:
     if (found := _decoders.get(number)) is None:
         raise LookupError(f"no decoder {number} in this process: keep the Decoder while it is in use")
     return found
@@ -56,9 +60,10 @@ _library.define(
 )
 
 
-def encode_arguments(passes: Sequence[Pass | MixturePass]) -> tuple[list[Tensor], list[Tensor], list[str]]:
+def encode_arguments(passes: Sequence[AnyPass]) -> tuple[list[Tensor], list[Tensor], list[str]]:
     """The first three arguments of `rans_encode`. The tables must live as long as they are in use."""
-    parameters, names = [], []
+    parameters: list[Tensor] = []
+    names = []
     for item in passes:
         parameters += item[1:] if isinstance(item, MixturePass) else [item.indexes]
         names.append("" if isinstance(item, MixturePass) else item.tables.identity)
@@ -67,71 +72,66 @@ def encode_arguments(passes: Sequence[Pass | MixturePass]) -> tuple[list[Tensor]
 
 def _tiles(
     symbols: Sequence[Tensor], parameters: Sequence[Tensor], tables: Sequence[str], begins: Sequence[int]
-) -> list[list[Pass | MixturePass]]:
+) -> list[list[AnyPass]]:
     left = iter(parameters)
     passes = [
-        Pass(values, next(left), TableSet._find(name)) if name else MixturePass(values, *itertools.islice(left, 3))
+        Pass(values, next(left), find_tables(name)) if name else MixturePass(values, *itertools.islice(left, 3))
         for values, name in zip(symbols, tables, strict=True)
     ]
     return [passes[begin:end] for begin, end in itertools.pairwise(begins)]
 
 
 @torch.library.impl(_library, "rans_encode", "CPU")
-def _encode_cpu(symbols, parameters, tables, begins, preset, lanes, streams, threads, isa):
-    tiles = _tiles(symbols, parameters, tables, begins)
-    if (simulator := _cuda.simulator()) is not None:
-        return _cuda.encode(tiles, preset, lanes, streams, simulator)
-    payloads = _cpu.encode(tiles, preset, lanes, streams, threads or None, isa or None)
+def _encode_cpu(
+    symbols: list[Tensor], parameters: list[Tensor], tables: list[str], begins: list[int], *options: Any
+) -> tuple[Tensor, Tensor]:
+    if _cuda.coder_target(torch.device("cpu")) is not None:
+        return _encode_cuda(symbols, parameters, tables, begins, *options)
+    payloads = _cpu.encode(_tiles(symbols, parameters, tables, begins), EncodeOptions(*options))
     ends = torch.tensor([0, *itertools.accumulate(map(len, payloads))], dtype=torch.int64, device="cpu")
     data = np.frombuffer(b"".join(payloads), dtype=np.uint8)
     return torch.from_numpy(data.copy()), torch.stack([ends[:-1], ends[1:]], dim=1)
 
 
 @torch.library.impl(_library, "rans_encode", "CUDA")
-def _encode_cuda(symbols, parameters, tables, begins, preset, lanes, streams, threads, isa):
-    tiles = _tiles(symbols, parameters, tables, begins)
-    return _cuda.encode(tiles, preset, lanes, streams, _cuda.target(symbols[0].device))
+def _encode_cuda(
+    symbols: list[Tensor], parameters: list[Tensor], tables: list[str], begins: list[int], *options: Any
+) -> tuple[Tensor, Tensor]:
+    target = _cuda.coder_target(symbols[0].device)
+    assert target is not None  # PyTorch chose this function by the device
+    return _cuda.encode(_tiles(symbols, parameters, tables, begins), EncodeOptions(*options), target)
 
 
 @torch.library.register_fake("fastcodec::rans_encode")
-def _encode_fake(symbols, parameters, tables, begins, preset, lanes, streams, threads, isa):
+def _encode_fake(
+    symbols: list[Tensor], parameters: list[Tensor], tables: list[str], begins: list[int], *options: Any
+) -> tuple[Tensor, Tensor]:
     size = torch.library.get_ctx().new_dynamic_size()
-    return symbols[0].new_empty(size, dtype=torch.uint8), torch.empty(
-        len(begins) - 1, 2, dtype=torch.int64, device="cpu"
-    )
+    bounds = torch.empty(len(begins) - 1, 2, dtype=torch.int64, device="cpu")
+    return symbols[0].new_empty(size, dtype=torch.uint8), bounds
 
 
-def _decode(state, decoder, indexes, tables, symbols):
-    _decoder(decoder).decode(indexes, TableSet._find(tables), symbols)
+def _decode(state: Tensor, decoder: int, indexes: list[Tensor], tables: str, symbols: list[Tensor]) -> None:
+    _decoder(decoder).decode(indexes, find_tables(tables), symbols)
 
 
-def _decode_mixtures(state, decoder, weights, means, scales, symbols):
-    _decoder(decoder).decode_mixtures(weights, means, scales, symbols)
+def _decode_mixtures(state: Tensor, decoder: int, *tensors: list[Tensor]) -> None:
+    *parameters, symbols = tensors
+    _decoder(decoder).decode_mixtures([Mixture(*mixture) for mixture in zip(*parameters, strict=True)], symbols)
 
 
-def _reconstruct(state, decoder, indexes, tables, means, mean_bits, gain, values, latents, anchors):
-    _decoder(decoder).reconstruct(indexes, TableSet._find(tables), means, mean_bits, gain, values, latents, anchors)
+def _reconstruct(state: Tensor, decoder: int, indexes: list[Tensor], tables: str, *wanted: Any) -> None:
+    _decoder(decoder).reconstruct(indexes, find_tables(tables), Reconstruction(*wanted))
 
 
-for _device in ("CPU", "CUDA"):
-    _library.impl("rans_decode", _decode, _device)
-    _library.impl("rans_decode_mixtures", _decode_mixtures, _device)
-    _library.impl("rans_reconstruct", _reconstruct, _device)
+def _returns_nothing(*arguments: Any) -> None:
+    """What a fake of these does: what they decode is written to tensors that are there."""
 
 
-@torch.library.register_fake("fastcodec::rans_decode")
-def _decode_fake(state, decoder, indexes, tables, symbols):
-    return None
-
-
-@torch.library.register_fake("fastcodec::rans_decode_mixtures")
-def _decode_mixtures_fake(state, decoder, weights, means, scales, symbols):
-    return None
-
-
-@torch.library.register_fake("fastcodec::rans_reconstruct")
-def _reconstruct_fake(state, decoder, indexes, tables, means, mean_bits, gain, values, latents, anchors):
-    return None
+for _name, _function in (("decode", _decode), ("decode_mixtures", _decode_mixtures), ("reconstruct", _reconstruct)):
+    for _device in ("CPU", "CUDA"):
+        _library.impl(f"rans_{_name}", _function, _device)
+    torch.library.register_fake(f"fastcodec::rans_{_name}", _returns_nothing)
 
 
 encode = torch.ops.fastcodec.rans_encode.default

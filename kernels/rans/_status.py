@@ -36,12 +36,14 @@ _OF_TENSORS = (Status.INDEX_RANGE, Status.SYMBOL_RANGE, Status.SYMBOL_SKIPPED, S
 _PARAMETER_ERRORS = {12: Status.INDEX_RANGE, 13: Status.WEIGHTS}
 
 
-def check_status(status: int, where: str = "") -> None:
-    """Raises what a status other than OK deserves; `where`, such as "tile 1, pass 0: ", is where a fault of the
-    caller's tensors was found."""
+def check_status(status: int, origin: str = "") -> None:
+    """Raises what a status other than OK deserves.
+
+    origin: where a fault of the caller's tensors was found, such as "tile 1, pass 0: ".
+    """
     if status in _RAISED:
         kind, text = _RAISED[Status(status)]
-        raise kind(where + text if status in _OF_TENSORS else text)
+        raise kind(origin + text if status in _OF_TENSORS else text)
     if status:
         raise FastcodecError(f"the entropy coder failed (status {status})")
 

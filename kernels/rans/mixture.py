@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _cpu
+from ._cpu_abi import mixture_frequencies
 from .passes import MAX_COMPONENTS, Mixture
 
 # The format's constants; mixture.h is their home, and a test compares.
@@ -79,4 +79,4 @@ def frequencies(weights: Sequence[int], means: Sequence[int], scales: Sequence[i
         raise ValueError(f"the weights must be at least 0 and sum to {1 << WEIGHT_BITS}: {list(weights)}")
     if min(means) < -32768 or max(means) > 32767 or min(scales) < 0 or max(scales) > 255:
         raise ValueError("means must fit int16 and scales uint8")
-    return _cpu.mixture_frequencies(np.array(weights, np.uint16), np.array(means, np.int16), np.array(scales, np.uint8))
+    return mixture_frequencies(np.array(weights, np.uint16), np.array(means, np.int16), np.array(scales, np.uint8))

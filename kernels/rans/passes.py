@@ -1,5 +1,6 @@
 """What the coder codes at a time, and what must hold of it."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, dtype, int16, int32, uint8
@@ -58,6 +59,51 @@ class MixturePass(NamedTuple):
     scales: Tensor
 
 
+AnyPass = Pass | MixturePass
+
+
+class Latents(NamedTuple):
+    """Where a decoded pass's values, times a gain, go as the synthesis reads them.
+
+    Attributes:
+        tiles: for each tile, float32, float16 or bfloat16 [rows, columns, C]: a part of a larger raster, and of its
+            channels. Positions of the other half of the checkerboard are left as they are.
+        gain: float32 [C].
+        anchors: whether the pass's positions are those with (row + column) even, or the others.
+    """
+
+    tiles: Sequence[Tensor]
+    gain: Tensor
+    anchors: bool = True
+
+
+class Reconstruction(NamedTuple):
+    """What decoded symbols become, checked: values and, unless `latents` is empty, latents. See `Decoder.reconstruct`.
+
+    The fields are the last arguments of the operator `rans_reconstruct`, in its order.
+    """
+
+    means: Sequence[Tensor]
+    mean_bits: int
+    gain: Tensor | None
+    values: Sequence[Tensor]
+    latents: Sequence[Tensor]
+    anchors: bool
+
+
+class EncodeOptions(NamedTuple):
+    """How to encode, checked: the last arguments of the operator `rans_encode`, in its order.
+
+    lanes and streams of 0 leave them to the preset; an empty isa is the best one.
+    """
+
+    preset: str
+    lanes: int
+    streams: int
+    threads: int
+    isa: str
+
+
 def _described(tensor: Tensor) -> str:
     return f"{tensor.dtype} {list(tensor.shape)}{'' if tensor.is_contiguous() else ', not contiguous'}"
 
@@ -94,14 +140,14 @@ def check_pass(item: Pass | MixturePass, what: str) -> None:
     symbols = item.symbols
     if isinstance(item, MixturePass):
         check_mixtures(item.weights, item.means, item.scales, what)
-        name, shape, where = "parameters", item.weights.shape[1:], item.weights.device
+        name, shape, device = "parameters", item.weights.shape[1:], item.weights.device
     else:
         check_indexes(item.indexes, what)
-        name, shape, where = "indexes", item.indexes.shape, item.indexes.device
+        name, shape, device = "indexes", item.indexes.shape, item.indexes.device
     if symbols.dtype not in (int16, int32) or symbols.shape != shape or not symbols.is_contiguous():
         raise ValueError(
             f"{what}: symbols must be contiguous, int16 or int32, and of the {name}' shape {list(shape)}, not "
             f"{_described(symbols)}"
         )
-    if symbols.device != where:
-        raise ValueError(f"{what}: symbols are on {symbols.device}, {name} on {where}")
+    if symbols.device != device:
+        raise ValueError(f"{what}: symbols are on {symbols.device}, {name} on {device}")

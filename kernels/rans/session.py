@@ -5,7 +5,7 @@ tensors that its passes read and write are fixed, and so are all arguments of it
 states and its numbers of streams arrive by one copy, which the caller makes (together with whatever else it sends):
 
     plan = DecodePlan(payloads, padded=True)
-    session = Session(plan, passes, where)
+    session = Session(plan, passes, target)
     session.write(plan, staging)            # session.size bytes on the host, for session.memory on the device
     session.run(0); ...; session.finish()   # can be captured, and replayed after the next batch was copied
     plan.check(records)                     # the first plan.records_bytes of session.memory, back on the host
@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import _cuda
-from ._cuda import DecodePlan, Fetch, Target, simulator, target
+from ..device import Target
+from ._cuda import DecodePlan, coder_target
+from ._cuda_abi import PassTensors, TilePass, complete_passes, describe_pass
 from .tables import TableSet
 
-__all__ = ["DecodePlan", "Fetch", "Session", "SessionPass", "Target", "shape_of", "simulator", "size_for", "target"]
+__all__ = ["DecodePlan", "Session", "SessionPass", "coder_target", "shape_of", "size_for"]
 
 _ALIGNMENT = 16  # of sections in a session's memory
 
@@ -60,7 +61,7 @@ def shape_of(plan: DecodePlan) -> tuple[int, ...]:
 
 def size_for(plan: DecodePlan, passes: int, payload_bytes: int) -> int:
     """Bytes of memory that a session takes."""
-    return _aligned(plan.rest_at + payload_bytes) + passes * _aligned(plan.tiles * ctypes.sizeof(_cuda._TilePass))
+    return _aligned(plan.rest_at + payload_bytes) + passes * _aligned(plan.tiles * ctypes.sizeof(TilePass))
 
 
 class Session:
@@ -69,7 +70,7 @@ class Session:
     Args:
         plan: of a batch of the session's shape; it is not decoded by being given here.
         passes: what `run` decodes, by number.
-        where: the GPU.
+        target: the GPU.
         payload_bytes: how much a batch's payloads may take together; as much as those of `plan` when None.
         memory: uint8 on the device, aligned to 16 bytes, of at least `size_for` this batch; allocated when None.
     """
@@ -78,19 +79,19 @@ class Session:
         self,
         plan: DecodePlan,
         passes: Sequence[SessionPass],
-        where: Target,
+        target: Target,
         *,
         payload_bytes: int | None = None,
         memory: Tensor | None = None,
     ) -> None:
-        self.shape, self._where = shape_of(plan), where
+        self.shape, self._target = shape_of(plan), target
         self._passes = _with_symbols(passes)
         self._layout = plan  # its offsets are those of every batch of this shape
         self._descriptors = [_describe(item, plan.tiles) for item in self._passes]
         payload_bytes = plan.size - plan.rest_at if payload_bytes is None else payload_bytes
         self._plan_bytes = _aligned(plan.rest_at + payload_bytes)
         self.size = size_for(plan, len(self._passes), payload_bytes)
-        self.memory = torch.empty(self.size, dtype=torch.uint8, device=where.device) if memory is None else memory
+        self.memory = torch.empty(self.size, dtype=torch.uint8, device=target.device) if memory is None else memory
 
     def fits(self, plan: DecodePlan) -> bool:
         """Whether a batch can be decoded here."""
@@ -104,8 +105,8 @@ class Session:
         streams = np.array([plan.shape(tile)[1] for tile in range(plan.tiles)], dtype=np.uint32)
         at = address + self._plan_bytes
         for part in self._descriptors:
-            records = np.frombuffer(part, dtype=np.uint8).reshape(plan.tiles, -1)
-            offset = _cuda._TilePass.streams.offset
+            records = np.frombuffer(memoryview(part), dtype=np.uint8).reshape(plan.tiles, -1)
+            offset = TilePass.streams.offset
             records[:, offset : offset + 4] = streams.view(np.uint8).reshape(-1, 4)
             ctypes.memmove(at, part, ctypes.sizeof(part))
             at += _aligned(ctypes.sizeof(part))
@@ -114,14 +115,14 @@ class Session:
         """Enqueues a pass."""
         item, base = self._passes[number], self.memory.data_ptr()
         at = base + self._plan_bytes + sum(_aligned(ctypes.sizeof(part)) for part in self._descriptors[:number])
-        with self._where.use():
+        with self._target.use():
             elements = 0 if item.means is None else max(item.positions, default=0) * item.indexes.shape[1]
-            self._layout.decode(self._where, base, at, item.tables, reconstruct=elements)
+            self._layout.decode(self._target, base, at, item.tables, reconstruct=elements)
 
     def finish(self) -> None:
         """Enqueues the check that every stream ended where it must; `DecodePlan.check` reads the outcome."""
-        with self._where.use():
-            self._layout.finish(self._where, self.memory.data_ptr())
+        with self._target.use():
+            self._layout.finish(self._target, self.memory.data_ptr())
 
 
 def _with_symbols(passes: Sequence[SessionPass]) -> list[SessionPass]:
@@ -142,10 +143,9 @@ def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
-def _describe(item: SessionPass, tiles: int) -> ctypes.Array:
+def _describe(item: SessionPass, tiles: int) -> ctypes.Array[TilePass]:
     """The descriptors of a pass, but for the numbers of streams."""
-    records = (_cuda._TilePass * tiles)()
-    channels = item.indexes.shape[1]
+    records = (TilePass * tiles)()
     if len(item.positions) != tiles or sum(item.positions) != item.indexes.shape[0]:
         raise ValueError(f"{list(item.positions)} positions are not those of {tiles} tiles in {item.indexes.shape}")
     for tensor, dtype in (
@@ -159,27 +159,15 @@ def _describe(item: SessionPass, tiles: int) -> ctypes.Array:
         lies_well = tensor.stride(1) == 1 if tensor is item.values else tensor.is_contiguous()
         if tensor.dtype != dtype or tensor.shape != item.indexes.shape or not lies_well:
             raise ValueError(f"a pass's tensor must be contiguous, {dtype}, and of the indexes' shape")
-    begin = 0
-    for t, (record, positions) in enumerate(zip(records, item.positions, strict=True)):
-        record.indexes = _address(item.indexes, begin)
-        record.symbols = _address(item.symbols, begin)
-        record.means = _address(item.means, begin)
-        record.values = _address(item.values, begin)
-        record.positions, record.channels.value = positions, channels
-        record.streams, record.symbol_bytes, record.mean_bits = 1, 2, item.mean_bits
-        record.width.value = 1
-        record.value_stride = 0 if item.values is None else item.values.stride(0)
-        if item.latents:
-            latents = item.latents[t]
-            record.latents, record.gain = latents.data_ptr(), _address(item.gain, t)
-            record.width.value = latents.shape[1]
-            record.row_stride, record.column_stride = latents.stride()[:2]
-            record.parity = 0 if item.anchors else 1
-            record.latent_type = _cuda.LATENT_TYPES[latents.dtype]
-        begin += positions
-    _cuda._check(_cuda.library().fastcodec_rans_cuda_complete_passes(tiles, records))
+    tiles_of = {
+        name: tensor.split(list(item.positions))
+        for name in ("symbols", "indexes", "means", "values")
+        if (tensor := getattr(item, name)) is not None
+    }
+    for t, record in enumerate(records):
+        tensors = PassTensors(mean_bits=item.mean_bits, **{name: parts[t] for name, parts in tiles_of.items()})
+        if item.latents and item.gain is not None:
+            tensors = tensors._replace(latents=item.latents[t], gain=item.gain[t], anchors=item.anchors)
+        describe_pass(record, tensors)
+    complete_passes(records)
     return records
-
-
-def _address(tensor: Tensor | None, row: int) -> int | None:
-    return None if tensor is None else tensor.data_ptr() + row * tensor.stride(0) * tensor.element_size()

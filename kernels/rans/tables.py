@@ -5,11 +5,12 @@ import heapq
 import math
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from .. import forks
+from ._cpu_abi import CpuTables
 
 # The format's constants that tables obey; rans.h is their home, and a test compares.
 PROBABILITY_BITS = 14
@@ -108,7 +109,7 @@ class TableSet:
         self._frequencies = np.concatenate(arrays).astype("<u2")
         self._ends = np.cumsum(self._sizes, dtype=np.int64)
         self._frequencies.flags.writeable = False
-        self._cpu_tables = None
+        self._cpu_tables: CpuTables | None = None
         self._identity = hashlib.sha256(self.to_bytes()).hexdigest()
         # Operators take tables by their identity. It is registered here and not where they are called, as torch.compile
         # cannot trace that; of equal sets the first one is, so the others keep it.
@@ -128,7 +129,7 @@ class TableSet:
         Raises:
             ValueError: as `quantise_pmf`, of the probabilities with the mass behind them, and as the class.
         """
-        tables = []
+        tables: list[tuple[int, Sequence[int] | np.ndarray]] = []
         for i, (first, pmf, tail_mass) in enumerate(pmfs):
             if skip and i == 0:
                 tables.append((0, [PROBABILITY_TOTAL]))
@@ -196,35 +197,38 @@ class TableSet:
         parts = np.split(values[2 + 2 * count :], np.cumsum(sizes)[:-1])
         return cls(zip(firsts.tolist(), parts, strict=True), skip=bool(skip))
 
-    @staticmethod
-    def _find(identity: str) -> "TableSet":
-        """A set by its identity. Raises LookupError when it, and each one equal to it, is gone."""
-        if (found := _known.get(identity)) is None:
-            raise LookupError(f"no table set {identity[:12]} in this process: keep the TableSet while it is in use")
-        return found
-
-    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """First symbols (int16) and sizes (uint16) of all tables, and the frequencies of all, one after the other."""
-        return self._firsts, self._sizes, self._frequencies
-
-    @property
-    def _cpu_handle(self):
-        """The CPU library's copy, made at first use: once, or a thread could free what another one is reading."""
-        from . import _cpu
-
-        with _handle_lock:
-            if self._cpu_tables is None:
-                self._cpu_tables = _cpu.TablesHandle(self.skip, *self._arrays())
-            return self._cpu_tables
-
     def __eq__(self, other: object) -> bool:
         return isinstance(other, TableSet) and self.identity == other.identity
 
     def __hash__(self) -> int:
         return hash(self.identity)
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Callable[[bytes], "TableSet"], tuple[bytes]]:
         return TableSet.from_bytes, (self.to_bytes(),)
 
     def __repr__(self) -> str:
         return f"TableSet({self.count} tables, skip={self.skip}, {self.identity[:12]})"
+
+
+def find_tables(identity: str) -> TableSet:
+    """A set by its identity.
+
+    Raises:
+        LookupError: it, and each one equal to it, is gone.
+    """
+    if (found := _known.get(identity)) is None:
+        raise LookupError(f"no table set {identity[:12]} in this process: keep the TableSet while it is in use")
+    return found
+
+
+def table_arrays(tables: TableSet) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """First symbols (int16) and sizes (uint16) of all tables, and all frequencies (uint16), table by table."""
+    return tables._firsts, tables._sizes, tables._frequencies
+
+
+def cpu_tables(tables: TableSet) -> CpuTables:
+    """The CPU library's copy, made at first use: once, or a thread could free what another one is reading."""
+    with _handle_lock:
+        if tables._cpu_tables is None:
+            tables._cpu_tables = CpuTables(tables.skip, *table_arrays(tables))
+        return tables._cpu_tables

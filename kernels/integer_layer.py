@@ -4,9 +4,9 @@
 
 Three implementations of one signature. `linear_reference` is the definition, in int64. `linear_int8` is for CPUs that
 multiply int8 vectors into int32 sums (VNNI): PyTorch's int8 matrix product, and the rest in int32. `linear` is for all
-others: the same integers held in float32, a float32 matrix product (exact in any order of summation because the
-exporter has proved every partial sum below 2^24), and the arithmetic shift as a multiplication by 2^-s and a floor,
-both exact. The GPU's are in `triton/`. docs/integer.md has the argument in full.
+others: the same integers held in float32, a float32 matrix product (exact in any order of summation where every partial
+sum is below 2^24, which whoever builds a layer proves first), and the arithmetic shift as a multiplication by 2^-s and
+a floor, both exact. The GPU's are in `triton/`. docs/integer.md has the argument in full.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class IntegerLayer:
-    """One layer's integers. `kernel` 3 means a 3x3 convolution written as a gather of 9 rows and a product.
+    """One layer's integers: a matrix. A 3x3 convolution is the product of one with `rows_3x3`, 9 taps a position.
 
     weight: int8 [outputs, taps * inputs], taps row-major, inputs fastest; bias: int32 [outputs], or [rows, outputs] of
     which the caller picks one (the first parameter layer has one row for each quality); shift: int32 [outputs].

@@ -1,6 +1,5 @@
 // The CUDA coder's launches behind a plain C interface; driver.cpp, device_tables.cpp and plan.cpp have the rest of it.
-// It knows no PyTorch. All memory is the caller's; pointers named `device_...` are not read here. Every function that
-// can fail returns a Status, and throws nothing.
+// It knows no PyTorch. All memory is the caller's. Every function that can fail returns a Status, and throws nothing.
 
 #include <algorithm>
 #include <vector>

@@ -117,7 +117,7 @@ def test_every_part_of_latency_runs(it, tmp_path, monkeypatch, capsys):
     assert row["on_device"]["mp_s"] == pytest.approx(row["on_device"]["images_s"] * 48 * 32 / 1e6, rel=1e-3)
     assert "decode 48x32, graph, latency: bytes" in capsys.readouterr().out
     # A process that follows runs nothing again, and finds the files.
-    monkeypatch.setattr(it.cpu, "encode_picture", None)
+    monkeypatch.setattr(it.cpu, "encode", None)
     assert measure.measure(measure.Found.load(path), parts, 1e6) == measure.FINISHED
     assert it.file((48, 32), "size")
 

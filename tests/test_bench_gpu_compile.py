@@ -21,7 +21,7 @@ def test_every_module_that_launches_is_compiled():
     assert all(subject.builds(module) for module in subject.MODULES)
 
 
-@pytest.mark.parametrize("kernel", ["to_pixels", "anchor_parameters, 64 latents, few"])
+@pytest.mark.parametrize("kernel", ["to_pixels", "decode_parameters, anchors, 64 latents, few"])
 def test_a_kernel_compiles_as_it_is_launched(kernel, tmp_path):
     """In a process of its own, in which nothing is interpreted."""
     environment = {name: value for name, value in os.environ.items() if name not in ("TRITON_INTERPRET",)}

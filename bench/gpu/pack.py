@@ -28,7 +28,7 @@ SEED = 7  # of the order in which images are taken
 
 def pack(data: Path, out: Path, megabytes: float, part: tuple[int, int] = (1, 1), kodak: Path | None = None) -> dict:
     """Fills the folder `out`, which is made anew. Returns counts and bytes. ValueError: nothing there, or no room."""
-    files = image_files(data, recursive=True)
+    files = image_files(data, recursive=True) if data.is_dir() else []
     if len(files) < VALIDATION_EVERY:
         raise ValueError(f"{data}: {len(files)} images; need {VALIDATION_EVERY}")
     shutil.rmtree(out, ignore_errors=True)

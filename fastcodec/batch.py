@@ -289,7 +289,7 @@ class _Pool(Generic[_Item, _Result]):
 
 
 class _Gatherer(Generic[_Item, _Result]):
-    """Codes what waits, `most` items of a kind together: for a device that does many at once.
+    """Codes waiting items, `most` of a kind together: for a device that does many at once.
 
     Two threads take turns, so that one prepares work for the device while it does the other's.
     """

@@ -1,4 +1,4 @@
-"""Images in and out: what the codec codes (`Picture`), from and to Pillow, NumPy, PyTorch and files.
+"""Images as the codec codes them (`Picture`), from and to Pillow, NumPy, PyTorch and files.
 
 A picture is 8 bits deep, gray or RGB, upright, with its alpha apart. Whatever else comes in is converted once, here,
 and the picture's `notices` say what that cost. Pixels are moved in strips, so that a 100-megapixel image is never held
@@ -430,7 +430,7 @@ def _extrema(image: Image.Image) -> tuple[float, float]:
 
 
 def _target_mode(image: Image.Image, notices: list[str], gray_tile: bool) -> Literal["L", "LA", "RGB", "RGBA"]:
-    """The mode that `image` is coded in; adds what its conversion means to `notices`."""
+    """The mode that `image` is coded in; adds the notices of its conversion."""
     mode, see_through = image.mode, image.has_transparency_data
     if mode in ("L", "LA", "La") or (mode == "RGBA" and gray_tile):
         return _mode(True, see_through)

@@ -1,4 +1,4 @@
-"""Metadata that goes with pixels: EXIF, XMP, ICC profiles, the resolution, and what of them a picture can keep.
+"""Metadata that goes with pixels: EXIF, XMP, ICC profiles, the resolution.
 
 A picture's pixels are upright, so whatever said how to turn them is set to "upright" here. EXIF is changed in place or
 by a new first directory behind it, and is never written anew: maker notes hold absolute offsets into it.
@@ -373,7 +373,7 @@ def within_limit(piece: bytes | None, name: str, limit: int, notices: list[str])
 
 
 def note_texts(image: Image.Image, notices: list[str]) -> None:
-    """Adds to `notices` what a loaded image's file says in words, for which a .fic file has no place."""
+    """Adds a notice of the texts in a loaded image's file, for which a .fic file has no place."""
     if image.format == "PNG":
         texts = set(getattr(image, "text", {})) - {"XML:com.adobe.xmp", "Raw profile type exif"}
         if texts:

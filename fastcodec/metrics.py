@@ -99,7 +99,7 @@ def _ssim(x: Tensor, y: Tensor, window: Tensor) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class BDRate:
-    """The average difference in rate at equal quality, and over what part of the curves it was taken."""
+    """The average difference in rate at equal quality, and the part of the curves that it was taken over."""
 
     percent: float  # below 0: the test curve needs fewer bits
     low: float  # the compared range of quality, in dB

@@ -93,7 +93,7 @@ def _cicp(stream: Any) -> bytes | None:
 
 
 def note_colours(image: Image.Image, ahead: Ahead, gray: bool, notices: list[str]) -> None:
-    """Adds to `notices` that a PNG's colours have another meaning without what is left out of it.
+    """Adds a notice where a PNG's colours have another meaning without the chunks that are left out.
 
     gray: whether gray pixels are coded, which have no chromaticities.
     """

@@ -1,4 +1,4 @@
-"""Other codecs on fastcodec's coders, without a change to their code. `docs/adapters.md` says what each one does.
+"""Other codecs on fastcodec's coders, without a change to their code. `docs/adapters.md` describes them.
 
     import fastcodec.adapters.compressai
     fastcodec.adapters.compressai.install()

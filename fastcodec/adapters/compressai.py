@@ -139,7 +139,7 @@ class _Bottleneck(_EntropyModel, Protocol):
 
 
 class _Patch:
-    """One attribute of a class: ours, and what was there before, if it was the class's own."""
+    """One attribute of a class: ours, and the one before it, if it was the class's own."""
 
     def __init__(self, owner: type, name: str, ours: Any) -> None:
         self.owner, self.name, self.ours = owner, name, ours
@@ -254,7 +254,7 @@ def _held_coder(name: str) -> property:
 
 
 def _not_compiled(function: Callable) -> Callable:
-    """`torch.compile` calls it as it is: what it does with tables and addresses cannot be traced.
+    """Keep `torch.compile` from tracing a function, whose tables and addresses cannot be traced.
 
     `torch.compiler.disable` imports the compiler, which takes seconds: only where it is at work already.
     """

@@ -282,7 +282,7 @@ class _WritingSteps(_Steps[_Item, _Result]):
         self._anew: dict[Path, str] = {}
 
     def settings(self) -> dict[str, Any]:
-        """All but the source that decides what is written, in JSON's types."""
+        """The settings that decide the output, besides the source, in JSON's types."""
         return {}
 
     def unknown(self, task: Task) -> None:
@@ -290,7 +290,7 @@ class _WritingSteps(_Steps[_Item, _Result]):
         raises ImageError where it is surely not what would be written."""
 
     def done(self, task: Task) -> dict[str, Any] | None:
-        """The record of an output that is what it should be; None if it turns out to be damaged."""
+        """The record of an output that is right; None if it turns out to be damaged."""
         return {}
 
     def existing(self, task: Task) -> dict[str, Any] | None:
@@ -347,7 +347,7 @@ class _WritingSteps(_Steps[_Item, _Result]):
             self._made[task.output] = Made.of(task.source, task.output.parent, self.settings())
 
     def _note(self, task: Task, made: Made | None = None) -> list[str]:
-        """Remember what an output was made of; returns notices."""
+        """Remember the making of an output; returns notices."""
         made, history = made or self._made.pop(task.output, None), self._history(task)
         if made is None or history is None:
             return []
@@ -377,7 +377,7 @@ class _WritingSteps(_Steps[_Item, _Result]):
             ) from error
 
     def written(self, task: Task, notices: Iterable[str]) -> dict[str, Any]:
-        """The end of a written file's record. Takes note of what it was made of."""
+        """The end of a written file's record. Takes note of its making."""
         record: dict[str, Any] = {"notices": [*notices, *self._note(task)]}
         if (why := self._anew.get(task.output)) is not None:
             record["anew"] = why

@@ -27,7 +27,7 @@ _STALE = 1000  # lines that no longer count, from which on the file may be writt
 
 @dataclass(frozen=True)
 class Made:
-    """Of what an output was made.
+    """The making of an output: its source and settings.
 
     source: the path from the output's folder. size, mtime_ns, ctime_ns, sha256: the source's, as it was read.
     settings: all that decides what is written, in JSON's types.
@@ -80,7 +80,7 @@ class History:
             self._rewrite(lines)
 
     def find(self, output: Path) -> Made | None:
-        """Of what an output was made that is still as it was written; None if that is not known."""
+        """The making of an output that is still as it was written; None if that is not known."""
         with self._lock:
             found = self._made.get(output.name) or self._made.get(self._names.get(folded(output.name), ""))
         facts = output.stat()
@@ -97,7 +97,7 @@ class History:
         return None if other == output.name else other
 
     def add(self, output: Path, made: Made) -> None:
-        """Take note of what was written. Raises OSError."""
+        """Take note of an output. Raises OSError."""
         facts = output.stat()
         entry = {"output": output.name, "bytes": facts.st_size, "time": facts.st_mtime_ns, **asdict(made)}
         line = json.dumps(entry).encode() + b"\n"
@@ -122,7 +122,7 @@ class History:
 
 
 def _parse(line: bytes) -> tuple[str, tuple[int, int], Made] | None:
-    """The output's name, its size and time, and of what it was made; None for a line that does not say so."""
+    """The output's name, its size and time, and its making; None for a line that does not say so."""
     try:
         entry = json.loads(line)
         name, stamp = entry.pop("output"), (entry.pop("bytes"), entry.pop("time"))

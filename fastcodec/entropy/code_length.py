@@ -1,4 +1,4 @@
-"""The ideal code length of a latent: what a perfect coder would spend, for estimates beside real file sizes."""
+"""The ideal code length of a latent, which a perfect coder would spend: for estimates beside real file sizes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def code_lengths() -> Tensor:
 
 
 def code_lengths_of(tables: TableSet) -> Tensor:
-    """`code_lengths` of integer tables, symmetric about 0: what a symbol's frequency costs, or an escape beyond."""
+    """`code_lengths` of integer tables, symmetric about 0: the bits of a symbol's frequency, or of an escape beyond."""
     found = torch.empty(tables.count, code_lengths().shape[1], dtype=torch.float64, device="cpu")
     for index, row in enumerate(found):
         bits = -torch.log2(torch.from_numpy(tables.frequencies(index).astype("float64")) / PROBABILITY_TOTAL)

@@ -1,4 +1,4 @@
-"""Tasks of the trainer: how a model is made, run and weighed, and what becomes of it.
+"""Tasks of the trainer: how a model is made, run, weighed and exported.
 
 `SwiftTask` is the project's own model, one network for all qualities; `ZooTask` one system of the papers at one rate.
 """
@@ -99,7 +99,7 @@ class SwiftTask(Task[Swift]):
         return self._learning(Swift(SwiftConfig(**description)))
 
     def _learning(self, model: Swift) -> Swift:
-        """The model, with gradients for what learns."""
+        """The model, with gradients for the parameters that learn."""
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(not self.entropy_side or name.startswith(("groups.", "h_s.", "prior.")))
         return model

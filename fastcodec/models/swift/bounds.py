@@ -28,7 +28,7 @@ _LARGEST_LATENT = 2.0**15 + 2.0**11
 
 
 def feature_bounds(model: Swift | Model, gain: Tensor, inverse_gain: Tensor) -> dict[str, float]:
-    """The largest magnitude of what each layer writes in half precision, by the layer's name in the model.
+    """The largest magnitude that each layer writes in half precision, by the layer's name in the model.
 
     A layer's values include what is added to them before they are stored: `project`'s the block's input, h_a.head's the
     quality's vector. A block by itself stands for its output; "latents", for what is decoded, behind the inverse gain

@@ -60,7 +60,7 @@ HYPER_SYNTHESIS = ("h_s.head", "h_s.up1", "h_s.middle", "h_s.up2", "h_s.tail")
 
 
 def group_layers(group: int) -> dict[str, str]:
-    """The layers of a group of channels, by what they are: the names of their stored tensors."""
+    """The names of the stored tensors of a group's layers, by the layers' kinds."""
     kinds = ("g_cm", "g_ep.first", "g_ep.second", "g_ep.means", "g_ep.indexes")
     if group == 0:
         return {kind: kind for kind in kinds}
@@ -213,7 +213,7 @@ class EntropyModel:
         self.arithmetic = _ARITHMETIC[self.backend]
 
     def group(self, number: int) -> tuple[dict[str, IntegerLayer], Tensor]:
-        """A group's layers, by what they are (g_cm, g_ep.first ...; g_ch, too, of a later one), and the context shifts
+        """A group's layers, by kind (g_cm, g_ep.first ...; g_ch, too, of a later one), and the context shifts
         of its channels and of those before it, for a GPU's kernels."""
         layers = {kind: self.layers[name] for kind, name in self._names[number].items()}
         return layers, self.context_shift[: self.groups[number].stop]

@@ -77,7 +77,7 @@ def warm_start(config: SwiftConfig, images: Tensor) -> Swift:
 
 @torch.no_grad()
 def regroup(model: Swift, groups: tuple[int, ...] | None, images: Tensor) -> Swift:
-    """The same transforms with latents in other groups of channels, and what can be carried over of the entropy side.
+    """The same transforms with latents in other groups of channels; the entropy side is carried over as far as it fits.
 
     images: uint8 [B, 3, H, W], a sample of the training images. The channels of a model of one group are put in an
     order, those of most energy on the images first; those of several groups stay in theirs. A group inside an old one
@@ -128,7 +128,7 @@ def _reorder_block(block: Block, order: Tensor) -> None:
 
 
 def _carry_over(group: Group, old: Group, own: Tensor, before: int) -> None:
-    """Begin a group with what a group of another model has for some of its channels. own: int64, which of them;
+    """Begin a group with another model's weights for some of its channels. own: int64, which of them;
     before: the channels before that group, which both read at the same place."""
     taps = old.context.weight[:, : old.context.weight.shape[1] - before]
     taps = taps.unflatten(1, (len(checkerboard.LIVE_TAPS), -1))[:, :, own].flatten(1)

@@ -235,7 +235,7 @@ def channels_last(x: Tensor) -> Tensor:
 
 
 def positions(grid: Tensor) -> Tensor:
-    """[1, C, h, w] to [h * w, C], row-major, contiguous: what the coder and the pointwise networks take."""
+    """[1, C, h, w] to [h * w, C], row-major, contiguous: as the coder and the pointwise networks take them."""
     return grid[0].permute(1, 2, 0).reshape(-1, grid.shape[1]).contiguous()
 
 

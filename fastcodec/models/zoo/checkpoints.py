@@ -131,7 +131,7 @@ def recognise(state: Mapping[str, Tensor]) -> str | None:
 
 
 def save(model: CompressionModel, path: str | Path) -> None:
-    """Write a system to a file: its state dict, in CompressAI's names, beside what it is."""
+    """Write a system to a file: its state dict, in CompressAI's names, beside its name and options."""
     names = [name for name, system in zoo.SYSTEMS.items() if type(model) is system.model]
     if not names:
         raise UnknownModelError(f"{type(model).__name__} is no system of the zoo")

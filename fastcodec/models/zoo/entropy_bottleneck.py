@@ -24,7 +24,7 @@ _MAX_REACH = 4000
 
 
 class CodedEntropyModel(nn.Module):
-    """Quantised CDFs as buffers, of a size that only a checkpoint knows: what both entropy models share."""
+    """Quantised CDFs as buffers, of a size that only a checkpoint knows: the base of both entropy models."""
 
     SIZED: tuple[str, ...] = ("_offset", "_quantized_cdf", "_cdf_length")  # CompressAI's names
     _offset: Tensor

@@ -369,7 +369,7 @@ class IntegerGaussianConditional(StoredTables, GaussianConditional):
 
 
 def integerized(model: CompressionModel, images: Iterable[Tensor]) -> CompressionModel:
-    """A copy of a system whose entropy side is in integers; its `report` says what that costs.
+    """A copy of a system whose entropy side is in integers; its `report` has the cost in bits.
 
     images: RGB float32 [1, 3, H, W] in 0..1, multiples of the model's stride, on its device; a few photographs do. They
     decide the range of each layer's inputs, and the cost is reported on them.

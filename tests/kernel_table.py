@@ -109,25 +109,25 @@ def table(image: Path) -> str:
     resources = [["kernel", *columns]]
     for kernel, versions in kernels.items():
         resources.append(
-            [f"`{kernel}`", *(_numbers(value(use) for use in versions.values()) for value in columns.values())]
+            [f"`{kernel}`", *(numbers(value(use) for use in versions.values()) for value in columns.values())]
         )
     loops = [["kernel", "loop", "instructions", "limit"]]
     for (kernel, name), versions in sorted(loops_by_kernel(image).items()):
-        counts = _numbers(len(loop.instructions) for loop in versions.values())
+        counts = numbers(len(loop.instructions) for loop in versions.values())
         loops.append([f"`{kernel}`", name, counts, str(limits().get((kernel, name), ""))])
     names = ", ".join(f"sm_{target}" for target in targets)
     return (
         f"nvcc {compiler_version(image)}, for {names} in this order; one number where all are equal.\n\n"
-        f"{_markdown(resources)}\n\n{_markdown(loops)}\n"
+        f"{markdown(resources)}\n\n{markdown(loops)}\n"
     )
 
 
-def _numbers(values) -> str:
+def numbers(values) -> str:
     values = list(values)
     return str(values[0]) if len(set(values)) == 1 else ", ".join(map(str, values))
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def markdown(rows: list[list[str]]) -> str:
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
     return "\n".join(

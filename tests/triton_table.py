@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cubin import tool
-from kernel_table import _markdown, _numbers
+from kernel_table import markdown, numbers
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "kernels.md"
@@ -72,15 +72,15 @@ def table(found: Sequence[Cost]) -> str:
             [
                 f"`{module}.py`",
                 name,
-                *(_numbers(getattr(v, field) for v in versions) for field in ("warps", "registers", "stack", "shared")),
-                _numbers(" + ".join(v.tensor_cores) or "none" for v in versions),
+                *(numbers(getattr(v, field) for v in versions) for field in ("warps", "registers", "stack", "shared")),
+                numbers(" + ".join(v.tensor_cores) or "none" for v in versions),
             ]
         )
     targets = ", ".join(f"sm_{target}" for target in TARGETS)
     return (
         f"Triton {triton_version()}, for {targets} in this order; one entry where all are equal. Launches are those of "
         f"the released model.\nRegisters and stack (what does not fit in registers) are a thread's, warps and shared "
-        f"memory a program's.\n\n{_markdown(rows)}\n"
+        f"memory a program's.\n\n{markdown(rows)}\n"
     )
 
 

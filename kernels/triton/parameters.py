@@ -197,7 +197,7 @@ def _phi(network: ParameterNetwork, context: Context, tile: _TilePass) -> Tensor
     return linear_reference(torch.cat(parts, 1), layer.unpacked(), 0)
 
 
-# ---- the kernel
+# ---- the kernel, whose many arguments stand in groups, not in a line each
 
 
 @triton.jit

@@ -126,7 +126,7 @@ def _compile(module: str, build, target: int) -> Cost:
         constexprs={(names.index(name),): value for name, value in build.constants.items()},
         attrs={(i,): [["tt.divisibility", 16]] for i in aligned},
     )
-    options = {"num_warps": build.warps, "num_stages": build.stages, **build.options}
+    options = {"num_warps": build.warps, **build.options}
     try:
         made = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     except Exception as error:

@@ -38,10 +38,6 @@ if TYPE_CHECKING:
 
 SECONDS = 240.0  # after that, tasks that have not ended are stopped and count as failed
 MODULES = ("parameters", "residual", "hyper_synthesis", "pixels", "pointwise", "upsample")  # the slowest first
-# What the engine's launches have where `builds()` says otherwise: one quality's weights, and in these modules Triton's
-# own number of stages.
-AS_LAUNCHED = {"WEIGHT_STRIDE": 0}
-PLAIN = ("pixels", "pointwise", "upsample")
 _TYPES = {"i8": torch.int8, "u8": torch.uint8, "i16": torch.int16, "i32": torch.int32, "fp16": torch.float16} | {
     "fp32": torch.float32
 }
@@ -111,12 +107,8 @@ def compile_build(module: str, number: int, target: int | None) -> str:
     if target is not None:
         _pretend(target)
     options = {**build.options, "num_warps": build.warps}
-    if module not in PLAIN:
-        options["num_stages"] = build.stages
     given = {**build.constants, **{name: _stands(kind) for name, kind in build.signature.items()}}
-    made = build.kernel.warmup(
-        *(AS_LAUNCHED.get(name, given[name]) for name in build.kernel.arg_names), grid=(1,), **options
-    )
+    made = build.kernel.warmup(*(given[name] for name in build.kernel.arg_names), grid=(1,), **options)
     if target is None:
         torch.cuda.current_stream()  # PyTorch makes the context
         assert made.run  # it is loaded

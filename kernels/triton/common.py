@@ -58,7 +58,8 @@ class Build:
     """One compilation of a kernel, as a launch would ask for it.
 
     signature: types by argument ("*i8", "*fp16", "i32", ...), constants left out; constants: the tl.constexpr ones.
-    Pointers are taken to be aligned to 16 bytes, as PyTorch's are; `unaligned` names those that may not be.
+    options: what else the launch passes, such as num_stages, for which Triton has a default. Pointers are taken to be
+    aligned to 16 bytes, as PyTorch's are; `unaligned` names those that may not be.
     """
 
     name: str
@@ -66,7 +67,6 @@ class Build:
     signature: Mapping[str, str]
     constants: Mapping[str, Any]
     warps: int
-    stages: int = 2
     unaligned: frozenset[str] = frozenset()
     options: Mapping[str, Any] = field(default_factory=dict)
 

@@ -327,7 +327,7 @@ def builds() -> list[Build]:
                     signature={a: type_of_input if a == "x" else types.get(a, "*i32") for a in arguments},
                     constants=constants,
                     warps=_WARPS,
-                    options=_options(constants["BLOCK"]),
+                    options={"num_stages": 2, **_options(constants["BLOCK"])},
                 )
             )
     return found

@@ -532,7 +532,7 @@ def _build(latents: int, before: int, second: bool, encoding: bool, positions: i
     tiles, indexes = TileTable(tensor(torch.int32, 1, 8), 2 * positions), tensor(torch.uint8, positions, latents)
     data = _Data(tensor(torch.int16, positions, latents), indexes)
     if encoding:
-        y, weight, lengths = (tensor(torch.float32, *shape) for shape in (indexes.shape, (100, latents), (64, 448)))
+        y, weight, lengths = (tensor(torch.float32, *shape) for shape in (indexes.shape, (1, latents), (64, 448)))
         data = _Data(None, indexes, y, weight, lengths, data.means, values[:, :latents], tensor(torch.int32, 1))
     arguments, constants, shape = _arguments(tensor(torch.int8, 2 * positions, 256), context, tiles, network, data)
     given = dict(zip(_parameters.arg_names, arguments, strict=False))
@@ -544,5 +544,5 @@ def _build(latents: int, before: int, second: bool, encoding: bool, positions: i
         signature={name: POINTERS[value.dtype] for name, value in given.items() if value is not None},
         constants=constants | {name: None for name, value in given.items() if value is None},
         warps=shape.warps,
-        options=shape.options,
+        options={"num_stages": 2, **shape.options},
     )

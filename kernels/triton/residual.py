@@ -236,5 +236,7 @@ def builds() -> list[Build]:
             if argument not in {*constants, *absent}
         }
         constants |= dict.fromkeys(sorted(absent))
-        found.append(Build(name, _residual_kernel, signature, constants, _WARPS, unaligned=frozenset({"quality"})))
+        found.append(
+            Build(name, _residual_kernel, signature, constants, _WARPS, frozenset({"quality"}), {"num_stages": 2})
+        )
     return found

@@ -291,8 +291,8 @@ def test_mixed_files(cpu, codec, photographs):
 def test_shapes_are_remembered(cpu, codec, engine, photographs, monkeypatch):
     """The second batch of a shape is captured, later ones are replayed; and what is remembered is bounded."""
     captured = []
-    graph = engine.where.graph
-    monkeypatch.setattr(engine.where, "graph", lambda launch: captured.append(launch) or graph(launch))
+    graph = engine.target.graph
+    monkeypatch.setattr(engine.target, "graph", lambda launch: captured.append(launch) or graph(launch))
     files = [
         cpu.encode(photo(photographs, 40, 30, left), quality=q) for left, q in ((0, 50), (9, 52), (30, 48), (3, 51))
     ]
@@ -427,8 +427,8 @@ def test_cuda_sees_no_other_wait(photographs):
 
 def test_a_thread_captures_only_what_it_has_run(cpu, codec, engine, photographs, monkeypatch):
     """cuDNN makes its handle and its plans in each thread's first run, which a capture does not survive."""
-    captured, graph = [], engine.where.graph
-    monkeypatch.setattr(engine.where, "graph", lambda launch: captured.append(threading.get_ident()) or graph(launch))
+    captured, graph = [], engine.target.graph
+    monkeypatch.setattr(engine.target, "graph", lambda launch: captured.append(threading.get_ident()) or graph(launch))
     data = cpu.encode(photo(photographs, 40, 30), quality=50)
     codec.decode(data)
     for wanted in (0, 1):

@@ -87,13 +87,13 @@ class GpuEngine(ModelOnGpu):
     mixes_qualities = True
     whole_image = False
 
-    def __init__(self, model: Model, where: Target, dtype: torch.dtype = torch.float16) -> None:
-        super().__init__(model, where, dtype)
-        with where.use():
+    def __init__(self, model: Model, target: Target, dtype: torch.dtype = torch.float16) -> None:
+        super().__init__(model, target, dtype)
+        with target.use():
             self._code_lengths = model.code_lengths.to(self.device)
             self._choice_lengths = self._code_lengths.float()
             self._hyper_code_lengths = model.hyper_code_lengths.to(self.device)
-            self._made = where.record_event()
+            self._made = target.record_event()
             # Decoding has streams of its own: so the memory that it keeps is always used in one order.
             self._compute, self._copies = self._new_stream(), self._new_stream()
         self._threads = threading.local()
@@ -119,9 +119,9 @@ class GpuEngine(ModelOnGpu):
 
     @_faults()
     def _decode(self, files: Sequence[Container], area: Rect, out: Tensor | None) -> Enqueued:
-        before = self.where.record_event()
-        with torch.inference_mode(), self.where.use(), self._lock, self.where.stream(self._compute):
-            self.where.wait_event(before)  # `out` may be in use until then
+        before = self.target.record_event()
+        with torch.inference_mode(), self.target.use(), self._lock, self.target.stream(self._compute):
+            self.target.wait_event(before)  # `out` may be in use until then
             grid = files[0].header.grid
             tiles = list(grid.tiles())
             wanted = grid.latents_under(area)
@@ -134,8 +134,8 @@ class GpuEngine(ModelOnGpu):
                 decoded = self._decode_whole(files, numbers, tiles, area, out)
             else:
                 decoded = self._decode_in_parts(files, numbers, tiles, area, out)
-            after = self.where.record_event()
-        self.where.wait_event(after)
+            after = self.target.record_event()
+        self.target.wait_event(after)
         return decoded
 
     def _decode_whole(
@@ -157,13 +157,13 @@ class GpuEngine(ModelOnGpu):
         if out is not None:
             with stage("copies"):
                 out.copy_(pixels)
-                return Enqueued([batch], self.where.fetch(decoder.entropy.records))
-        finished = self.where.record_event()
+                return Enqueued([batch], self.target.fetch(decoder.entropy.records))
+        finished = self.target.record_event()
         # The next batch need not wait until this one is home.
-        with stage("copies"), self.where.stream(self._copies):
-            self.where.wait_event(finished)
-            fetch = self.where.fetch(decoder.entropy.records, pixels)
-            decoder.free = self.where.record_event()
+        with stage("copies"), self.target.stream(self._copies):
+            self.target.wait_event(finished)
+            fetch = self.target.fetch(decoder.entropy.records, pixels)
+            decoder.free = self.target.record_event()
         return Enqueued([batch], fetch)
 
     def _remember(self, key: tuple[object, ...], decoder: BatchDecoder) -> None:
@@ -171,7 +171,7 @@ class GpuEngine(ModelOnGpu):
         positions = sum(item.positions for item in self._remembered.values())
         while len(self._remembered) > REMEMBERED_SHAPES or positions > REMEMBERED_POSITIONS:
             _, oldest = self._remembered.popitem(last=False)
-            self.where.wait_event(oldest.free)  # its memory is given away now
+            self.target.wait_event(oldest.free)  # its memory is given away now
             positions -= oldest.positions
 
     def _decode_in_parts(
@@ -208,9 +208,9 @@ class GpuEngine(ModelOnGpu):
                 self.transforms.synthesis(seen_latents, quality, part, corner.top, corner.left)
         with stage("copies"):
             if out is None:
-                return Enqueued(done, self.where.fetch(*records, pixels))
+                return Enqueued(done, self.target.fetch(*records, pixels))
             out.copy_(pixels)
-            return Enqueued(done, self.where.fetch(*records))
+            return Enqueued(done, self.target.fetch(*records))
 
     def _entropy_by_groups(
         self,
@@ -232,9 +232,9 @@ class GpuEngine(ModelOnGpu):
     def verify(self, file: Container) -> None:
         """Decodes every tile's symbols and checks every state and cursor. Raises what `Decoded.wait` raises."""
         tiles = list(file.header.grid.tiles())
-        with torch.inference_mode(), self.where.use(), self.where.stream(self._stream_of_thread()):
+        with torch.inference_mode(), self.target.use(), self.target.stream(self._stream_of_thread()):
             groups = self._entropy_by_groups([file], file.network_tiles, tiles)
-            for batch, records in [(batch, self.where.fetch(entropy.records)) for batch, entropy in groups]:
+            for batch, records in [(batch, self.target.fetch(entropy.records)) for batch, entropy in groups]:
                 batch.check(records.wait()[0])
 
     @_faults()
@@ -244,9 +244,9 @@ class GpuEngine(ModelOnGpu):
         tiles = list(grid.tiles())
         shape = grid.latent_height, grid.latent_width, self.model.config.latents
         out = torch.zeros(shape, dtype=torch.int32, device="cpu")
-        with torch.inference_mode(), self.where.use(), self.where.stream(self._stream_of_thread()):
+        with torch.inference_mode(), self.target.use(), self.target.stream(self._stream_of_thread()):
             for batch, entropy in self._entropy_by_groups([file], file.network_tiles, tiles, values=True):
-                records, *halves = self.where.fetch(entropy.records, *entropy.values).wait()
+                records, *halves = self.target.fetch(entropy.records, *entropy.values).wait()
                 batch.check(records)
                 anchors, non_anchors = (
                     torch.from_numpy(half).split(counts)
@@ -266,9 +266,9 @@ class GpuEngine(ModelOnGpu):
         Returns for each image its tiles' payloads, and their estimated bits. Threads that encode do so side by side.
         Raises ImageError where the analysis gives no finite latents, SymbolRangeError where a symbol is beyond 16 bits.
         """
-        with torch.inference_mode(), self.where.use(), self.where.stream(self._stream_of_thread()):
-            self.where.wait_event(sent.ready)
-            self.where.record_stream(sent.pixels)
+        with torch.inference_mode(), self.target.use(), self.target.stream(self._stream_of_thread()):
+            self.target.wait_event(sent.ready)
+            self.target.record_stream(sent.pixels)
             y = self._analyse(sent.pixels, grid, quality)
             tiles, images = list(grid.tiles()), len(y)
             payloads: list[list[bytes]] = [[] for _ in range(images)]
@@ -277,7 +277,7 @@ class GpuEngine(ModelOnGpu):
             weight = weight.to(self.device)
             for group in tile_groups(range(len(tiles)), tiles, images):
                 passes, error = self._code(y, [tiles[number] for number in group], quality, weight)
-                fetch = self.where.fetch(error, self._estimate(passes))
+                fetch = self.target.fetch(error, self._estimate(passes))
                 with stage("rans"):
                     encoded = rans.encode(list(zip(*(part.tiles() for part in passes), strict=True)), preset=preset)
                 found, estimates = fetch.wait()
@@ -290,9 +290,9 @@ class GpuEngine(ModelOnGpu):
 
     def _new_stream(self) -> torch.cuda.Stream:
         """A stream in which the weights are ready."""
-        stream = self.where.new_stream()
-        with self.where.stream(stream):
-            self.where.wait_event(self._made)
+        stream = self.target.new_stream()
+        with self.target.stream(stream):
+            self.target.wait_event(self._made)
         return stream
 
     def _stream_of_thread(self) -> torch.cuda.Stream:
@@ -306,12 +306,12 @@ class GpuEngine(ModelOnGpu):
 
         pictures: uint8 [height, width, 3] or [height, width].
         """
-        with stage("copies"), self.where.use(), self.where.stream(self._copies):
-            staging = self.where.staging(len(pictures), *pictures[0].shape)
+        with stage("copies"), self.target.use(), self.target.stream(self._copies):
+            staging = self.target.staging(len(pictures), *pictures[0].shape)
             for row, picture in zip(staging.numpy(), pictures, strict=True):
                 np.copyto(row, picture)
             pixels = staging.to(self.device, non_blocking=True)
-            return Sent(pixels, self.where.record_event())
+            return Sent(pixels, self.target.record_event())
 
     def _analyse(self, pixels: Tensor, grid: Grid, quality: int) -> Tensor:
         """g_a and the gain: latents float32 [images, h, w, M]."""

@@ -49,14 +49,14 @@ class ModelOnGpu:
 
     Args:
         model: the model.
-        where: the GPU.
+        target: the GPU.
         dtype: of the transforms: float16, which stays within one level of float32, or float32 to compare with.
     """
 
-    def __init__(self, model: Model, where: Target, dtype: torch.dtype = torch.float16) -> None:
-        self.model, self.where, self.device = model, where, where.device
+    def __init__(self, model: Model, target: Target, dtype: torch.dtype = torch.float16) -> None:
+        self.model, self.target, self.device = model, target, target.device
         entropy = model.entropy
-        with where.use():
+        with target.use():
             self.hyper_network = HyperNetwork.pack(
                 [entropy.layers[f"h_s.{name}"] for name in ("head", "up1", "middle", "up2", "tail")], self.device
             )
@@ -82,7 +82,7 @@ class ModelOnGpu:
         capture fails, what it was to replace is returned, and a RuntimeWarning says why.
         """
         if self.device.type != "cuda":
-            return self.where.graph(launch)
+            return self.target.graph(launch)
         graph = torch.cuda.CUDAGraph()  # with memory of its own
         try:
             graph.capture_begin(capture_error_mode="thread_local")
@@ -176,7 +176,7 @@ class EntropyDecoder:
         self._outputs: list[tuple[Tensor, Tensor]] = []  # of each pass of latents: means and indexes
         passes = self._passes(batch.views(latents) if latents else [], values)
         memory = self._memory[self._head :]
-        self._session = Session(plan, passes, model.where, payload_bytes=capacity, memory=memory)
+        self._session = Session(plan, passes, model.target, payload_bytes=capacity, memory=memory)
 
     def _passes(self, views: Sequence[Tensor], values: bool) -> list[SessionPass]:
         """What the coder decodes, in order; means and indexes of each pass take the place of those before."""
@@ -209,7 +209,7 @@ class EntropyDecoder:
     def send(self, batch: TileBatch) -> None:
         """Enqueues the copy of what is to be decoded."""
         with stage("copies"):
-            staging = self._model.where.staging(len(self._memory))
+            staging = self._model.target.staging(len(self._memory))
             table = staging.numpy()[: 4 * self._table.size].view(np.int32).reshape(self._table.shape)
             table[:] = self._table
             table[:, QUALITY] = batch.qualities
@@ -259,13 +259,13 @@ class BatchDecoder:
         self._latents = torch.empty(shape, dtype=model.transforms.dtype, device=device)
         self.entropy = EntropyDecoder(model, batch, LatentArea(self._latents, box), capacity=capacity)
         self.pixels = torch.empty(count, grid.height, grid.width, 3, dtype=torch.uint8, device=device)
-        self.free = model.where.record_event()  # when the pixels may be written again
+        self.free = model.target.record_event()  # when the pixels may be written again
         self._replay: Callable[[], None] | None = None
         self._prepared = threading.local()
 
     def run(self, batch: TileBatch) -> None:
         """Enqueues the decoding of a batch."""
-        self._model.where.wait_event(self.free)
+        self._model.target.wait_event(self.free)
         self.entropy.send(batch)
         if self._replay is None and hasattr(self._prepared, "yes") and self.positions <= GRAPH_POSITIONS:
             self._replay = self._model.capture(self._launch)

@@ -128,8 +128,7 @@ class Codec:
             UnavailableError: a device that cannot be used; the message says what is missing.
             ValueError, TypeError: what names none of these devices.
         """
-        device = device_of("auto" if device is None else device)
-        return cls(models.load(name, system), limits, device)
+        return cls(models.load(name, system), limits, "auto" if device is None else device)
 
     def save(self, path: str | Path) -> None:
         """Write the model to a file that `load` and the command line's --model take. Raises OSError naming it."""

@@ -82,12 +82,12 @@ class Codec:
         self._engines: dict[bytes, Engine] = {}  # by the models' identities
         if isinstance(model, CompressionModel):
             self.device = next(model.parameters()).device if device is None else device_of(device)
-            engine = WholeImageEngine(model.to(self.device))
-            self.identity, self._engines[engine.identity] = engine.identity, engine
+            self._whole_image = WholeImageEngine(model.to(self.device))
+            self._engines[self._whole_image.identity] = self._whole_image
             usual = DEFAULT_QUALITY if model.variable_rate else MIN_QUALITY
         else:
             self.device, self._make_engine = engines_of("cpu" if device is None else device)
-            self.identity, usual = model.identity, DEFAULT_QUALITY
+            usual = DEFAULT_QUALITY
         self.model = model
         self._asked = self.device if device is None else device
         self.quality = usual if quality is None else checked_quality(quality)
@@ -133,6 +133,11 @@ class Codec:
     def save(self, path: str | Path) -> None:
         """Write the model to a file that `load` and the command line's --model take. Raises OSError naming it."""
         models.save(self.model, path)
+
+    @property
+    def identity(self) -> bytes:
+        """The identity of the model, which its files carry: 6 bytes."""
+        return self.model.identity if isinstance(self.model, release.Model) else self._whole_image.identity
 
     @property
     def machine(self) -> str:

@@ -111,7 +111,7 @@ class Installation:
 
 
 class _EntropyModel(Protocol):
-    """The part of CompressAI's `EntropyModel` that is used."""
+    """The parts of CompressAI's `EntropyModel` and `EntropyModelVbr` that are used."""
 
     entropy_coder: object
     _quantized_cdf: Tensor
@@ -120,16 +120,11 @@ class _EntropyModel(Protocol):
 
     def quantize(self, inputs: Tensor, mode: str, means: Tensor | None = None) -> Tensor: ...
     def dequantize(self, inputs: Tensor, means: Tensor | None = None, dtype: torch.dtype = ...) -> Tensor: ...
+    def quantize_variable(self, inputs: Tensor, mode: str, means: Tensor | None, qs: Tensor) -> Tensor: ...
+    def dequantize_variable(self, inputs: Tensor, means: Tensor | None, dtype: torch.dtype, qs: Tensor) -> Tensor: ...
     def _check_cdf_size(self) -> None: ...
     def _check_cdf_length(self) -> None: ...
     def _check_offsets_size(self) -> None: ...
-
-
-class _VariableModel(_EntropyModel, Protocol):
-    """The part of its `EntropyModelVbr` that is used."""
-
-    def quantize_variable(self, inputs: Tensor, mode: str, means: Tensor | None, qs: Tensor) -> Tensor: ...
-    def dequantize_variable(self, inputs: Tensor, means: Tensor | None, dtype: torch.dtype, qs: Tensor) -> Tensor: ...
 
 
 class _Bottleneck(_EntropyModel, Protocol):
@@ -184,16 +179,16 @@ def _patch() -> None:
         (models.EntropyModel, _compress, _decompress),
         (vbr.EntropyModelVbr, _compress_vbr, _decompress_vbr),
     ):
-        _patches.append(_Patch(owner, "compress", _not_compiled(compress(owner.compress))))
-        _patches.append(_Patch(owner, "decompress", _not_compiled(decompress(owner.decompress))))
+        _replace(owner, "compress", compress, _mode_for)
+        _replace(owner, "decompress", decompress, _mode_for)
     bottleneck = models.EntropyBottleneck
     _bottleneck.update(
         {name: getattr(bottleneck, name) for name in _PARTS_OF_A_BOTTLENECK},
         owner=bottleneck,
         inherited=(models.EntropyModel.compress, models.EntropyModel.decompress),
     )
-    _patches.append(_Patch(bottleneck, "compress", _not_compiled(_compress_factorised(bottleneck.compress))))
-    _patches.append(_Patch(bottleneck, "decompress", _not_compiled(_decompress_factorised(bottleneck.decompress))))
+    _replace(bottleneck, "compress", _compress_factorised, _factorised)
+    _replace(bottleneck, "decompress", _decompress_factorised, _factorised)
     for name in ("_encoder", "_decoder"):
         _patches.append(_Patch(models._EntropyCoder, name, _held_coder(name)))
 
@@ -253,89 +248,73 @@ def _held_coder(name: str) -> property:
 # The entropy models' own compress and decompress: the same checks, the same errors, tensors to bytes
 
 
-def _not_compiled(function: Callable) -> Callable:
-    """Keep `torch.compile` from tracing a function, whose tables and addresses cannot be traced.
+def _replace(owner: type, name: str, ours: Callable, condition: Callable[[Any], object | None]) -> None:
+    """Replace a method by `ours`, which takes after the object what `condition` says of it; where that is None, or ours
+    gives None, the one before it is called.
 
-    `torch.compiler.disable` imports the compiler, which takes seconds: only where it is at work already.
+    `torch.compile` must not trace ours, whose tables and addresses cannot be traced. `torch.compiler.disable` imports
+    the compiler, which takes seconds: only where it is at work already.
     """
+    original = getattr(owner, name)
 
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
+    @functools.wraps(original)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
-            return torch.compiler.disable(function)(*args, **kwargs)
-        return function(*args, **kwargs)
+            return torch.compiler.disable(call)(self, *args, **kwargs)
+        given = condition(self)
+        result = None if given is None else ours(self, given, *args, **kwargs)
+        return original(self, *args, **kwargs) if result is None else result
 
-    return call
+    _patches.append(_Patch(owner, name, call))
 
 
-def _compress(original: Callable) -> Callable:
-    @functools.wraps(original)
-    def compress(self: _EntropyModel, inputs: Tensor, indexes: Tensor, means: Tensor | None = None) -> list[bytes]:
-        if (mode := _mode_for(self)) is None:
-            return original(self, inputs, indexes, means)
+def _compress(
+    self: _EntropyModel, mode: Mode, inputs: Tensor, indexes: Tensor, means: Tensor | None = None
+) -> list[bytes]:
+    return _compress_vbr(self, mode, inputs, indexes, means)
+
+
+def _compress_vbr(
+    self: _EntropyModel,
+    mode: Mode,
+    inputs: Tensor,
+    indexes: Tensor,
+    means: Tensor | None = None,
+    qs: Tensor | None = None,
+) -> list[bytes]:
+    if qs is None:
         symbols = functools.partial(self.quantize, inputs, "symbols", means)
-        return _coded(self, mode, _Latents(inputs, indexes, means), symbols, _is_plain(self))
+    else:
+        symbols = functools.partial(self.quantize_variable, inputs, "symbols", means=means, qs=qs)
+    return _coded(self, mode, _Latents(inputs, indexes, means), symbols, qs is None and _is_plain(self))
 
-    return compress
+
+def _decompress(
+    self: _EntropyModel,
+    mode: Mode,
+    strings: list[bytes],
+    indexes: Tensor,
+    dtype: torch.dtype = torch.float,
+    means: Tensor | None = None,
+) -> Tensor:
+    return _decompress_vbr(self, mode, strings, indexes, dtype, means)
 
 
-def _decompress(original: Callable) -> Callable:
-    @functools.wraps(original)
-    def decompress(
-        self: _EntropyModel,
-        strings: list[bytes],
-        indexes: Tensor,
-        dtype: torch.dtype = torch.float,
-        means: Tensor | None = None,
-    ) -> Tensor:
-        if (mode := _mode_for(self)) is None:
-            return original(self, strings, indexes, dtype, means)
-        symbols = _decoded(self, mode, strings, indexes, means)
-        if self.dequantize not in _dequantisers:
-            symbols = symbols.to(torch.int32)  # as CompressAI gives them to a subclass's own
+def _decompress_vbr(
+    self: _EntropyModel,
+    mode: Mode,
+    strings: list[bytes],
+    indexes: Tensor,
+    dtype: torch.dtype = torch.float,
+    means: Tensor | None = None,
+    qs: Tensor | None = None,
+) -> Tensor:
+    symbols = _decoded(self, mode, strings, indexes, means)
+    if qs is not None or self.dequantize not in _dequantisers:
+        symbols = symbols.to(torch.int32)  # as CompressAI gives them to a subclass's own
+    if qs is None:
         return self.dequantize(symbols, means, dtype)
-
-    return decompress
-
-
-def _compress_vbr(original: Callable) -> Callable:
-    @functools.wraps(original)
-    def compress(
-        self: _VariableModel,
-        inputs: Tensor,
-        indexes: Tensor,
-        means: Tensor | None = None,
-        qs: Tensor | None = None,
-    ) -> list[bytes]:
-        if (mode := _mode_for(self)) is None:
-            return original(self, inputs, indexes, means, qs)
-        if qs is None:
-            symbols = functools.partial(self.quantize, inputs, "symbols", means)
-        else:
-            symbols = functools.partial(self.quantize_variable, inputs, "symbols", means=means, qs=qs)
-        return _coded(self, mode, _Latents(inputs, indexes, means), symbols, qs is None and _is_plain(self))
-
-    return compress
-
-
-def _decompress_vbr(original: Callable) -> Callable:
-    @functools.wraps(original)
-    def decompress(
-        self: _VariableModel,
-        strings: list[bytes],
-        indexes: Tensor,
-        dtype: torch.dtype = torch.float,
-        means: Tensor | None = None,
-        qs: Tensor | None = None,
-    ) -> Tensor:
-        if (mode := _mode_for(self)) is None:
-            return original(self, strings, indexes, dtype, means, qs)
-        symbols = _decoded(self, mode, strings, indexes, means).to(torch.int32)
-        if qs is None:
-            return self.dequantize(symbols, means, dtype)
-        return self.dequantize_variable(symbols, means=means, dtype=dtype, qs=qs)
-
-    return decompress
+    return self.dequantize_variable(symbols, means=means, dtype=dtype, qs=qs)
 
 
 def _mode_for(model: _EntropyModel) -> Mode | None:
@@ -433,25 +412,16 @@ def _decoded(model: _EntropyModel, mode: Mode, strings: list[bytes], indexes: Te
 # looking through indexes
 
 
-def _compress_factorised(original: Callable) -> Callable:
-    @functools.wraps(original)
-    def compress(self: _Bottleneck, x: Tensor) -> list[bytes]:
-        prior = _factorised(self)
-        strings = None if prior is None else prior.encode(x)
-        return original(self, x) if strings is None else strings
-
-    return compress
+def _compress_factorised(self: _Bottleneck, prior: _Factorised, x: Tensor) -> list[bytes] | None:
+    return prior.encode(x)
 
 
-def _decompress_factorised(original: Callable) -> Callable:
-    @functools.wraps(original)
-    def decompress(self: _Bottleneck, strings: list[bytes], size: Sequence[int]) -> Tensor:
-        prior = _factorised(self)
-        if prior is None or not isinstance(strings, list) or not all(isinstance(s, bytes) for s in strings):
-            return original(self, strings, size)
-        return prior.decode(strings, size)
-
-    return decompress
+def _decompress_factorised(
+    self: _Bottleneck, prior: _Factorised, strings: list[bytes], size: Sequence[int]
+) -> Tensor | None:
+    if not isinstance(strings, list) or not all(isinstance(string, bytes) for string in strings):
+        return None
+    return prior.decode(strings, size)
 
 
 class _Factorised(NamedTuple):

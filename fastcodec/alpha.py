@@ -11,21 +11,22 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from .constants import LATENT_STRIDE
 from .container import Container
-from .errors import CorruptStreamError
-from .geometry import Grid, Rect
-from .images import STRIP_PIXELS, Picture, pillow_limit
+from .geometry import Rect
+from .images import STRIP_PIXELS, Picture, decode_part
 
 _OPAQUE = 255
 _GRAY_PROFILE = b"GRAY"  # in an ICC profile's header, where it names the space of the pixels
 
 
-def encode_alpha(alpha: np.ndarray | None, tile: Rect, grid: Grid) -> bytes:
-    """A tile's part of the plane, uint8 [height, width] of the whole image; None: the image has none."""
+def encode_alpha(alpha: np.ndarray | None, area: Rect) -> bytes:
+    """A tile's part of the plane, uint8 [height, width] of the whole image; None: the image has none.
+
+    area: the tile's pixels.
+    """
     if alpha is None:
         return b""
-    part = alpha[tile.scaled(LATENT_STRIDE).clipped(grid.height, grid.width).slices]
+    part = alpha[area.slices]
     if (part == _OPAQUE).all():
         return b""
     buffer = io.BytesIO()
@@ -38,12 +39,10 @@ def read_alpha(file: Container, area: Rect) -> np.ndarray | None:
 
     Raises CorruptStreamError for a tile's plane that is not as `encode_alpha` writes it.
     """
-    header = file.header
-    if not header.alpha:
+    if not file.header.alpha:
         return None
     alpha = np.empty((area.height, area.width), np.uint8)
-    for number, tile in enumerate(header.grid.tiles()):
-        covered = tile.scaled(LATENT_STRIDE).clipped(header.height, header.width)
+    for number, covered in enumerate(file.header.grid.areas()):
         if covered.meets(area):
             kept = covered.common(area)
             part = _decode_tile(file.tile(number).alpha, covered)
@@ -53,10 +52,8 @@ def read_alpha(file: Container, area: Rect) -> np.ndarray | None:
 
 def check_alpha(file: Container) -> None:
     """Reads every tile's plane, one at a time. Raises as `read_alpha`."""
-    header = file.header
-    if header.alpha:
-        for number, tile in enumerate(header.grid.tiles()):
-            covered = tile.scaled(LATENT_STRIDE).clipped(header.height, header.width)
+    if file.header.alpha:
+        for number, covered in enumerate(file.header.grid.areas()):
             _decode_tile(file.tile(number).alpha, covered)
 
 
@@ -87,13 +84,4 @@ def flatten(picture: Picture, background: tuple[int, int, int]) -> Picture:
 def _decode_tile(data: bytes | memoryview, area: Rect) -> np.ndarray:
     if not data:
         return np.full((area.height, area.width), _OPAQUE, np.uint8)
-    try:
-        # The tile's size has passed our limit, so Pillow's must not stand in the way.
-        with pillow_limit(area.height * area.width), Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image.size != (area.width, area.height) or image.mode != "L":
-                raise CorruptStreamError(f"alpha is {image.mode} {image.size}, not L {(area.width, area.height)}")
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, CorruptStreamError):
-            raise
-        raise CorruptStreamError(f"alpha does not decode: {error}") from error
+    return decode_part(data, "PNG", "L", (area.width, area.height), "alpha values")

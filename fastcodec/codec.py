@@ -11,8 +11,9 @@ import operator
 import sys
 import threading
 import warnings
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
 
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from . import calls, container, lossless, models
 from .alpha import check_alpha, encode_alpha, read_alpha
-from .constants import DEFAULT_QUALITY, LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY
+from .constants import DEFAULT_QUALITY, MAX_QUALITY, MIN_QUALITY
 from .container import DEFAULT_LIMITS, Container, Header, Limits, TileData
 from .engines import DeviceLike, device_of, engines_of
 from .engines.engine import Engine
@@ -418,12 +419,7 @@ class Codec:
         return checked_quality(quality)
 
     def _encode(
-        self,
-        pictures: list[Picture],
-        quality: int | None,
-        preset: Preset,
-        losslessly: bool = False,
-        sent: Any = None,
+        self, pictures: list[Picture], quality: int | None, preset: Preset, losslessly: bool = False, sent: Any = None
     ) -> list[Encoded]:
         """Encode pictures of equal size. sent: their pixels, if they are on their way to the engine already."""
         if losslessly:
@@ -438,8 +434,8 @@ class Codec:
         out = []
         for picture, header, image_payloads, estimates in zip(pictures, headers, payloads, bits, strict=True):
             tiles = [
-                TileData(payload, encode_alpha(picture.alpha, tile, grid))
-                for payload, tile in zip(image_payloads, grid.tiles(), strict=True)
+                TileData(payload, encode_alpha(picture.alpha, area))
+                for payload, area in zip(image_payloads, grid.areas(), strict=True)
             ]
             if isinstance(self.model, release.Model):
                 worth = self.model.config.lagrangian(quality)
@@ -455,28 +451,24 @@ class Codec:
     def _encode_losslessly(self, picture: Picture) -> Encoded:
         """A file of lossless tiles alone."""
         header = _header(picture, MAX_QUALITY, self)
-        grid, tiles = header.grid, []
-        for tile in grid.tiles():
-            part = picture.pixels[tile.scaled(LATENT_STRIDE).clipped(grid.height, grid.width).slices]
-            tiles.append(TileData(lossless.encode(part), encode_alpha(picture.alpha, tile, grid), lossless=True))
-        tiles = lossless.join(tiles, picture.pixels, grid)
+        tiles = [
+            TileData(lossless.encode(picture.pixels[area.slices]), encode_alpha(picture.alpha, area), lossless=True)
+            for area in header.grid.areas()
+        ]
+        tiles = lossless.join(tiles, picture.pixels, header.grid)
         return Encoded(container.write(header, tiles), float(sum(8 * len(tile.payload) for tile in tiles)), MAX_QUALITY)
 
     def _encode_to_size(self, picture: Picture, target_bytes: int, preset: Preset) -> Encoded:
         if isinstance(self.model, CompressionModel) and not self.model.variable_rate:
             raise UnsupportedError("this model has one rate: no quality meets a size")
-        low, high = MIN_QUALITY, MAX_QUALITY
-        best: Encoded | None = None
-        while low <= high:
-            middle = (low + high) // 2
-            encoded = self._encode([picture], middle, preset)[0]
-            if len(encoded) <= target_bytes:
-                best, low = encoded, middle + 1
-            else:
-                smallest, high = encoded, middle - 1
-        if best is None:
-            raise TargetError(f"{target_bytes} bytes are too few: quality {MIN_QUALITY} takes {len(smallest)}")
-        return best
+        encoded = cache(lambda quality: self._encode([picture], quality, preset)[0])
+        qualities = range(MIN_QUALITY, MAX_QUALITY + 1)
+        fitting = bisect_right(qualities, target_bytes, key=lambda quality: len(encoded(quality)))
+        if not fitting:
+            raise TargetError(
+                f"{target_bytes} bytes are too few: quality {MIN_QUALITY} takes {len(encoded(MIN_QUALITY))}"
+            )
+        return encoded(qualities[fitting - 1])
 
     # --- decoding ---------------------------------------------------------------------------------------------------
 

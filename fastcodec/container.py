@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from .constants import IDENTITY_BYTES, MAX_QUALITY, MIN_QUALITY
 from .errors import CorruptStreamError, LimitError, NotAFicFileError, UnsupportedVersionError
@@ -184,25 +185,23 @@ def read(file: FileLike, limits: Limits = DEFAULT_LIMITS) -> Container:
     """Parse and check everything but the tiles' contents.
 
     Raises NotAFicFileError, UnsupportedVersionError, LimitError or CorruptStreamError; TypeError or OSError for what
-    gives no bytes (`sources.contents`).
+    gives no bytes (`files.contents`).
     """
     try:
         head = _read_head(contents(file), limits)
-        reader, offsets = _Reader(head.view, head.end), []
-        for payload, extra in head.lengths:
-            offsets.append(reader.at)
-            reader.skip(payload + extra + _CRC.size, "tiles")
     except _CutShortError as error:
         raise CorruptStreamError(str(error)) from None
-    if reader.at != len(head.view):
-        raise CorruptStreamError(f"{len(head.view) - reader.at} bytes follow the last tile")
+    size = len(head.file.data)
+    if head.end > size:
+        raise CorruptStreamError(f"the file ends within the tiles: {size} bytes are too few")
+    if head.end < size:
+        raise CorruptStreamError(f"{size - head.end} bytes follow the last tile")
     unknown = [kind for kind in head.further if kind >= _REQUIRED]
     if unknown:
         raise UnsupportedVersionError(f"metadata of type {unknown[0]}, which this fastcodec does not know")
     parts = [*head.metadata, head.further.get(_XMP)]
     icc, exif, xmp = (_inflate(part, limits.max_metadata) if part is not None else None for part in parts)
-    header = replace(head.header, icc=icc, exif=exif, xmp=xmp)
-    return Container(header, head.view, head.header_crc, head.lengths, head.lossless, offsets)
+    return replace(head.file, header=replace(head.file.header, icc=icc, exif=exif, xmp=xmp))
 
 
 def length(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS) -> int | None:
@@ -211,24 +210,19 @@ def length(data: bytes | bytearray | memoryview, limits: Limits = DEFAULT_LIMITS
     For a file that others follow, in an archive or a stream. Raises what `read` raises for a header.
     """
     try:
-        head = _read_head(contents(data), limits)
+        return _read_head(contents(data), limits).end
     except _CutShortError:
         return None
-    return head.end + sum(payload + extra + _CRC.size for payload, extra in head.lengths)
 
 
 @dataclass(frozen=True)
 class _Head:
-    """A header whose CRC is right, and what it says of the tiles."""
+    """A file whose header's CRC is right, and whose tiles may not all be there."""
 
-    view: memoryview
-    header: Header  # without its metadata
+    file: Container  # its header without metadata
     metadata: list[memoryview | None]  # ICC and EXIF, compressed
     further: dict[int, memoryview]  # by type, compressed
-    lengths: list[tuple[int, int]]
-    lossless: tuple[bool, ...]
-    header_crc: int
-    end: int  # where the first tile begins
+    end: int  # of the last tile
 
 
 def _read_head(view: memoryview, limits: Limits) -> _Head:
@@ -284,7 +278,8 @@ def _read_head(view: memoryview, limits: Limits) -> _Head:
         float_entropy=float_entropy,
         written_on=written_on.decode("ascii"),
     )
-    return _Head(view, header, metadata, further, lengths, lossless, header_crc, reader.at)
+    *offsets, end = accumulate((length + extra + _CRC.size for length, extra in lengths), initial=reader.at)
+    return _Head(Container(header, view, header_crc, lengths, lossless, offsets), metadata, further, end)
 
 
 def _read_size(reader: _Reader, limits: Limits) -> tuple[int, int]:
@@ -306,7 +301,7 @@ class _CutShortError(CorruptStreamError):
 def info(source: FileLike, limits: Limits = DEFAULT_LIMITS) -> FileInfo:
     """Facts of a file's header. Runs no network and decodes no pixel.
 
-    source: the file's bytes, its path, or a binary file object (`sources.contents`).
+    source: the file's bytes, its path, or a binary file object (`files.contents`).
 
     Raises what `read` raises; the tiles' contents are not checked (`Codec.verify` does that).
     """
@@ -367,15 +362,11 @@ class _Reader:
                 return value
         raise CorruptStreamError(f"the {what} does not end")
 
-    def skip(self, count: int, what: str) -> None:
+    def take(self, count: int, what: str) -> memoryview:
         if count > len(self.view) - self.at:
             raise _CutShortError(f"the file ends within the {what}: {len(self.view)} bytes are too few")
         self.at += count
-
-    def take(self, count: int, what: str) -> memoryview:
-        start = self.at
-        self.skip(count, what)
-        return self.view[start : self.at]
+        return self.view[self.at - count : self.at]
 
 
 def _inflate(part: memoryview, limit: int) -> bytes:

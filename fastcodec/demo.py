@@ -13,8 +13,10 @@ import io
 import os
 import sys
 import time
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -95,20 +97,14 @@ def jpeg_of_size(pixels: np.ndarray, limit: int) -> tuple[np.ndarray, int]:
     """
     image = Image.fromarray(pixels)
 
-    def encode(quality: int) -> bytes:
+    @cache
+    def encoded(quality: int) -> bytes:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=quality, optimize=True, progressive=True)
         return buffer.getvalue()
 
-    low, high, best = 1, 95, None
-    while low <= high:
-        middle = (low + high) // 2
-        data = encode(middle)
-        if len(data) <= limit:
-            best, low = data, middle + 1
-        else:
-            high = middle - 1
-    best = best or encode(1)
+    fitting = bisect_right(range(1, 96), limit, key=lambda quality: len(encoded(quality)))
+    best = encoded(max(1, fitting))
     with Image.open(io.BytesIO(best)) as decoded:
         return np.asarray(decoded), len(best)
 
@@ -196,10 +192,7 @@ def compose(result: Result) -> Image.Image:
 
     big, text, small = (ImageFont.load_default(size=size) for size in (34, 24, 19))
     head, caption = 96, 84
-    size = (
-        3 * panel + 4 * _MARGIN,
-        head + caption + panel_height + _MARGIN + detail[1] + _MARGIN,
-    )
+    size = (3 * panel + 4 * _MARGIN, head + caption + panel_height + _MARGIN + detail[1] + _MARGIN)
     canvas = Image.new("RGB", size, _PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.text((_MARGIN, 28), f"{result.name}, {width} x {height}", font=big, fill=_INK)

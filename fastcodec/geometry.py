@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 from .constants import HYPER_STRIDE, LATENT_STRIDE, MIN_TILE_LATENTS, TILE_LATENTS
 
@@ -119,10 +119,12 @@ class Grid:
 
     def tiles(self) -> Iterator[Rect]:
         """The tiles in latents, in the order of the file."""
-        rows, columns = self.rows, self.columns
-        for top, bottom in pairwise(rows):
-            for left, right in pairwise(columns):
-                yield Rect(top, left, bottom, right)
+        for (top, bottom), (left, right) in product(pairwise(self.rows), pairwise(self.columns)):
+            yield Rect(top, left, bottom, right)
+
+    def areas(self) -> list[Rect]:
+        """The pixels of each tile."""
+        return [tile.scaled(LATENT_STRIDE).clipped(self.height, self.width) for tile in self.tiles()]
 
     def latents_under(self, pixels: Rect) -> Rect:
         """The smallest rectangle of latents that covers a rectangle of pixels."""

@@ -8,6 +8,7 @@ more often than once as Pillow's and once as ours.
 from __future__ import annotations
 
 import contextlib
+import io
 import math
 import os
 import stat
@@ -24,7 +25,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from . import metadata, png
 from .container import DEFAULT_LIMITS, MAGIC
-from .errors import FastcodecError, ImageError, LimitError
+from .errors import CorruptStreamError, FastcodecError, ImageError, LimitError
 from .files import replacing
 
 if TYPE_CHECKING:
@@ -519,6 +520,26 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return " ".join(str(error).split()) or type(error).__name__
+
+
+# ---- parts of a .fic file
+
+
+def decode_part(data: bytes | memoryview, form: str, mode: str, size: tuple[int, int], what: str) -> np.ndarray:
+    """The pixels of an image in one of Pillow's formats, of this mode and size (width, height).
+
+    Raises CorruptStreamError, whose message begins with `what`, for anything else.
+    """
+    try:
+        # The size has passed our limit, so Pillow's must not stand in the way.
+        with pillow_limit(size[0] * size[1]), Image.open(io.BytesIO(data), formats=[form]) as image:
+            if image.size != size or image.mode != mode:
+                raise CorruptStreamError(f"{what} are {image.mode} {image.size}, not {mode} {size}")
+            return np.asarray(image)
+    except (CorruptStreamError, MemoryError):
+        raise
+    except Exception as error:  # a plugin of Pillow may raise anything on hostile data
+        raise CorruptStreamError(f"{what} do not decode: {error}") from error
 
 
 _limit_lock = threading.Lock()

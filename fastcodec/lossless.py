@@ -21,11 +21,11 @@ from PIL import Image, features
 from torch import Tensor
 
 from . import container
-from .constants import LATENT_STRIDE, MAX_QUALITY, MIN_QUALITY
+from .constants import MAX_QUALITY, MIN_QUALITY
 from .container import Container, Header, Limits, TileData
 from .errors import CorruptStreamError, UnavailableError
 from .geometry import SYNTHESIS_HALO, Grid, Rect
-from .images import as_coded, pillow_limit
+from .images import as_coded, decode_part
 
 # Method 6 is 15 times slower than 4; of eight screenshots it made one smaller (docs/architecture.md).
 _METHOD, _EFFORT = 4, 100
@@ -65,15 +65,10 @@ _MOST_TIMES, _MOST_BYTES = 4, 1 << 17
 _NO_LIMITS = Limits(1 << 62, 1 << 62)  # for files of our own
 
 
-def require() -> None:
+def _require() -> None:
     """Raises UnavailableError where this Pillow has no WebP."""
     if not features.check("webp"):
         raise UnavailableError("lossless tiles need a Pillow with WebP, which this one was built without")
-
-
-def available() -> bool:
-    """Whether this Pillow has WebP."""
-    return bool(features.check("webp"))
 
 
 def encode(pixels: np.ndarray) -> bytes:
@@ -81,7 +76,7 @@ def encode(pixels: np.ndarray) -> bytes:
 
     Raises UnavailableError where this Pillow has no WebP.
     """
-    require()
+    _require()
     height, width = pixels.shape[:2]
     rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
     buffer = io.BytesIO()
@@ -98,20 +93,11 @@ def decode(payload: bytes | memoryview, height: int, width: int) -> np.ndarray:
 
     Raises CorruptStreamError for what is not a VP8L image of this size, UnavailableError where this Pillow has no WebP.
     """
-    require()
+    _require()
     image = _header(height, width) + bytes(payload)
     padded = image + bytes(len(image) % 2)
     data = _RIFF.pack(b"RIFF", 12 + len(padded), b"WEBP", b"VP8L", len(image)) + padded
-    try:
-        # The size has passed our limit, so Pillow's must not stand in the way.
-        with pillow_limit(height * width), Image.open(io.BytesIO(data), formats=["WEBP"]) as opened:
-            if opened.size != (width, height) or opened.mode != "RGB":
-                raise CorruptStreamError(f"lossless pixels are {opened.mode} {opened.size}, not RGB {(width, height)}")
-            return np.asarray(opened)
-    except CorruptStreamError:
-        raise
-    except Exception as error:  # Pillow's plugin may raise anything on hostile data
-        raise CorruptStreamError(f"lossless pixels do not decode: {error}") from error
+    return decode_part(data, "WEBP", "RGB", (width, height), "lossless pixels")
 
 
 def _header(height: int, width: int) -> bytes:
@@ -138,11 +124,10 @@ def choose(
     pixels: uint8 [H, W, 3] or [H, W]. worth: bits for a squared error, lambda of training at the header's quality.
     decode: the pixels of a rectangle of such a file, uint8 [height, width, 3], those of lossless tiles undefined.
     """
-    if not available():
+    if not features.check("webp"):
         return tiles
     grid = header.grid
-    rects, tiles = list(grid.tiles()), list(tiles)
-    areas = [rect.scaled(LATENT_STRIDE).clipped(grid.height, grid.width) for rect in rects]
+    rects, areas, tiles = list(grid.tiles()), grid.areas(), list(tiles)
     tried: dict[int, bytes | None] = {  # None: not coded yet
         number: None
         for number, (area, tile) in enumerate(zip(areas, tiles, strict=True))
@@ -258,11 +243,10 @@ def images_within(file: Container, area: Rect) -> list[tuple[int, Rect]]:
 
     Raises CorruptStreamError for a tile that continues none.
     """
-    grid, found = file.header.grid, []
-    for number, tile in enumerate(grid.tiles()):
+    found: list[tuple[int, Rect]] = []
+    for number, pixels in enumerate(file.header.grid.areas()):
         if not file.lossless[number]:
             continue
-        pixels = tile.scaled(LATENT_STRIDE).clipped(grid.height, grid.width)
         if file.lengths[number][0]:
             found.append((number, pixels))
             continue
@@ -275,8 +259,8 @@ def images_within(file: Container, area: Rect) -> list[tuple[int, Rect]]:
 
 def needs_network(file: Container, area: Rect) -> bool:
     """Whether a tile that meets a rectangle of pixels was coded by the networks."""
-    tiles = zip(file.lossless, file.header.grid.tiles(), strict=True)
-    return any(not coded and tile.scaled(LATENT_STRIDE).meets(area) for coded, tile in tiles)
+    areas = file.header.grid.areas()
+    return any(areas[number].meets(area) for number in file.network_tiles)
 
 
 def parts_within(file: Container, area: Rect) -> Iterator[tuple[tuple[slice, slice], np.ndarray]]:
@@ -292,8 +276,7 @@ def parts_within(file: Container, area: Rect) -> Iterator[tuple[tuple[slice, sli
 def join(tiles: list[TileData], pixels: np.ndarray, grid: Grid) -> list[TileData]:
     """The tiles of an image, with lossless neighbours of a row in one image where that takes fewer bytes: the first one
     holds it, and the others are empty. pixels: the whole image."""
-    tiles, columns = list(tiles), len(grid.columns) - 1
-    areas = [tile.scaled(LATENT_STRIDE).clipped(grid.height, grid.width) for tile in grid.tiles()]
+    tiles, areas, columns = list(tiles), grid.areas(), len(grid.columns) - 1
     for row in range(0, len(tiles), columns):
         for lossless, group in groupby(range(row, row + columns), key=lambda number: tiles[number].lossless):
             run = list(group)

@@ -264,7 +264,7 @@ def test_a_photograph_that_looks_drawn_is_coded_by_the_networks_at_no_great_cost
     monkeypatch.setattr(lossless, "encode", lambda pixels: coded.append(pixels.shape[0]) or encode(pixels))
     data = codec.encode(smooth, 30)
     assert coded == [48], "three bands of the tile, and not the tile"
-    monkeypatch.setattr(lossless, "available", lambda: False)
+    monkeypatch.setattr(lossless.features, "check", lambda feature: False)
     assert data == codec.encode(smooth, 30)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from .. import calls
 from ..constants import HYPER_STRIDE, LATENT_STRIDE, MIN_QUALITY, TILE_LATENTS
 from ..container import Container
-from ..entropy import rdoq as rounding
+from ..entropy import rdoq
 from ..errors import CorruptStreamError, ImageError
 from ..geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, hyper_size, windows
 from ..kernels import checkerboard, rans
@@ -59,7 +59,6 @@ class CpuEngine:
     batch_positions = BATCH_POSITIONS
     #: Whether files that are decoded together may be of several qualities.
     mixes_qualities = False
-    whole_image = False
 
     def __init__(self, model: release.Model):
         self.model = model
@@ -151,7 +150,7 @@ class CpuEngine:
                 decoded: tuple[list[Tensor], list[Tensor]] = [], []  # by groups, anchors and non-anchors
                 for group, channels in enumerate(entropy.groups):
                     first = entropy.anchor_parameters(psi_anchors, quality, group, _joined(decoded[0]))
-                    symbols = rounding.symbols(
+                    symbols = rdoq.symbols(
                         y_anchors[..., channels], first.means, first.indexes, weight[channels], lengths
                     )
                     passes.append((symbols, first.indexes, model.tables))
@@ -159,7 +158,7 @@ class CpuEngine:
                     second = entropy.non_anchor_parameters(
                         psi_non_anchors, anchors, (height, width), quality, group, _joined(decoded[1])
                     )
-                    symbols = rounding.symbols(
+                    symbols = rdoq.symbols(
                         y_non_anchors[..., channels], second.means, second.indexes, weight[channels], lengths
                     )
                     passes.append((symbols, second.indexes, model.tables))

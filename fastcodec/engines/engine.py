@@ -38,8 +38,6 @@ class Engine(Protocol):
     batch_positions: int
     #: Whether files that are decoded together may be of several qualities.
     mixes_qualities: bool
-    #: Whether its networks see a whole image, which is then one tile: no region decodes alone, no tile is lossless.
-    whole_image: bool
 
     def send(self, pictures: Sequence[np.ndarray]) -> Any:
         """Begin to move images of equal size, uint8 [height, width, 3] or [height, width], to where they are coded."""

@@ -85,7 +85,6 @@ class GpuEngine(ModelOnGpu):
     batch_positions = gpu_batch.GROUP_POSITIONS
     #: Whether files that are decoded together may be of several qualities.
     mixes_qualities = True
-    whole_image = False
 
     def __init__(self, model: Model, target: Target, dtype: torch.dtype = torch.float16) -> None:
         super().__init__(model, target, dtype)

@@ -60,7 +60,6 @@ class WholeImageEngine:
 
     batch_positions = 1
     mixes_qualities = True
-    whole_image = True
 
     def __init__(self, model: CompressionModel) -> None:
         """Raises ExactnessError for an integer system on a device whose float64 products are not exact."""

@@ -22,10 +22,9 @@ import json
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,37 +48,96 @@ EAGER_STEPS = 4  # before a capture: PyTorch chooses algorithms, and the optimis
 PARTS = ("loss", "bpp", "z_bpp", "psnr", "norm", "skipped")  # of a step, as `_compute` returns them
 
 
+def _length(text: str) -> float:
+    """A number of minutes, for argparse."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes")
+    return value
+
+
+def _fraction(text: str) -> float:
+    """A number from 0 to 1, for argparse."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
+    return value
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    """Positive numbers between commas, for argparse."""
+    sizes = tuple(int(part) for part in text.split(","))
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: each is at least 1")
+    return sizes
+
+
+def _option(default: Any, about: str, **argument: Any) -> Any:
+    """A field of the configuration that is an option of the command line, with argparse's words for it."""
+    if isinstance(default, int | float | str) and not isinstance(default, bool):
+        argument = {"type": type(default), **argument}
+        about = f"{about} (%(default)s)"
+    return field(default=default, metadata={"help": about, **argument})
+
+
 @dataclass
 class TrainingConfig:
-    """One training run. `minutes` is the length of a cycle in wall-clock time, all that it does included."""
+    """One training run, and the options of `fastcodec train`."""
 
     data: Path
     run: Path
-    minutes: float = 110.0
-    steps: int | None = None  # the length of a cycle in steps, if they are to decide
-    batch: int = 8
-    crop: int = 256
-    late_crop: int | None = None  # crop from `late_from` on, in smaller batches of about as many pixels
-    late_from: float = 0.7
-    graphics: float = 0.2  # share of the crops that are drawn
-    learning_rate: float = 6e-4
+    minutes: float = _option(110.0, "length of the cycle by the clock, all that it does included", type=_length)
+    steps: int | None = _option(None, "length of the cycle in steps, in place of --minutes", type=int)
+    batch: int = _option(8, "images a step")
+    crop: int = _option(256, "crop side in pixels, a multiple of 64")
+    late_crop: int | None = _option(
+        None, "crop side in the last part of the cycle, in smaller batches of about as many pixels", type=int
+    )
+    late_from: float = _option(0.7, "where that part begins, as a fraction of the cycle", type=_fraction)
+    graphics: float = _option(
+        0.2,
+        "share of the crops that are drawn, not photographs: text, windows, charts; 0 for none",
+        type=_fraction,
+        metavar="FRACTION",
+    )
+    learning_rate: float = _option(6e-4, "at its greatest")
     warmup_steps: int = 300
-    decay_from: float = 0.55  # fraction of the cycle at which the rate starts to fall
-    quantise_from: float = 0.7  # fraction of the cycle at which the entropy side turns integer
-    ema: float = 0.998
-    checkpoint_seconds: float = 300.0
-    log_steps: int = 100
-    device: str = "cpu"
-    layout: str = "nchw"  # of feature maps in memory: nchw, or nhwc (channels last)
-    graph: bool = True  # on a GPU: the whole step as one CUDA graph
-    compile: bool = False  # both passes through torch.compile: takes a minute, and pays on a GPU
-    seed: int = 1
-    model: str = "swift"
-    quality: int | None = None  # of a system of the zoo
-    groups: tuple[int, ...] | None = None  # of swift's latents: channels of each
-    entropy_side: bool = False  # of swift alone: the transforms stay as they are
-    start: Path | None = None  # a released model's file, or a state dict of the zoo, to go on from
-    evaluate: Path | None = None  # a folder measured at every checkpoint, for the log only
+    decay_from: float = _option(0.55, "fraction of the cycle at which the rate starts to fall", type=_fraction)
+    quantise_from: float = _option(0.7, "fraction of the cycle at which the entropy side turns integer")
+    ema: float = _option(0.998, "decay of averaged weights", type=_fraction)
+    checkpoint_seconds: float = _option(300.0, "between checkpoints")
+    log_steps: int = _option(100, "between lines of the log")
+    device: str = _option("cpu", "where to train", choices=("cpu", "cuda"))
+    layout: str = _option("nchw", "of feature maps in memory; nhwc: channels last", choices=("nchw", "nhwc"))
+    graph: bool = _option(True, "on a GPU: launch each operation, without a CUDA graph of a step", action="store_false")
+    compile: bool = _option(
+        False, "compile both passes first (torch.compile), which takes a minute and pays on a GPU", action="store_true"
+    )
+    seed: int = _option(1, "of weights, crops and noise")
+    model: str = _option(
+        "swift",
+        f"swift, or a system of the papers: {', '.join(zoo.SYSTEMS)}",
+        choices=("swift", *zoo.SYSTEMS),
+        metavar="NAME",
+    )
+    quality: int | None = _option(None, "1 to 8, of a system of the papers: its channels and lambda (3)", type=int)
+    groups: tuple[int, ...] | None = _option(
+        None,
+        "channels of each group of swift's latents (those of the release, or all in one)",
+        type=_sizes,
+        metavar="N,N,...",
+    )
+    entropy_side: bool = _option(
+        False,
+        "train swift's prior, hyper-synthesis, contexts and parameter networks alone; the transforms stay",
+        action="store_true",
+    )
+    start: Path | None = _option(  # noqa: RUF009 (it makes a field)
+        None, "a release (.safetensors), or a system's weights (a state dict), to go on from", type=Path
+    )
+    evaluate: Path | None = _option(  # noqa: RUF009
+        None, "images to code at every checkpoint, for the log", type=Path, metavar="DIR"
+    )
 
 
 class Trainer:
@@ -428,99 +486,22 @@ def _places(batch: int, device: torch.device) -> Tensor:
     return (torch.arange(batch, device=device) + torch.rand(batch, device=device)) / batch
 
 
-def _length(text: str) -> float:
-    """A number of minutes, for argparse."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes")
-    return value
-
-
-def _fraction(text: str) -> float:
-    """A number from 0 to 1, for argparse."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return value
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    """Positive numbers between commas, for argparse."""
-    sizes = tuple(int(part) for part in text.split(","))
-    if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: each is at least 1")
-    return sizes
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `fastcodec train`."""
-    default = TrainingConfig(Path(), Path())
     parser.add_argument("data", type=Path, help="folder of training images, searched recursively")
     parser.add_argument(
         "--run", type=Path, required=True, help="folder for checkpoints and log.jsonl; resumed if it exists"
     )
-    parser.add_argument("--minutes", type=_length, default=default.minutes, help="length of the cycle (%(default)s)")
-    parser.add_argument("--steps", type=int, help="length of the cycle in steps, in place of --minutes")
-    parser.add_argument("--batch", type=int, default=default.batch, help="images a step (%(default)s)")
-    parser.add_argument(
-        "--crop", type=int, default=default.crop, help="crop side in pixels, a multiple of 64 (%(default)s)"
-    )
-    parser.add_argument("--late-crop", type=int, help="crop side in the last part of the cycle, in smaller batches")
-    parser.add_argument("--late-from", type=_fraction, default=default.late_from, help="that part (%(default)s)")
-    parser.add_argument(
-        "--graphics",
-        type=_fraction,
-        default=default.graphics,
-        metavar="FRACTION",
-        help="share of the crops that are drawn, not photographs: text, windows, charts (%(default)s; 0: none)",
-    )
-    parser.add_argument("--learning-rate", type=float, default=default.learning_rate, help="(%(default)s)")
-    parser.add_argument("--quantise-from", type=float, default=default.quantise_from, help="fraction (%(default)s)")
-    parser.add_argument(
-        "--model",
-        choices=("swift", *zoo.SYSTEMS),
-        default=default.model,
-        metavar="NAME",
-        help=f"swift, or a system of the papers: {', '.join(zoo.SYSTEMS)} (%(default)s)",
-    )
-    parser.add_argument("--quality", type=int, help="1 to 8, of a system of the papers: its channels and lambda (3)")
-    parser.add_argument(
-        "--groups",
-        type=_sizes,
-        metavar="N,N,...",
-        help="channels of each group of swift's latents (those of the release, or all in one)",
-    )
-    parser.add_argument(
-        "--entropy-side",
-        action="store_true",
-        help="train swift's prior, hyper-synthesis, contexts and parameter networks alone; the transforms stay",
-    )
-    parser.add_argument("--start", type=Path, help="a release (.safetensors), or a system's weights, to go on from")
-    parser.add_argument("--evaluate", type=Path, metavar="DIR", help="images to code at every checkpoint, for the log")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=default.device, help="(%(default)s)")
-    parser.add_argument(
-        "--layout", choices=("nchw", "nhwc"), default=default.layout, help="of feature maps in memory (%(default)s)"
-    )
-    parser.add_argument(
-        "--no-graph", dest="graph", action="store_false", help="on a GPU: launch each operation, without a CUDA graph"
-    )
-    parser.add_argument("--compile", action="store_true", help="compile both passes first (torch.compile)")
-    parser.add_argument("--checkpoint-seconds", type=float, default=default.checkpoint_seconds, help="(%(default)s)")
-    parser.add_argument("--log-steps", type=int, default=default.log_steps, help="(%(default)s)")
-    parser.add_argument("--ema", type=_fraction, default=default.ema, help="decay of averaged weights (%(default)s)")
-    parser.add_argument("--decay-from", type=_fraction, default=default.decay_from, help="fraction (%(default)s)")
-    parser.add_argument("--seed", type=int, default=default.seed)
+    for option in fields(TrainingConfig):
+        if option.metadata:
+            off = "no-" if option.default is True else ""
+            name = f"--{off}{option.name.replace('_', '-')}"
+            parser.add_argument(name, dest=option.name, default=option.default, **option.metadata)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run `fastcodec train`."""
-    fields = TrainingConfig.__dataclass_fields__
     torch.set_flush_denormal(True)
-    Trainer(TrainingConfig(**{k: v for k, v in vars(arguments).items() if k in fields})).run()
+    names = {field.name for field in fields(TrainingConfig)}
+    Trainer(TrainingConfig(**{name: value for name, value in vars(arguments).items() if name in names})).run()
     return 0
-
-
-if __name__ == "__main__":
-    _parser = argparse.ArgumentParser(description=__doc__)
-    add_arguments(_parser)
-    sys.exit(main(_parser.parse_args()))

@@ -34,11 +34,7 @@ from .cheng2020 import (
 from .he2021 import Checkerboard, RandomMask
 from .he2022 import Elic2022, Elic2022Chandelier
 from .integerize import skeleton
-from .kamisli2024 import (
-    JointAutoregressiveVariableRate,
-    MeanScaleHyperpriorVariableRate,
-    ScaleHyperpriorVariableRate,
-)
+from .kamisli2024 import JointAutoregressiveVariableRate, MeanScaleHyperpriorVariableRate, ScaleHyperpriorVariableRate
 from .minnen2018 import JointAutoregressive, MeanScaleHyperprior
 
 __all__ = ["SYSTEMS", "Compressed", "CompressionModel", "System", "create", "load"]
@@ -102,7 +98,7 @@ def create(name: str, quality: int, **options: Any) -> CompressionModel:
 
 def load(name: str, state: Mapping[str, Tensor], **options: Any) -> CompressionModel:
     """A system with the weights of a state dict, this package's or CompressAI's, in evaluation mode, with its tables;
-    an integer one where the state dict is of one (`integer.py`). On the CPU, in float32.
+    an integer one where the state dict is of one (`integerize.py`). On the CPU, in float32.
 
     options: as of `create`. Raises ValueError for a name that is not there, RuntimeError for another system's weights.
     """

@@ -14,7 +14,7 @@ from ...kernels import rans
 from .base import Coded, CompressionModel, channels_last, on_grid, positions
 from .entropy_bottleneck import EntropyBottleneck
 from .gaussian_conditional import Conditional, GaussianConditional
-from .layers import GDN, conv, deconv
+from .layers import GDN, conv, deconv, rectified
 
 
 def analysis(n: int, m: int) -> nn.Sequential:
@@ -127,15 +127,8 @@ class ScaleHyperprior(Hyperprior):
     def __init__(self, n: int, m: int):
         super().__init__(n, GaussianConditional(with_means=False))
         self.g_a, self.g_s = analysis(n, m), synthesis(n, m)
-        self.h_a = nn.Sequential(conv(m, n, 3, 1), nn.ReLU(inplace=True), conv(n, n), nn.ReLU(inplace=True), conv(n, n))
-        self.h_s = nn.Sequential(
-            deconv(n, n),
-            nn.ReLU(inplace=True),
-            deconv(n, n),
-            nn.ReLU(inplace=True),
-            conv(n, m, 3, 1),
-            nn.ReLU(inplace=True),
-        )
+        self.h_a = rectified(conv(m, n, 3, 1), conv(n, n), conv(n, n))
+        self.h_s = rectified(deconv(n, n), deconv(n, n), conv(n, m, 3, 1)).append(nn.ReLU(inplace=True))
 
     def hyper_analysis(self, y: Tensor) -> Tensor:
         return self.h_a(y.abs())

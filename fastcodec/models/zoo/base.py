@@ -63,7 +63,7 @@ class CompressionModel(nn.Module):
     Attributes:
         stride: pixels a latent of the deepest layer: images must be multiples of it.
         latent_stride: pixels a latent y.
-        portable: whether the entropy side is in integers (integer.py), so that a payload decodes everywhere.
+        portable: whether the entropy side is in integers (integerize.py), so that a payload decodes everywhere.
         variable_rate: whether it has a rate for each quality (`at`); the others have one.
         report: what its conversion to integers cost, if it is a twin in integers that was made in this process.
     """

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from .he2021 import Checkerboard
-from .layers import GDN, conv
+from .layers import GDN, conv, leaky, rectified
 from .minnen2018 import ContextModel, JointAutoregressive, Rounding
 from .mixture_conditional import MixtureConditional
 
 
-def subpixel(inputs: int, outputs: int, factor: int = 2) -> nn.Sequential:
-    """A 3x3 sub-pixel convolution: `factor` times the positions an axis."""
-    return nn.Sequential(conv(inputs, outputs * factor**2, 3, 1), nn.PixelShuffle(factor))
+def subpixel(inputs: int, outputs: int) -> nn.Sequential:
+    """A 3x3 sub-pixel convolution: twice the positions an axis."""
+    return nn.Sequential(conv(inputs, outputs * 4, 3, 1), nn.PixelShuffle(2))
 
 
 class ResidualBlock(nn.Module):
@@ -68,8 +68,7 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, n: int):
         super().__init__()
-        first, middle, last = conv(n, n // 2, 1, 1), conv(n // 2, n // 2, 3, 1), conv(n // 2, n, 1, 1)
-        self.conv = nn.Sequential(first, nn.ReLU(inplace=True), middle, nn.ReLU(inplace=True), last)
+        self.conv = rectified(conv(n, n // 2, 1, 1), conv(n // 2, n // 2, 3, 1), conv(n // 2, n, 1, 1))
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,28 +126,10 @@ class _Transforms(ContextModel):
     def __init__(self, n: int, rounding: Rounding = "residuals"):
         super().__init__(n, n, rounding)
         self.g_a, self.g_s = analysis(n, self.attention), synthesis(n, self.attention)
-        self.h_a = nn.Sequential(
-            conv(n, n, 3, 1),
-            nn.LeakyReLU(inplace=True),
-            conv(n, n, 3, 1),
-            nn.LeakyReLU(inplace=True),
-            conv(n, n, 3, 2),
-            nn.LeakyReLU(inplace=True),
-            conv(n, n, 3, 1),
-            nn.LeakyReLU(inplace=True),
-            conv(n, n, 3, 2),
-        )
+        self.h_a = leaky(conv(n, n, 3, 1), conv(n, n, 3, 1), conv(n, n, 3), conv(n, n, 3, 1), conv(n, n, 3))
         middle = n * 3 // 2
-        self.h_s = nn.Sequential(
-            conv(n, n, 3, 1),
-            nn.LeakyReLU(inplace=True),
-            subpixel(n, n),
-            nn.LeakyReLU(inplace=True),
-            conv(n, middle, 3, 1),
-            nn.LeakyReLU(inplace=True),
-            subpixel(middle, middle),
-            nn.LeakyReLU(inplace=True),
-            conv(middle, 2 * n, 3, 1),
+        self.h_s = leaky(
+            conv(n, n, 3, 1), subpixel(n, n), conv(n, middle, 3, 1), subpixel(middle, middle), conv(middle, 2 * n, 3, 1)
         )
 
     @classmethod
@@ -193,12 +174,9 @@ class _Mixture(_Transforms):
 
     def __init__(self, n: int):
         super().__init__(n, "latents")
-        self.entropy_parameters = nn.Sequential(
-            nn.Conv2d(4 * n, 5 * n, 1),
-            nn.LeakyReLU(inplace=True),
-            nn.Conv2d(5 * n, 5 * n, 1),
-            nn.LeakyReLU(inplace=True),
-            nn.Conv2d(5 * n, self.gaussian_conditional.parameters_per_latent * n, 1),
+        outputs = self.gaussian_conditional.parameters_per_latent * n
+        self.entropy_parameters = leaky(
+            nn.Conv2d(4 * n, 5 * n, 1), nn.Conv2d(5 * n, 5 * n, 1), nn.Conv2d(5 * n, outputs, 1)
         )
 
     def conditional(self, rounding: Rounding) -> MixtureConditional:

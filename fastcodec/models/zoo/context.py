@@ -7,6 +7,7 @@ of the same positions into rows and multiply the same matrices of the same shape
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,20 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .gaussian_conditional import Conditional
+from .layers import leaky
 
 KERNEL = 5
 RADIUS = KERNEL // 2
 
-#: (dy, dx) of what comes before a position in raster order within 5x5: the mask of PixelCNN's type A.
-RASTER_TAPS = tuple(
-    (dy, dx) for dy in range(-RADIUS, 1) for dx in range(-RADIUS, RADIUS + 1) if dy < 0 or (dy == 0 and dx < 0)
-)
-
-
-#: All but the centre.
+#: (dy, dx) of all positions within 5x5 but the centre.
 NEIGHBOURS = tuple(
     (dy, dx) for dy in range(-RADIUS, RADIUS + 1) for dx in range(-RADIUS, RADIUS + 1) if (dy, dx) != (0, 0)
 )
+#: Those that come before a position in raster order: the mask of PixelCNN's type A.
+RASTER_TAPS = tuple(tap for tap in NEIGHBOURS if tap < (0, 0))
 
 
 def mask_of(taps: Sequence[tuple[int, int]], device: str | None = None) -> Tensor:
@@ -74,12 +72,8 @@ class MaskedConvolution(nn.Conv2d):
 def parameter_network(latents: int, parameters: int) -> nn.Sequential:
     """g_ep: 1x1 layers from 4M features, the hyper-synthesis's and the context's, to `parameters` a latent."""
     first, second = latents * 10 // 3, latents * 8 // 3
-    return nn.Sequential(
-        nn.Conv2d(4 * latents, first, 1),
-        nn.LeakyReLU(inplace=True),
-        nn.Conv2d(first, second, 1),
-        nn.LeakyReLU(inplace=True),
-        nn.Conv2d(second, parameters * latents, 1),
+    return leaky(
+        nn.Conv2d(4 * latents, first, 1), nn.Conv2d(first, second, 1), nn.Conv2d(second, parameters * latents, 1)
     )
 
 
@@ -96,16 +90,10 @@ class WithContext(nn.Module):
         return torch.cat([phi, psi] if self.context_first else [psi, phi], 1)
 
 
-class Rows:
+def on_rows(network: nn.Sequential) -> Callable[[Tensor], Tensor]:
     """A network of 1x1 convolutions as matrix products: rows [P, inputs] to [P, outputs]."""
-
-    def __init__(self, network: nn.Sequential):
-        self._layers = [_on_rows(layer) for layer in network]
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        for layer in self._layers:
-            rows = layer(rows)
-        return rows
+    layers = [_on_rows(layer) for layer in network]
+    return lambda rows: functools.reduce(lambda x, layer: layer(x), layers, rows)
 
 
 def _on_rows(layer: nn.Module) -> Callable[[Tensor], Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...kernels import checkerboard, rans
 from .base import Coded
-from .context import KERNEL, NEIGHBOURS, RADIUS, RASTER_TAPS, Rows, WithContext, mask_of
+from .context import KERNEL, NEIGHBOURS, RADIUS, RASTER_TAPS, WithContext, mask_of, on_rows
 from .minnen2018 import ContextModel, JointAutoregressive, Rounding
 
 
@@ -55,12 +55,12 @@ class TwoPasses(WithContext):
 
     def _anchor_parameters(self, psi: Tensor) -> Tensor:
         phi = psi.new_zeros(psi.shape[0], self.context_prediction.out_channels)
-        return Rows(self.entropy_parameters)(self.merged(psi, phi))
+        return on_rows(self.entropy_parameters)(self.merged(psi, phi))
 
     def _non_anchor_parameters(self, psi: Tensor, anchors: Tensor, height: int, width: int) -> Tensor:
         seen = checkerboard.gather_context(anchors[None], height, width)[0]
         phi = self.context_prediction.on_rows(checkerboard.LIVE_TAPS)(seen)
-        return Rows(self.entropy_parameters)(self.merged(psi, phi))
+        return on_rows(self.entropy_parameters)(self.merged(psi, phi))
 
 
 def _halves(grid: Tensor) -> tuple[Tensor, Tensor]:

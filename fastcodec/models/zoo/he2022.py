@@ -27,7 +27,7 @@ from .cheng2020 import AttentionBlock
 from .context import MaskedConvolution
 from .gaussian_conditional import GaussianConditional
 from .he2021 import TwoPasses
-from .layers import conv, deconv
+from .layers import conv, deconv, rectified
 
 _Item = TypeVar("_Item")
 
@@ -81,12 +81,6 @@ def synthesis(n: int, m: int) -> nn.Sequential:
     )
 
 
-def _rectified(*layers: nn.Module) -> nn.Sequential:
-    """The layers with a ReLU after each but the last."""
-    between = (part for layer in layers for part in (layer, nn.ReLU(inplace=True)))
-    return nn.Sequential(*itertools.islice(between, 2 * len(layers) - 1))
-
-
 class ScalesFirst(nn.Module):
     """(means, scales) to (scales, means), which is `GaussianConditional`'s order; in dimension 1."""
 
@@ -121,10 +115,10 @@ class Elic2022(Hyperprior):
         super().__init__(n, None)
         self.sizes = sizes
         self.g_a, self.g_s = analysis(n, m), synthesis(n, m)
-        self.h_a = _rectified(conv(m, n, 3, 1), conv(n, n), conv(n, n))
+        self.h_a = rectified(conv(m, n, 3, 1), conv(n, n), conv(n, n))
         self.h_s = self.hyper_synthesis(n, m)
         self.channel_context = ModuleList(
-            _rectified(conv(sum(self.seen(sizes[:k])), 224, 5, 1), conv(224, 128, 5, 1), conv(128, 2 * size, 5, 1))
+            rectified(conv(sum(self.seen(sizes[:k])), 224, 5, 1), conv(224, 128, 5, 1), conv(128, 2 * size, 5, 1))
             for k, size in enumerate(sizes)
             if k > 0
         )
@@ -143,14 +137,14 @@ class Elic2022(Hyperprior):
     @staticmethod
     def hyper_synthesis(n: int, m: int) -> nn.Sequential:
         """h_s: hyper latents to psi."""
-        return _rectified(deconv(n, n), deconv(n, n * 3 // 2), deconv(n * 3 // 2, 2 * n, 3, 1))
+        return rectified(deconv(n, n), deconv(n, n * 3 // 2), deconv(n * 3 // 2, 2 * n, 3, 1))
 
     @staticmethod
     def aggregation(n: int, m: int, outputs: int, contexts: int) -> nn.Sequential:
         """1x1 layers of evenly falling width, but no less than psi's; each context is as wide as the output."""
         inputs, psi = contexts * outputs + 2 * n, 2 * n
         between = [max(psi, (inputs * (3 - i) + outputs * i) // 3) for i in (1, 2)]
-        return _rectified(*[conv(*ends, 1, 1) for ends in itertools.pairwise((inputs, *between, outputs))])
+        return rectified(*[conv(*ends, 1, 1) for ends in itertools.pairwise((inputs, *between, outputs))])
 
     @staticmethod
     def seen(before: Sequence[_Item]) -> list[_Item]:
@@ -203,12 +197,12 @@ class Elic2022Chandelier(Elic2022):
 
     @staticmethod
     def hyper_synthesis(n: int, m: int) -> nn.Sequential:
-        return _rectified(deconv(n, n), deconv(n, n * 3 // 2), conv(n * 3 // 2, 2 * m, 3, 1))
+        return rectified(deconv(n, n), deconv(n, n * 3 // 2), conv(n * 3 // 2, 2 * m, 3, 1))
 
     @staticmethod
     def aggregation(n: int, m: int, outputs: int, contexts: int) -> nn.Sequential:
         widths = (contexts * outputs + 2 * m, 2 * m, 512, outputs)
-        return _rectified(*[conv(*ends, 1, 1) for ends in itertools.pairwise(widths)]).append(ScalesFirst())
+        return rectified(*[conv(*ends, 1, 1) for ends in itertools.pairwise(widths)]).append(ScalesFirst())
 
     @staticmethod
     def seen(before: Sequence[_Item]) -> list[_Item]:
@@ -220,10 +214,7 @@ def _layout(groups: int) -> tuple[tuple[str, str], ...]:
     names = [(f"{part}.", f"latent_codec.hyper.{part}.") for part in ("h_a", "h_s", "entropy_bottleneck")]
     for k in range(groups):
         group = _GROUP.format(k)
-        names += [
-            (f"groups.{k}.gaussian_conditional.", f"{group}y.gaussian_conditional."),
-            (f"groups.{k}.", group),
-        ]
+        names += [(f"groups.{k}.gaussian_conditional.", f"{group}y.gaussian_conditional."), (f"groups.{k}.", group)]
         if k > 0:
             names.append((f"channel_context.{k - 1}.", f"latent_codec.y.channel_context.y{k}."))
     return tuple(names)

@@ -5,6 +5,8 @@ Parameter and buffer names are CompressAI's, so that its checkpoints load as the
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,6 +59,21 @@ def deconv(inputs: int, outputs: int, kernel: int = 5, stride: int = 2) -> nn.Co
     """The transposed convolution that gives size * stride positions an axis."""
     kind = _DeconvToPixels if (kernel, stride) == (5, 2) and outputs < 16 else nn.ConvTranspose2d
     return kind(inputs, outputs, kernel, stride, kernel // 2, output_padding=stride - 1)
+
+
+def rectified(*layers: nn.Module) -> nn.Sequential:
+    """The layers with a ReLU after each but the last."""
+    return _between(layers, nn.ReLU)
+
+
+def leaky(*layers: nn.Module) -> nn.Sequential:
+    """The layers with a leaky ReLU after each but the last."""
+    return _between(layers, nn.LeakyReLU)
+
+
+def _between(layers: Sequence[nn.Module], activation: type[nn.ReLU | nn.LeakyReLU]) -> nn.Sequential:
+    parts = (part for layer in layers for part in (layer, activation(inplace=True)))
+    return nn.Sequential(*itertools.islice(parts, 2 * len(layers) - 1))
 
 
 class _BoundedBelow(torch.autograd.Function):

@@ -14,14 +14,14 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...kernels import rans
 from .balle2018 import Hyperprior, analysis, synthesis
 from .base import Coded, on_grid, positions
-from .context import RADIUS, RASTER_TAPS, MaskedConvolution, Rows, WithContext, parameter_network
+from .context import RADIUS, RASTER_TAPS, MaskedConvolution, WithContext, on_rows, parameter_network
 from .gaussian_conditional import Conditional, GaussianConditional
-from .layers import conv, deconv
+from .layers import conv, deconv, leaky
 from .rounded_gaussian import RoundedGaussianConditional
 
 Rounding = Literal["residuals", "latents"]
@@ -36,17 +36,9 @@ class MeanScaleHyperprior(Hyperprior):
     def __init__(self, n: int, m: int, rounding: Rounding = "residuals"):
         super().__init__(n, self.conditional(rounding))
         self.g_a, self.g_s = analysis(n, m), synthesis(n, m)
-        self.h_a = nn.Sequential(
-            conv(m, n, 3, 1), nn.LeakyReLU(inplace=True), conv(n, n), nn.LeakyReLU(inplace=True), conv(n, n)
-        )
+        self.h_a = leaky(conv(m, n, 3, 1), conv(n, n), conv(n, n))
         middle = m * 3 // 2
-        self.h_s = nn.Sequential(
-            deconv(n, m),
-            nn.LeakyReLU(inplace=True),
-            deconv(m, middle),
-            nn.LeakyReLU(inplace=True),
-            conv(middle, 2 * m, 3, 1),
-        )
+        self.h_s = leaky(deconv(n, m), deconv(m, middle), conv(middle, 2 * m, 3, 1))
 
     def conditional(self, rounding: Rounding) -> Conditional:
         """The latents' distribution, by which they are coded."""
@@ -98,7 +90,7 @@ class JointAutoregressive(ContextModel):
         height, width = psi.shape[2:]
         latents = self.context_prediction.in_channels
         g_cm = self.context_prediction.on_rows(RASTER_TAPS)
-        g_ep, psi_rows = Rows(self.entropy_parameters), positions(psi)
+        g_ep, psi_rows = on_rows(self.entropy_parameters), positions(psi)
         y_hat = psi.new_zeros(height + RADIUS, width + 2 * RADIUS, latents)  # no frame below: nothing looks there
         for row in range(height):
             two_above, above, here = y_hat[row : row + RADIUS + 1]

@@ -54,9 +54,7 @@ class CropSource:
 
     def _draw(self) -> np.ndarray:
         """A drawn picture, larger than a crop where the photograph allows; some kinds lie over the photograph."""
-        photograph = self._under()
-        side = photograph.shape[0]
-        return graphics.draw(self.random, side, side, photograph=photograph)
+        return draw_over(self.random, self._under())
 
     def _under(self) -> np.ndarray:
         """The square of a photograph that a drawn picture may lie over, as large as that picture."""
@@ -187,7 +185,7 @@ def drawing_pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(drawing_processes(), mp_context=get_context("spawn"))
 
 
-def draw_over(seed: int, photograph: np.ndarray) -> np.ndarray:
+def draw_over(seed: int | np.random.Generator, photograph: np.ndarray) -> np.ndarray:
     """A drawn picture of the photograph's size, which is square; some kinds lie over it."""
     side = photograph.shape[0]
     return graphics.draw(np.random.default_rng(seed), side, side, photograph=photograph)

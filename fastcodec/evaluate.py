@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +36,7 @@ from .rate_distortion import (
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Column, Table
 
     from .codec import Codec, Precision, Preset
     from .images import Picture
@@ -206,9 +206,16 @@ def evaluate(
 # ---- showing
 
 
+def _table(title: str, *columns: str | Column) -> Table:
+    """A table of columns of numbers, which stand at the right, and others."""
+    from rich import box, table
+
+    headers = [table.Column(c, justify="right", no_wrap=True) if isinstance(c, str) else c for c in columns]
+    return table.Table(*headers, title=title, title_justify="left", header_style="bold", box=box.ROUNDED)
+
+
 def _show(console: Console, points: Sequence[Mean], measurements: Sequence[Measurement], per_image: bool) -> None:
-    from rich.box import ROUNDED
-    from rich.table import Table
+    from rich.table import Column
 
     def row(item: Mean | Measurement) -> list[str]:
         return [
@@ -221,21 +228,15 @@ def _show(console: Console, points: Sequence[Mean], measurements: Sequence[Measu
             f"{1000 * item.decode_seconds:.0f}",
         ]
 
-    def add_columns(table: Table, *names: str) -> None:
-        for name in ("q", "bytes", "bpp", "PSNR", "MS-SSIM", "enc. ms", "dec. ms", *names):
-            table.add_column(name, justify="right", no_wrap=True)
-
+    names = ("q", "bytes", "bpp", "PSNR", "MS-SSIM", "enc. ms", "dec. ms")
     if per_image:
-        table = Table(title="Every image", title_justify="left", header_style="bold", box=ROUNDED)
-        table.add_column("image", min_width=12, overflow="fold")
-        add_columns(table)
+        table = _table("Every image", Column("image", min_width=12, overflow="fold"), *names)
         for item in sorted(measurements, key=lambda m: (m.file, m.quality)):
             table.add_row(item.file, *row(item))
         console.print(table)
     images = max(p.images for p in points)
     title = f"{images} images: bytes in all, else means" if images > 1 else "One image"
-    table = Table(title=title, title_justify="left", header_style="bold", box=ROUNDED)
-    add_columns(table, "overhead")
+    table = _table(title, *names, "overhead")
     for point in points:
         table.add_row(*row(point), f"{100 * point.overhead:.2f} %")
     console.print(table)
@@ -243,17 +244,13 @@ def _show(console: Console, points: Sequence[Mean], measurements: Sequence[Measu
 
 
 def _show_comparisons(console: Console, comparisons: Sequence[Comparison]) -> None:
-    from rich.box import ROUNDED
-    from rich.table import Table
+    from rich.table import Column
 
     by_name: dict[str, dict[str, Comparison]] = {}
     for item in comparisons:
         by_name.setdefault(item.reference, {})[item.metric] = item
     title = "BD-rate (below 0: fewer bits than the reference at equal quality)"
-    table = Table(title=title, title_justify="left", header_style="bold", box=ROUNDED)
-    table.add_column("against", no_wrap=True)
-    for name in ("PSNR", "over dB", "coverage", "MS-SSIM"):
-        table.add_column(name, justify="right", no_wrap=True)
+    table = _table(title, Column("against", no_wrap=True), "PSNR", "over dB", "coverage", "MS-SSIM")
     for name, metrics in by_name.items():
         by_psnr, by_similarity = metrics.get("psnr_rgb"), metrics.get("ms_ssim_rgb")
         table.add_row(
@@ -388,11 +385,11 @@ def _circumstances(args: argparse.Namespace, codec: Codec) -> dict[str, Any]:
     """The version, the model, the settings and the machine, for JSON."""
     from . import __version__, machine
 
-    about = getattr(getattr(codec, "model", None), "about", {})
+    about: dict[str, str] = getattr(codec.model, "about", {})  # which a released model has
     steps = {key: value for key, value in about.items() if key != "config"}
     return {
         "version": __version__,
-        "model": {"name": args.model, "identity": _identity(codec), **steps},
+        "model": {"name": args.model, "identity": codec.identity.hex(), **steps},
         "precision": args.precision,
         "preset": args.preset,
         "jobs": args.jobs,
@@ -427,11 +424,6 @@ def _dataset(folder: Path, measurements: Sequence[Measurement]) -> str:
     return f"{folder.name}, {len(files)} image{'s' if len(files) != 1 else ''}"
 
 
-def _identity(codec: Codec) -> str | None:
-    identity = getattr(getattr(codec, "model", None), "identity", None)
-    return identity.hex() if isinstance(identity, bytes) else None
-
-
 def _finite(value: Any) -> Any:
     """The same for JSON, which has no infinity: the PSNR of an image that came back unchanged becomes null."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -441,9 +433,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
-
-
-if __name__ == "__main__":
-    _parser = argparse.ArgumentParser(prog="fastcodec eval")
-    add_arguments(_parser)
-    sys.exit(main(_parser.parse_args()))

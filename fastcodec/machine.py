@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ def describe() -> dict[str, Any]:
     from .kernels.processor import bfloat16_is_native
 
     return {
-        "cpu": _cpu_model(),
+        "cpu": processor_fact("model name") or platform.processor() or platform.machine(),
         "architecture": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "memory_gib": _memory_gib(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -32,14 +33,20 @@ def describe() -> dict[str, Any]:
     }
 
 
-def _cpu_model() -> str:
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def processor_fact(name: str) -> str:
+    """What Linux says of the first processor under a name, a regular expression; empty where it says nothing."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        found = re.search(rf"^(?:{name})\s*:\s*(.*\S)", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return ""
+    return found[1] if found else ""
 
 
 def _memory_gib() -> float | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-import re
 from functools import cache
-from pathlib import Path
 
 import torch
+
+from ...machine import processor_fact
 
 
 @cache
@@ -21,14 +21,6 @@ def kind_of(device: torch.device) -> str:
         processor = f"{torch.cuda.get_device_name(device)} {major}.{minor}, cuDNN {torch.backends.cudnn.version()}"
     else:
         instructions = torch.backends.cpu.get_cpu_capability()
-        processor = " ".join(word for word in (platform.machine(), _vendor(), instructions) if word)
+        vendor = processor_fact("vendor_id|CPU implementer")  # by which matrix libraries choose
+        processor = " ".join(word for word in (platform.machine(), vendor, instructions) if word)
     return f"{device.type} {processor}, torch {torch.__version__}"
-
-
-def _vendor() -> str:
-    """The processor's maker, by which matrix libraries choose; empty where Linux does not tell."""
-    try:
-        found = re.search(r"^(?:vendor_id|CPU implementer)\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text(), re.M)
-    except OSError:
-        return ""
-    return found[1] if found else ""

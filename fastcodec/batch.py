@@ -17,16 +17,19 @@ from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from .errors import ImageError
+from .machine import available_cores
 
 BYTES_PER_PIXEL = 16  # at the peak of one image; measured at 100 megapixels: 11 to compress, 15 to decompress
 _STOP_SECONDS = 3.0  # how long an interrupted run waits for what is being coded
 _Item = TypeVar("_Item")  # what is coded
 _Result = TypeVar("_Result")  # what it becomes
+_Input = TypeVar("_Input")
 
 
 @dataclass(frozen=True)
@@ -56,29 +59,36 @@ class Outcome:
     error: BaseException | None = None
 
 
-class Steps(Protocol[_Item, _Result]):
+class Steps(Generic[_Item, _Result]):
     """The steps of a file in a batch. `code` runs in the coding threads, the others in the reading and writing ones."""
 
     def existing(self, task: Task) -> dict[str, Any] | None:
         """A record if the task is done already, else None."""
+        return None
 
     def pixels(self, task: Task) -> int:
         """About how many pixels the task will hold in memory; reads a header at most."""
+        raise NotImplementedError
 
     def read(self, task: Task) -> _Item:
         """The input of `code`."""
+        raise NotImplementedError
 
     def code(self, item: _Item) -> _Result:
         """The work itself."""
+        raise NotImplementedError
 
     def kind(self, item: _Item) -> Hashable | None:
         """The kind of an item, of which `code_many` takes one at a time; None for one that must be coded alone."""
+        return None
 
     def code_many(self, items: Sequence[_Item]) -> list[_Result]:
         """`code` for items of one kind. If it raises, each is coded alone. Not asked for unless `run` gathers."""
+        return list(map(self.code, items))
 
     def write(self, task: Task, item: _Item, result: _Result, seconds: float) -> dict[str, Any]:
         """Write the result, which took `code` so many seconds, and return the file's record."""
+        raise NotImplementedError
 
 
 class StoppedError(Exception):
@@ -90,13 +100,6 @@ class StoppedError(Exception):
 
     def __reduce__(self) -> tuple:
         return StoppedError, (self.cause, self.running)
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # ---- which file becomes which
@@ -269,23 +272,10 @@ class _Room:
             self.changed.notify_all()
 
 
-class _Pool(Generic[_Item, _Result]):
-    """Codes items one by one, in so many threads."""
-
-    def __init__(self, steps: Steps[_Item, _Result], jobs: int):
-        self._steps, threads = steps, max(1, available_cores() // jobs)
-        self._executor = ThreadPoolExecutor(jobs, "coder", initializer=_use_threads, initargs=(threads,))
-
-    def submit(self, item: _Item) -> Future[tuple[_Result, float]]:
-        """To the result, and the seconds that it took."""
-        return self._executor.submit(self._one, item)
-
-    def _one(self, item: _Item) -> tuple[_Result, float]:
-        start = time.perf_counter()
-        return self._steps.code(item), time.perf_counter() - start
-
-    def shutdown(self, wait: bool) -> None:
-        self._executor.shutdown(wait=wait, cancel_futures=True)
+def _timed(function: Callable[[_Input], _Result], argument: _Input) -> tuple[_Result, float]:
+    """The function's result, and the seconds that it took."""
+    start = time.perf_counter()
+    return function(argument), time.perf_counter() - start
 
 
 class _Gatherer(Generic[_Item, _Result]):
@@ -305,7 +295,7 @@ class _Gatherer(Generic[_Item, _Result]):
             thread.start()
 
     def submit(self, item: _Item) -> Future[tuple[_Result, float]]:
-        """As `_Pool.submit`; a batch's time is shared out evenly."""
+        """To the result, and the seconds that it took; a batch's time is shared out evenly."""
         kind = self._steps.kind(item)
         future: Future[tuple[_Result, float]] = Future()
         with self._changed:
@@ -331,25 +321,20 @@ class _Gatherer(Generic[_Item, _Result]):
     def _serve(self) -> None:
         while not self._closed or self._waiting:
             batch = self._take()
-            start = time.perf_counter()
             if len(batch) > 1:
                 try:
-                    results = self._steps.code_many([item for item, _ in batch])
+                    results, seconds = _timed(self._steps.code_many, [item for item, _ in batch])
                 except Exception:
                     pass  # whose fault it is shows below
                 else:
-                    seconds = (time.perf_counter() - start) / len(batch)
                     for (_, future), result in zip(batch, results, strict=True):
-                        future.set_result((result, seconds))
+                        future.set_result((result, seconds / len(batch)))
                     continue
             for item, future in batch:
-                start = time.perf_counter()
                 try:
-                    result = self._steps.code(item)
+                    future.set_result(_timed(self._steps.code, item))
                 except BaseException as error:
                     future.set_exception(error)
-                else:
-                    future.set_result((result, time.perf_counter() - start))
 
     def shutdown(self, wait: bool) -> None:
         with self._changed:
@@ -366,18 +351,18 @@ class _Servers(Generic[_Item, _Result]):
     """Threads that take one task after the other, read it, have it coded and write it.
 
     outcomes: those of the tasks; an error that is not of a file but ends the batch; None as a thread ends. `stopped` is
-    set where no task is to begin any more, `ending` where what is refused or cancelled by `coders` is no failure.
+    set where no task is to begin any more, `ending` where what is refused or cancelled by `submit` is no failure.
     """
 
     def __init__(
         self,
         tasks: Iterable[Task],
         steps: Steps[_Item, _Result],
-        coders: _Pool[_Item, _Result] | _Gatherer[_Item, _Result],
+        submit: Callable[[_Item], Future[tuple[_Result, float]]],
         count: int,
     ):
         self._queue, self._lock = iter(tasks), threading.Lock()
-        self._steps, self._coders = steps, coders
+        self._steps, self._submit = steps, submit
         self._room = _Room(_memory() // 2 // BYTES_PER_PIXEL)
         self.stopped, self.ending = threading.Event(), threading.Event()
         self.outcomes: SimpleQueue[Outcome | BaseException | None] = SimpleQueue()
@@ -411,7 +396,7 @@ class _Servers(Generic[_Item, _Result]):
             item = steps.read(task)
             if self.stopped.is_set():
                 return None
-            result, seconds = self._coders.submit(item).result()
+            result, seconds = self._submit(item).result()
             if self.stopped.is_set():
                 return None
             return Outcome(task, "done", steps.write(task, item, result, seconds))
@@ -440,9 +425,18 @@ def run(
     A task that raises fails alone. Raises StoppedError when a full disk ends the batch, or this thread is interrupted:
     then what was being written is finished or removed, and what has been written stays.
     """
-    coders = _Pool(steps, jobs) if together == 1 else _Gatherer(steps, together)
+    submit: Callable[[_Item], Future[tuple[_Result, float]]]
+    shutdown: Callable[[bool], None]
+    if together > 1:
+        gatherer = _Gatherer(steps, together)
+        submit, shutdown = gatherer.submit, gatherer.shutdown
+    else:
+        threads = max(1, available_cores() // jobs)
+        executor = ThreadPoolExecutor(jobs, "coder", initializer=_use_threads, initargs=(threads,))
+        submit = partial(executor.submit, partial(_timed, steps.code))
+        shutdown = partial(executor.shutdown, cancel_futures=True)
     # One reads ahead and one writes behind, and one more of each for every four that code.
-    servers = _Servers(tasks, steps, coders, jobs + 2 + jobs // 2)
+    servers = _Servers(tasks, steps, submit, jobs + 2 + jobs // 2)
     outcomes, stopped = servers.outcomes, servers.stopped
     cause: BaseException | None = None
     try:
@@ -465,7 +459,7 @@ def run(
         if cause is not None:
             stopped.set()
             servers.ending.set()
-        coders.shutdown(wait=cause is None)
+        shutdown(cause is None)
     if cause is None and not stopped.is_set():
         return
     # A second interrupt, or a reader of the report who has gone, ends the waiting.

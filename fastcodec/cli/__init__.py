@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -78,6 +79,8 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=False)
 
+    batches = partial(_call, "cli.batches")
+
     def command(name: str, summary: str, execute: _Command, details: str = "") -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}", allow_abbrev=False
@@ -85,8 +88,10 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         sub.set_defaults(execute=execute, command=name)
         return sub
 
-    _add_compress(command("compress", "compress images to .fic files", _batch("compress"), _COMPRESS_DETAILS))
-    _add_decompress(command("decompress", "decompress .fic files to images", _batch("decompress"), _DECOMPRESS_DETAILS))
+    _add_compress(command("compress", "compress images to .fic files", batches("compress"), _COMPRESS_DETAILS))
+    _add_decompress(
+        command("decompress", "decompress .fic files to images", batches("decompress"), _DECOMPRESS_DETAILS)
+    )
 
     sub = command("info", "tell what .fic files hold", _call("cli.info"), "Reads the header only.")
     sub.add_argument("files", nargs="+", type=_input, metavar="FILE", help=".fic files, or - for standard input")
@@ -94,7 +99,7 @@ def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     _add_limit(sub)
 
     details = "Decodes every tile's symbols and checks every coder state and checksum; writes nothing."
-    sub = command("verify", "check that .fic files are sound", _batch("verify"), details)
+    sub = command("verify", "check that .fic files are sound", batches("verify"), details)
     _add_batch_arguments(sub, ".fic files, or folders of them", output=False)
 
     summary = "make a model whose files decode on every device"
@@ -230,23 +235,9 @@ def _add_limit(parser: argparse.ArgumentParser) -> None:
     )
 
 
-# ---- commands are imported when they run
-
-
-def _batch(name: str) -> _Command:
-    def run(arguments: argparse.Namespace) -> int:
-        from . import batches
-
-        return getattr(batches, name)(arguments)
-
-    return run
-
-
-def _call(module: str) -> _Command:
-    def run(arguments: argparse.Namespace) -> int:
-        return importlib.import_module(f"fastcodec.{module}").main(arguments)
-
-    return run
+def _call(module: str, function: str = "main") -> _Command:
+    """A command whose module is imported when it runs."""
+    return lambda arguments: getattr(importlib.import_module(f"fastcodec.{module}"), function)(arguments)
 
 
 # ---- types of arguments

@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from .. import batch, container
 from ..alpha import flatten
@@ -29,15 +29,8 @@ from ..errors import (
     NotPortableWarning,
 )
 from ..files import IMAGE_SUFFIXES, discard_unfinished, replacing
-from ..images import (
-    ALPHA_SUFFIXES,
-    Picture,
-    keeps_alpha,
-    output_format,
-    read_picture,
-    read_size,
-    write_picture,
-)
+from ..images import ALPHA_SUFFIXES, Picture, keeps_alpha, output_format, read_picture, read_size, write_picture
+from ..machine import available_cores
 from .history import History, Made
 from .report import Report, Terminated, explain, per_pixel, say
 from .streams import STDIN, STDOUT, read_fic, read_stdin, write_stdout
@@ -105,7 +98,7 @@ def _run(
             on_cpu = codec.device.type == "cpu"
             # A GPU wants files read ahead; what it codes together, and what waits for it, are as many again.
             on_gpu, together = (2 * TOGETHER, TOGETHER) if arguments.model is None else (FLOAT_MODEL_JOBS, 1)
-            jobs = arguments.jobs or (batch.available_cores() if on_cpu else on_gpu)
+            jobs = arguments.jobs or (available_cores() if on_cpu else on_gpu)
             together = 1 if on_cpu else together
             work = steps(arguments, codec, in_folders=out is not None and not out_is_file)
             try:
@@ -221,7 +214,7 @@ def _usage(message: str) -> SystemExit:
     return SystemExit(2)
 
 
-class _Steps(Generic[_Item, _Result]):
+class _Steps(batch.Steps[_Item, _Result]):
     """The steps of a batch that writes nothing: the base of all three. for_stdout: bytes for it, in the end."""
 
     for_stdout: bytes | None = None
@@ -230,27 +223,9 @@ class _Steps(Generic[_Item, _Result]):
         self.arguments, self.codec, self.limits = arguments, codec, _limits(arguments)
         self.room = 1 if arguments.model is None else FLOAT_MODEL_PIXELS
 
-    def existing(self, task: Task) -> dict[str, Any] | None:
-        return None
-
     def pixels(self, task: Task) -> int:
         facts = info(self.fic(task), self.limits)
         return facts.width * facts.height * self.room
-
-    def read(self, task: Task) -> _Item:
-        raise NotImplementedError
-
-    def code(self, item: _Item) -> _Result:
-        raise NotImplementedError
-
-    def kind(self, item: _Item) -> Hashable | None:
-        return None
-
-    def code_many(self, items: Sequence[_Item]) -> list[_Result]:
-        return list(map(self.code, items))
-
-    def write(self, task: Task, item: _Item, result: _Result, seconds: float) -> dict[str, Any]:
-        raise NotImplementedError
 
     # --- .fic files
 

@@ -146,10 +146,9 @@ class ZooTask(Task[zoo.CompressionModel]):
         self.lambda_ = LAMBDAS[quality - 1]
 
     def create(self, crops: Callable[[int], Tensor], start: Path | None) -> zoo.CompressionModel:
-        if start is None:
-            return zoo.create(self.name, self.quality)
         model = zoo.create(self.name, self.quality)
-        model.load_state_dict(torch.load(start, map_location="cpu", weights_only=True))
+        if start is not None:
+            model.load_state_dict(torch.load(start, map_location="cpu", weights_only=True))
         return model
 
     def describe(self, model: zoo.CompressionModel) -> dict[str, Any]:
@@ -183,10 +182,7 @@ class ZooTask(Task[zoo.CompressionModel]):
 
 
 def task(
-    name: str = "swift",
-    quality: int | None = None,
-    groups: tuple[int, ...] | None = None,
-    entropy_side: bool = False,
+    name: str = "swift", quality: int | None = None, groups: tuple[int, ...] | None = None, entropy_side: bool = False
 ) -> Task[Any]:
     """The task of a model's name; quality, 1 to 8, is for the systems of the zoo alone, groups and entropy_side for
     swift. ValueError for others."""

@@ -4,7 +4,8 @@ The limit of a model's features (`SwiftConfig.limit`) clamps what each residual 
 product, the only product of features, hands on. Between two clamps every layer is linear, up to SiLU, which never makes
 a value larger. So a bound of a layer's inputs, channel by channel, gives one of its outputs: the sum of the weights'
 magnitudes times those of the inputs, and the bias's. Checked are the values that the GPU keeps in half precision
-(`transforms.py`); what it has in float32 alone, such as the two factors of the gated product, is far inside that type.
+(`engines/gpu_transforms.py`); what it has in float32 alone, such as the two factors of the gated product, is far inside
+that type.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,17 +18,23 @@ from ...kernels.rans import TableSet
 from .bounds import check_features
 from .entropy_model import entropy_layers, export_entropy_side
 from .network import QualityTable, Swift, SwiftConfig, quality_position
-from .release import LATENT_TABLES, PRIOR_TABLES, check_latent_tables, config_of, hyper_tables, identity, part_of
+from .release import (
+    LATENT_TABLES,
+    PRIOR_TABLES,
+    check_latent_tables,
+    config_of,
+    hyper_tables,
+    identity,
+    part_of,
+    read_file,
+)
 
 
-def export(
-    model: Swift, path: Path, *, about: dict[str, str] | None = None, latent_tables: TableSet | None = None
-) -> str:
+def export(model: Swift, path: Path, *, about: dict[str, str] | None = None) -> str:
     """Write the released form of a trained model; returns its identity in hex.
 
-    about: facts for the file's metadata (training steps and the like); latent_tables: those of its latents, 64 with
-    skip, if not the Gaussian ones. Raises ExactnessError where the integer side cannot be proved exact,
-    UnsupportedError where features cannot be proved to stay inside half precision.
+    about: facts for the file's metadata (training steps and the like). Raises ExactnessError where the integer side
+    cannot be proved exact, UnsupportedError where features cannot be proved to stay inside half precision.
     """
     tensors = {f"entropy.{name}": tensor for name, tensor in export_entropy_side(model).items()}
     for part in ("g_a", "h_a", "g_s"):
@@ -42,10 +47,7 @@ def export(
         tensors["gain"] = torch.exp(model.log_gain(t))
         tensors["inverse_gain"] = torch.exp(model.log_inverse_gain(t))
     check_features(model, tensors["gain"], tensors["inverse_gain"])
-    tensors[PRIOR_TABLES] = torch.frombuffer(bytearray(hyper_tables(model.prior).to_bytes()), dtype=torch.uint8)
-    if latent_tables is not None:
-        check_latent_tables(latent_tables)
-        tensors[LATENT_TABLES] = torch.frombuffer(bytearray(latent_tables.to_bytes()), dtype=torch.uint8)
+    tensors[PRIOR_TABLES] = _stored(hyper_tables(model.prior))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"name": "swift", "config": json.dumps(asdict(model.config)), **(about or {})}
     save_file(tensors, path, metadata=metadata)
@@ -53,22 +55,23 @@ def export(
 
 
 def with_latent_tables(release: Path, tables: TableSet, path: Path) -> str:
-    """Write a release again, its latents coded with other tables; returns its identity in hex."""
+    """Write a release again, its latents coded with other tables, 64 with skip; returns its identity in hex."""
     check_latent_tables(tables)
-    with safe_open(release, "pt") as file:
-        metadata = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    tensors[LATENT_TABLES] = torch.frombuffer(bytearray(tables.to_bytes()), dtype=torch.uint8)
+    metadata, tensors = read_file(release)
+    tensors[LATENT_TABLES] = _stored(tables)
     save_file(tensors, path, metadata=metadata)
     return identity(tensors, metadata["config"])
 
 
+def _stored(tables: TableSet) -> Tensor:
+    return torch.frombuffer(bytearray(tables.to_bytes()), dtype=torch.uint8)
+
+
 def restore(path: Path) -> Swift:
     """A trainable `Swift` from a released file: `export` undone, up to the rounding of weights to float16 and int8."""
-    with safe_open(path, "pt") as file:
-        # Whatever the release was trained with, training goes on with features that cannot blow up.
-        config = replace(config_of(file.metadata()["config"]), limit=SwiftConfig.limit)
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    metadata, tensors = read_file(path)
+    # Whatever the release was trained with, training goes on with features that cannot blow up.
+    config = replace(config_of(metadata["config"]), limit=SwiftConfig.limit)
     entropy = part_of(tensors, "entropy.")
     with torch.device("cpu"):
         model = Swift(config, entropy["context_shift"]).float()

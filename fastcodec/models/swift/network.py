@@ -74,8 +74,7 @@ class SwiftConfig:
 
     def lagrangian(self, quality: int) -> float:
         """lambda at a quality, 1..100: the bits a pixel that one squared level of its mean squared error is worth."""
-        position = (quality - MIN_QUALITY) / (MAX_QUALITY - MIN_QUALITY)
-        return self.lambda_min * (self.lambda_max / self.lambda_min) ** position
+        return self.lambda_min * (self.lambda_max / self.lambda_min) ** quality_position(quality)
 
     @property
     def group_channels(self) -> list[slice]:

@@ -19,16 +19,17 @@ from .export import export
 from .network import Swift, SwiftConfig
 from .release import read_model, weights_folder
 
+NAME = "swift"
 KEPT_RELEASES = 2
 
 
-def publish(trained: Path, folder: Path, name: str = "swift") -> str:
+def publish(trained: Path, folder: Path) -> str:
     """Release a checkpoint of the trainer, or a released model's file, in `folder`; returns its identity in hex.
 
     Raises ModelMismatchError for a .safetensors file that is no released model.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f"{name}.tmp"
+    scratch = folder / f"{NAME}.tmp"
     if trained.suffix == ".safetensors":
         identity = read_model(trained).identity.hex()
         shutil.copyfile(trained, scratch)
@@ -38,15 +39,15 @@ def publish(trained: Path, folder: Path, name: str = "swift") -> str:
         model.load_state_dict(state["average"])
         identity = export(model, scratch, about={"steps": str(state["step"])})
     scratch.chmod(0o644)  # safetensors writes for its owner alone
-    os.replace(scratch, folder / f"{name}-{identity}.safetensors")
+    os.replace(scratch, folder / f"{NAME}-{identity}.safetensors")
     index_path = folder / "index.json"
     index = json.loads(index_path.read_text()) if index_path.exists() else {}
-    releases = [identity, *(known for known in index.get(name, []) if known != identity)]
-    index[name] = releases[:KEPT_RELEASES]
+    releases = [identity, *(known for known in index.get(NAME, []) if known != identity)]
+    index[NAME] = releases[:KEPT_RELEASES]
     scratch.write_text(json.dumps(index, indent=1) + "\n")
     os.replace(scratch, index_path)
     for dropped in releases[KEPT_RELEASES:]:
-        (folder / f"{name}-{dropped}.safetensors").unlink(missing_ok=True)
+        (folder / f"{NAME}-{dropped}.safetensors").unlink(missing_ok=True)
     return identity
 
 

@@ -132,9 +132,7 @@ class Model:
 def read_model(path: Path, backend: Backend | None = None) -> Model:
     """Load a released model's file. Raises ModelMismatchError naming the file where it is not one."""
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        metadata, tensors = read_file(path)
         config = config_of(metadata["config"])
         digest = identity(tensors, metadata["config"])
         entropy = EntropyModel(part_of(tensors, "entropy."), backend)
@@ -167,6 +165,12 @@ def read_model(path: Path, backend: Backend | None = None) -> Model:
         raise
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ModelMismatchError(f"{path}: not a released fastcodec model ({error})") from error
+
+
+def read_file(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """The metadata and the tensors of a released model's file. Raises what safetensors does."""
+    with safe_open(path, "pt") as file:
+        return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
 
 
 def config_of(text: str) -> SwiftConfig:
@@ -228,25 +232,16 @@ def load(name: str = "swift", wanted: bytes | None = None, backend: Backend | No
         raise ModelMismatchError(
             f"written with model {digest}, which this fastcodec does not carry (it has {name}: {', '.join(identities)})"
         )
-    return _read_once(weights_folder() / f"{name}-{digest}.safetensors", bytes.fromhex(digest), backend)
+    return _read_again(weights_folder() / f"{name}-{digest}.safetensors", bytes.fromhex(digest), backend)
 
 
 @lru_cache(maxsize=8)
-def _read_once(path: Path, wanted: bytes, backend: Backend | None) -> Model:
-    """A shipped model, however `load` was called for it."""
-    model = read_model(path, backend)
-    if model.identity != wanted:
-        raise ModelMismatchError(f"{path}: its weights are those of {model.identity.hex()}; install fastcodec again")
-    return model
-
-
-@lru_cache(maxsize=4)
 def _read_again(path: Path, wanted: bytes, backend: Backend | None) -> Model:
-    """The model of a pickle, once in a process."""
+    """A model that is known to lie in a file, once in a process, however it was asked for."""
     model = read_model(path, backend)
     if model.identity != wanted:
         raise ModelMismatchError(
-            f"{path}: its weights are those of {model.identity.hex()}, and were those of {wanted.hex()} when the model "
-            "was pickled"
+            f"{path}: its weights are those of {model.identity.hex()}, and were those of {wanted.hex()} when it was "
+            "installed or pickled"
         )
     return model

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .scene import BLACK, WHITE, Box, Colour, Font, Scene, Theme, font_height, mix, register
+from .scene import BLACK, WHITE, Box, Colour, Font, Scene, Theme, around, font_height, mix, path, register
 from .screens import put_label
 from .writing import line_of_words
 
 
-def _canvas(scene: Scene, paper: Colour) -> tuple[Image.Image, int]:
-    """An image to draw on and its scale: 1 for hard edges, 2 or 3 for edges made smooth by `Image.reduce`."""
+def _canvas(scene: Scene, paper: Colour) -> tuple[Image.Image, ImageDraw.ImageDraw, int]:
+    """An image, its pen and its scale: 1 for hard edges, 2 or 3 for edges made smooth by `Image.reduce`."""
     scale = scene.pick((1, 2, 2, 3))
-    return Image.new("RGB", (scene.width * scale, scene.height * scale), paper), scale
+    image = Image.new("RGB", (scene.width * scale, scene.height * scale), paper)
+    return image, ImageDraw.Draw(image), scale
 
 
 def _curve(scene: Scene, count: int) -> np.ndarray:
@@ -48,9 +49,9 @@ def _plot(scene: Scene, pen: ImageDraw.ImageDraw, box: Box, theme: Theme, scale:
         cx, cy = (left + right) / 2, (top + bottom) / 2
         shares = np.cumsum(scene.random.dirichlet(np.ones(series + 2) * 2)) * 360 + start
         for ink, a, b in zip(inks, (start, *shares), shares, strict=False):
-            pen.pieslice((cx - radius, cy - radius, cx + radius, cy + radius), a, b, ink, theme.paper, thick)
+            pen.pieslice(around(cx, cy, radius), a, b, ink, theme.paper, thick)
         if scene.chance(0.4):
-            pen.ellipse((cx - radius / 2, cy - radius / 2, cx + radius / 2, cy + radius / 2), theme.paper)
+            pen.ellipse(around(cx, cy, radius / 2), theme.paper)
     elif form == "heat":
         n, m = scene.between(4, 14), scene.between(4, 14)
         values = scene.smooth(m, n, 3) / 255 if scene.chance(0.5) else scene.random.random((m, n))
@@ -72,7 +73,7 @@ def _plot(scene: Scene, pen: ImageDraw.ImageDraw, box: Box, theme: Theme, scale:
                 x = np.clip(scene.random.normal(0.5, 0.18, count), 0, 1) * width + left
             low, high = np.sort(scene.random.random(2))
             y = bottom - (low + (high - low) * _curve(scene, count)) * height
-            points = np.stack([x, y], 1).ravel().tolist()
+            points = path(x, y)
             if form == "areas":
                 pen.polygon([left, bottom, *points, right, bottom], ink)
             elif form == "lines":
@@ -81,15 +82,14 @@ def _plot(scene: Scene, pen: ImageDraw.ImageDraw, box: Box, theme: Theme, scale:
                 r = scale * scene.pick((2, 3, 4))
                 shape = scene.pick((pen.ellipse, pen.rectangle))
                 for px, py in zip(x, y, strict=True):
-                    shape((px - r, py - r, px + r, py + r), ink, theme.paper if r > 2 * scale else None)
+                    shape(around(px, py, r), ink, theme.paper if r > 2 * scale else None)
 
 
 @register
 def draw_chart(scene: Scene) -> Image.Image:
     """One chart or a few: axes, grid, ticks, labels, a title, a legend."""
     theme = scene.theme()
-    image, s = _canvas(scene, theme.paper)
-    pen = ImageDraw.Draw(image)
+    image, pen, s = _canvas(scene, theme.paper)
     font, big = scene.font(scene.between(9, 14)), scene.font(scene.between(14, 22))
     columns, rows = (scene.between(1, max(1, min(3, n // 220))) for n in scene.size)
     texts: list[tuple[float, float, str, Font]] = []
@@ -145,7 +145,7 @@ def strokes(scene: Scene, pen: ImageDraw.ImageDraw, scale: int, inks: Sequence[C
             case 4:
                 for k in range(scene.between(1, 6)):
                     q = r * (k + 1) / 6
-                    pen.ellipse((x0 - q, y0 - q, x0 + q, y0 + q), outline=ink, width=thick)
+                    pen.ellipse(around(x0, y0, q), outline=ink, width=thick)
                 continue
             case _:
                 gap, angle = scale * scene.between(3, 12), d * math.pi
@@ -162,9 +162,9 @@ def strokes(scene: Scene, pen: ImageDraw.ImageDraw, scale: int, inks: Sequence[C
 def draw_line_art(scene: Scene) -> Image.Image:
     """Curves and shapes in few colours on plain paper."""
     theme = scene.theme()
-    image, s = _canvas(scene, theme.paper)
+    image, pen, s = _canvas(scene, theme.paper)
     inks = (theme.ink,) if scene.chance(0.5) else (theme.ink, *theme.accents[: scene.between(1, 5)])
-    strokes(scene, ImageDraw.Draw(image), s, inks)
+    strokes(scene, pen, s, inks)
     return image.reduce(s)
 
 
@@ -215,20 +215,16 @@ def draw_map(scene: Scene) -> Image.Image:
 def draw_diagram(scene: Scene) -> Image.Image:
     """Boxes with names, joined by arrows."""
     theme = scene.theme()
-    image, s = _canvas(scene, theme.paper)
-    pen, font = ImageDraw.Draw(image), scene.font(scene.between(10, 16))
+    image, pen, s = _canvas(scene, theme.paper)
+    font = scene.font(scene.between(10, 16))
     columns, rows = max(1, scene.width // scene.between(90, 180)), max(1, scene.height // scene.between(60, 120))
     w, h = scene.width // columns, scene.height // rows
-    centres = [(i * w + w // 2, j * h + h // 2) for i, j in np.ndindex(columns, rows) if scene.chance(0.7)] or [
-        (w // 2, h // 2)
-    ]
+    centres = [(i * w + w // 2, j * h + h // 2) for i, j in np.ndindex(columns, rows) if scene.chance(0.7)]
+    centres = centres or [(w // 2, h // 2)]
     for x, y in centres:
         tx, ty = scene.pick(centres)
-        pen.line(
-            (x * s, y * s, tx * s, y * s, tx * s, ty * s) if scene.chance(0.6) else (x * s, y * s, tx * s, ty * s),
-            theme.ink,
-            s,
-        )
+        corner = (tx * s, y * s) if scene.chance(0.6) else ()
+        pen.line((x * s, y * s, *corner, tx * s, ty * s), theme.ink, s)
         side = 1 if y > ty else -1
         tip = ty + side * h // 4
         if y != ty:
@@ -265,32 +261,28 @@ def draw_logo(scene: Scene) -> Image.Image:
             r, turn, ink = c * scene.random.uniform(0.3, 0.92), scene.random.random() * 6.3, scene.pick((*inks, paper))
             match scene.between(0, 4):
                 case 0:
-                    pen.ellipse((c - r, c - r, c + r, c + r), ink)
+                    pen.ellipse(around(c, c, r), ink)
                 case 1:
                     pen.regular_polygon((c, c, r), scene.between(3, 8), turn * 57, ink)
                 case 2:
                     n = scene.between(4, 12)
                     angles = np.arange(2 * n) * math.pi / n + turn
                     radii = np.tile((r, r * scene.random.uniform(0.3, 0.8)), n)
-                    pen.polygon(
-                        np.stack([c + radii * np.cos(angles), c + radii * np.sin(angles)], 1).ravel().tolist(), ink
-                    )
+                    pen.polygon(path(c + radii * np.cos(angles), c + radii * np.sin(angles)), ink)
                 case 3:
-                    pen.pieslice(
-                        (c - r, c - r, c + r, c + r), turn * 57, turn * 57 + scene.pick((90, 120, 180, 270)), ink
-                    )
+                    pen.pieslice(around(c, c, r), turn * 57, turn * 57 + scene.pick((90, 120, 180, 270)), ink)
                 case _:
-                    pen.ellipse(
-                        (c - r, c - r, c + r, c + r), outline=ink, width=max(1, int(r * scene.random.uniform(0.1, 0.4)))
-                    )
+                    width = max(1, int(r * scene.random.uniform(0.1, 0.4)))
+                    pen.ellipse(around(c, c, r), outline=ink, width=width)
         font = scene.font(max(8, cell * s // 6))
         name = scene.title(1, font)[:7]
         pen.text((c - font.getlength(name) / 2, c * 1.6), name, scene.pick(inks), font)
         mark = mark.reduce(s)
-        start, step = (
-            (scene.between(0, cell), cell * scene.between(1, 3)) if many else ((scene.width - cell) // 2, cell)
-        )
-        for x in range(start, scene.width if many else start + 1, step):
+        if many:
+            places = range(scene.between(0, cell), scene.width, cell * scene.between(1, 3))
+        else:
+            places = range((scene.width - cell) // 2, (scene.width - cell) // 2 + 1)
+        for x in places:
             image.paste(mark, (x, scene.between(0, scene.height - cell)))
     return image
 
@@ -302,20 +294,20 @@ def draw_cartoon(scene: Scene) -> Image.Image:
         scene.colour() if scene.chance(0.3) else c
         for c in ((135, 206, 235), (80, 170, 60), (255, 219, 172), scene.colour(), (200, 50, 40), (250, 230, 180))
     )
-    image, s = _canvas(scene, sky)
-    pen, w, h = ImageDraw.Draw(image), scene.width * s, scene.height * s
+    image, pen, s = _canvas(scene, sky)
+    w, h = scene.width * s, scene.height * s
     thick = s * scene.pick((1, 2, 3, 4))
     line: dict[str, Any] = {"outline": BLACK, "width": thick}
     x, y, r = scene.random.random() * w, h * 0.2, h * 0.1
-    pen.ellipse((x - r, y - r, x + r, y + r), (255, 220, 0), **line)
+    pen.ellipse(around(x, y, r), (255, 220, 0), **line)
     for _ in range(scene.between(0, 5)):
         x, y, r = scene.random.random() * w, scene.random.random() * h * 0.4, h * scene.random.uniform(0.03, 0.08)
         for dx in (-1.2, 0, 1.2):
-            pen.ellipse((x + dx * r - r, y - r, x + dx * r + r, y + r), WHITE)
+            pen.ellipse(around(x + dx * r, y, r), WHITE)
     for k in range(scene.between(1, 3)):
         t = np.linspace(0, 1, 60)
         hill = 0.55 + 0.12 * k + 0.08 * np.sin(t * scene.random.uniform(3, 12) + scene.random.random() * 6)
-        points = np.stack([t * w, hill * h], 1).ravel().tolist()
+        points = path(t * w, hill * h)
         pen.polygon([0, h, *points, w, h], mix(grass, BLACK, 0.15 * k))
         pen.line(points, BLACK, thick, "curve")
     for _ in range(scene.between(0, 4)):
@@ -331,7 +323,7 @@ def draw_cartoon(scene: Scene) -> Image.Image:
     for _ in range(scene.between(0, 2)):
         x, y, r = scene.random.random() * w, h * scene.random.uniform(0.35, 0.8), h * scene.random.uniform(0.08, 0.3)
         pen.rounded_rectangle((x - r, y + 0.8 * r, x + r, y + 3 * r), r / 2, shirt, **line)
-        pen.ellipse((x - r, y - r, x + r, y + r), skin, **line)
+        pen.ellipse(around(x, y, r), skin, **line)
         hair = scene.pick(((60, 30, 10), (20, 20, 20), (230, 190, 60)))
         pen.pieslice((x - r, y - 1.05 * r, x + r, y + r), 190, 350, hair, **line)
         pen.ellipse((x - 0.75 * r, y - 0.62 * r, x + 0.75 * r, y + 0.9 * r), skin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -81,9 +82,7 @@ def draw_dither(scene: Scene) -> np.ndarray | Image.Image:
     return image.resize((small.width * scale, small.height * scale), Image.Resampling.NEAREST).crop((0, 0, *scene.size))
 
 
-_EGA = tuple((r, g, b) for r in (0, 170) for g in (0, 170) for b in (0, 170)) + tuple(
-    (r, g, b) for r in (85, 255) for g in (85, 255) for b in (85, 255)
-)
+_EGA = (*product((0, 170), repeat=3), *product((85, 255), repeat=3))
 
 
 @register
@@ -128,19 +127,15 @@ def draw_flat(scene: Scene) -> np.ndarray | Image.Image:
 def draw_colour_bars(scene: Scene) -> Image.Image:
     """A television test card: bars in the corners of the colour cube, steps of gray, outlined text."""
     level = scene.pick((255, 255, 191))
-    bars = [
-        tuple(level * v for v in c)
-        for c in ((1, 1, 1), (1, 1, 0), (0, 1, 1), (0, 1, 0), (1, 0, 1), (1, 0, 0), (0, 0, 1), BLACK)
-    ]
+    bars = [(r * level, g * level, b * level) for g, r, b in product((1, 0), repeat=3)]
     strip = np.array(bars, np.uint8)[None]
     steps = np.linspace(0, 255, scene.between(2, 16)).astype(np.uint8)[None, :, None].repeat(3, 2)
     rows = [strip] * scene.between(2, 5) + [scene.pick((strip[:, ::-1], steps))] * scene.between(0, 2)
     image = Image.new("RGB", scene.size)
     for i, row in enumerate(rows):
         top, bottom = i * scene.height // len(rows), (i + 1) * scene.height // len(rows)
-        image.paste(
-            Image.fromarray(row).resize((scene.width, max(1, bottom - top)), Image.Resampling.NEAREST), (0, top)
-        )
+        size = scene.width, max(1, bottom - top)
+        image.paste(Image.fromarray(row).resize(size, Image.Resampling.NEAREST), (0, top))
     pen = ImageDraw.Draw(image)
     for _ in range(scene.between(0, 6)):
         font, stroke = scene.outline_font(scene.sized(10, 70)), scene.pick((0, 1, 2, 3))

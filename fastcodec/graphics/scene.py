@@ -205,6 +205,16 @@ class Scene:
         return replace(self, height=height, width=width, photograph=cut)
 
 
+def around(x: float, y: float, radius: float) -> tuple[float, float, float, float]:
+    """The box of a circle."""
+    return x - radius, y - radius, x + radius, y + radius
+
+
+def path(x: np.ndarray, y: np.ndarray) -> list[float]:
+    """Points as Pillow draws lines through them: x, y, x, y ..."""
+    return np.stack([x, y], 1).ravel().tolist()
+
+
 def mix(a: Colour, b: Colour, share: float) -> Colour:
     """Colour a with a share of b."""
     return tuple(round(x + (y - x) * share) for x, y in zip(a, b, strict=True))

@@ -32,9 +32,8 @@ def random_look(scene: Scene, bevel: bool) -> Look:
         theme = Theme(WHITE, face, mix(face, BLACK, 0.35), BLACK, inks)
         if "pillow bitmap" in scene.fonts and scene.chance(0.6):
             font = load_font("pillow bitmap", 11)
-        return Look(
-            theme, scene.pick(((0, 0, 128), (0, 0, 128), (0, 128, 128), (128, 0, 128), scene.colour())), True, 0, font
-        )
+        accent = scene.pick(((0, 0, 128), (0, 0, 128), (0, 128, 128), (128, 0, 128), scene.colour()))
+        return Look(theme, accent, True, 0, font)
     theme = scene.theme(scene.pick(("light", "light", "dark", None)))
     return Look(theme, scene.pick(theme.accents), False, scene.pick((0, 0, 3, 6, 10)), font)
 
@@ -48,10 +47,9 @@ def panel(pen: ImageDraw.ImageDraw, box: Box, look: Look, fill: Colour, sunk: bo
         pen.rounded_rectangle(box, min(look.radius, (bottom - top) // 2), fill, look.theme.rule)
         return
     pen.rectangle(box, fill)
-    light, shade = (WHITE, mix(look.theme.panel, BLACK, 0.33))
-    for inset, (a, b) in enumerate(
-        ((shade, light), (BLACK, look.theme.panel)) if sunk else ((light, BLACK), (fill, shade))
-    ):
+    shade = mix(look.theme.panel, BLACK, 0.33)
+    lines = ((shade, WHITE), (BLACK, look.theme.panel)) if sunk else ((WHITE, BLACK), (fill, shade))
+    for inset, (a, b) in enumerate(lines):
         x0, y0, x1, y1 = left + inset, top + inset, right - inset, bottom - inset
         pen.line((x0, y1, x0, y0, x1, y0), a)
         pen.line((x0, y1, x1, y1, x1, y0), b)
@@ -91,9 +89,8 @@ def draw_icon(scene: Scene, image: Image.Image, box: Box) -> None:
         case 3:
             pen.rectangle((0, 0, w, h), WHITE, edge)
             for i, colour in enumerate((a, b, c)):
-                pen.rectangle(
-                    (w * (0.1 + 0.3 * i), h * scene.random.uniform(0.1, 0.7), w * (0.3 + 0.3 * i), h * 0.9), colour
-                )
+                top = h * scene.random.uniform(0.1, 0.7)
+                pen.rectangle((w * (0.1 + 0.3 * i), top, w * (0.3 + 0.3 * i), h * 0.9), colour)
         case 4:
             pen.rectangle((0, h * 0.1, w, h * 0.9), a, edge)
             pen.polygon(
@@ -138,17 +135,10 @@ def _form(scene: Scene, image: Image.Image, box: Box, look: Look) -> None:
                 panel(pen, (x, y + 3, x + 9, y + row - 6), look, theme.panel)
             case _:
                 for x in range(half, right - 70, 80):
-                    fill, ink = scene.pick(
-                        ((theme.panel, theme.ink), (theme.panel, theme.ink), (look.accent, theme.paper))
-                    )
-                    panel(pen, (x, y, x + 74, y + row - 4), look, fill if not look.bevel else theme.panel)
-                    put_label(
-                        pen,
-                        (x, y, x + 74, y + row - 4),
-                        scene.title(1, font),
-                        ink if not look.bevel else theme.ink,
-                        font,
-                    )
+                    plain, button = (theme.panel, theme.ink), (x, y, x + 74, y + row - 4)
+                    fill, ink = scene.pick((plain, plain, plain if look.bevel else (look.accent, theme.paper)))
+                    panel(pen, button, look, fill)
+                    put_label(pen, button, scene.title(1, font), ink, font)
         y += row
 
 
@@ -186,9 +176,8 @@ def _icons(scene: Scene, image: Image.Image, box: Box, look: Look) -> None:
         for x in range(box[0] + 10, box[2] - step + 10, step):
             if scene.chance(0.85):
                 draw_icon(scene, image, (x + (step - size) // 2 - 8, y, x + (step + size) // 2 - 8, y + size))
-                put_label(
-                    pen, (x - 8, y + size, x - 10 + step, y + size + 18), scene.fill("{f}"), look.theme.ink, look.font
-                )
+                below = (x - 8, y + size, x - 10 + step, y + size + 18)
+                put_label(pen, below, scene.fill("{f}"), look.theme.ink, look.font)
 
 
 def _document(scene: Scene, image: Image.Image, box: Box, look: Look) -> None:
@@ -235,16 +224,9 @@ def _window(scene: Scene, image: Image.Image, box: Box, look: Look) -> None:
     fill = look.accent if active else theme.rule if look.bevel else theme.panel
     ink = WHITE if luma(fill) < 128 else BLACK
     title = (left + edge, top + edge, right - edge, top + edge + bar)
-    if look.bevel:
-        pen.rectangle(title, fill)
-    else:
-        pen.rounded_rectangle(title, look.radius, fill, corners=(True, True, False, False))
-    pen.text(
-        (left + 8, top + edge + bar // 2 - font_height(font) * 0.6),
-        scene.title(3, font)[: (right - left) // 12],
-        ink,
-        font,
-    )
+    pen.rounded_rectangle(title, look.radius, fill, corners=(True, True, False, False))
+    text = scene.title(3, font)[: (right - left) // 12]
+    pen.text((left + 8, top + edge + bar // 2 - font_height(font) * 0.6), text, ink, font)
     _title_buttons(scene, pen, (left, top + edge, right, top + edge + bar), look, ink)
     inner = [left + edge + 2, top + edge + bar + 2, right - edge - 2, bottom - edge - 2]
     if scene.chance(0.6):
@@ -312,9 +294,8 @@ def draw_nineties(scene: Scene) -> Image.Image:
 def draw_desktop(scene: Scene) -> Image.Image:
     """A desktop with flat windows on a colour or a gradient."""
     flat = scene.chance(0.5)
-    return windows(
-        scene, Image.new("RGB", scene.size, scene.colour()) if flat else Image.fromarray(draw_gradient(scene)), False
-    )
+    image = Image.new("RGB", scene.size, scene.colour()) if flat else Image.fromarray(draw_gradient(scene))
+    return windows(scene, image, False)
 
 
 @register

@@ -425,16 +425,7 @@ def run(
     A task that raises fails alone. Raises StoppedError when a full disk ends the batch, or this thread is interrupted:
     then what was being written is finished or removed, and what has been written stays.
     """
-    submit: Callable[[_Item], Future[tuple[_Result, float]]]
-    shutdown: Callable[[bool], None]
-    if together > 1:
-        gatherer = _Gatherer(steps, together)
-        submit, shutdown = gatherer.submit, gatherer.shutdown
-    else:
-        threads = max(1, available_cores() // jobs)
-        executor = ThreadPoolExecutor(jobs, "coder", initializer=_use_threads, initargs=(threads,))
-        submit = partial(executor.submit, partial(_timed, steps.code))
-        shutdown = partial(executor.shutdown, cancel_futures=True)
+    submit, shutdown = _coders(steps, jobs, together)
     # One reads ahead and one writes behind, and one more of each for every four that code.
     servers = _Servers(tasks, steps, submit, jobs + 2 + jobs // 2)
     outcomes, stopped = servers.outcomes, servers.stopped
@@ -473,6 +464,19 @@ def run(
             if isinstance(outcome, Outcome):
                 report(outcome)
     raise StoppedError(cause, any(thread.is_alive() for thread in servers.threads)) from cause
+
+
+def _coders(
+    steps: Steps[_Item, _Result], jobs: int, together: int
+) -> tuple[Callable[[_Item], Future[tuple[_Result, float]]], Callable[[bool], None]]:
+    """What has an item coded, and what ends the threads that code, with or without waiting."""
+    if together > 1:
+        gatherer = _Gatherer(steps, together)
+        return gatherer.submit, gatherer.shutdown
+    threads = max(1, available_cores() // jobs)
+    executor = ThreadPoolExecutor(jobs, "coder", initializer=_use_threads, initargs=(threads,))
+    shutdown = partial(executor.shutdown, cancel_futures=True)
+    return partial(executor.submit, partial(_timed, steps.code)), shutdown
 
 
 def _use_threads(count: int) -> None:

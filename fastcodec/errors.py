@@ -1,21 +1,4 @@
-"""Every error that fastcodec raises on purpose. All derive from `FastcodecError` and say what was wrong and where.
-
-FastcodecError
-├── CorruptStreamError       bytes that no encoder wrote: truncated, extended, bit-flipped, forged
-│   └── NotAFicFileError     they do not even begin as a .fic file does
-├── SymbolRangeError         a latent outside int16, met while encoding
-├── UnsupportedVersionError  a file of a newer format
-├── ModelMismatchError       a file of a model that this installation does not have
-├── UnknownModelError        a network, or a model file, that is none of the systems that this package has
-├── UnsupportedError         what a model or a file cannot do: a region of a file that is one tile
-├── LimitError               a size beyond the caller's limits, checked before anything is allocated
-├── ImageError               an input image that cannot be read or is not an image
-├── ExactnessError           a model or platform on which the integer entropy side would not be exact
-├── TargetError              a size target that no quality reaches
-└── UnavailableError         a device that this machine does not have, or has no kernels for
-
-Warning: NotPortableWarning, a floating-point file that was written on another kind of machine.
-"""
+"""Every error that fastcodec raises on purpose. All derive from `FastcodecError` and say what was wrong and where."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .arguments import integer, integers
 from .constants import MAX_QUALITY, MIN_QUALITY
 from .errors import FastcodecError, ImageError
 from .files import image_files
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-q",
         "--quality",
-        type=_qualities,
+        type=integers(MIN_QUALITY, MAX_QUALITY),
         default=DEFAULT_QUALITIES,
         metavar="Q,Q,...",
         help=f"qualities {MIN_QUALITY} to {MAX_QUALITY} (default: {','.join(map(str, DEFAULT_QUALITIES))})",
@@ -73,25 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="swift", metavar="NAME", help="(default: swift)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default: auto)")
     parser.add_argument(
-        "--jobs", type=_positive, default=1, metavar="N", help="images at a time; 1, the default, gives fair times"
+        "--jobs", type=integer(1), default=1, metavar="N", help="images at a time; 1, the default, gives fair times"
     )
     parser.add_argument("--per-image", action="store_true", help="list every image, not the means alone")
-
-
-def _qualities(text: str) -> tuple[int, ...]:
-    try:
-        values = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of integers such as 10,30,50") from None
-    if values[0] < MIN_QUALITY or values[-1] > MAX_QUALITY:
-        raise argparse.ArgumentTypeError(f"qualities lie between {MIN_QUALITY} and {MAX_QUALITY}")
-    return tuple(values)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1")
-    return int(text)
 
 
 # ---- measuring
@@ -376,7 +361,7 @@ def _measured(
                     _complain(errors, failures[file.name])
                 progress.advance(task)
 
-            return evaluate(codec, files, args.quality, coding, args.jobs, report), failures
+            return evaluate(codec, files, sorted(set(args.quality)), coding, args.jobs, report), failures
     finally:
         torch.set_num_threads(threads)
 

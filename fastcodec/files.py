@@ -11,12 +11,13 @@ import filecmp
 import io
 import os
 import secrets
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeAlias
 
-from .errors import within
+from .errors import ImageError, within
 
 FileLike: TypeAlias = "bytes | bytearray | memoryview | str | os.PathLike[str] | BinaryIO"
 
@@ -68,6 +69,13 @@ def _name(file: object) -> str:
         return os.fsdecode(file)
     name = getattr(file, "name", None) if hasattr(file, "read") else None
     return name if isinstance(name, str) else ""
+
+
+def check_regular(path: str | os.PathLike) -> None:
+    """ImageError for what is no regular file: a pipe might never end. OSError for what is not there."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise ImageError("is a directory" if stat.S_ISDIR(mode) else "is not a regular file")
 
 
 # ---- images of a folder

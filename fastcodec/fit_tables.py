@@ -31,12 +31,12 @@ PRIOR = 1000.0  # how many symbols the Gaussian is worth
 QUALITIES_AN_IMAGE = 3
 
 
-def count_symbols(model: release.Model, pictures: Sequence[np.ndarray], seed: int = 1) -> Tensor:
+def count_symbols(model: release.Model, pictures: Sequence[np.ndarray]) -> Tensor:
     """Count each magnitude that the encoder writes at a scale index: int64 [64, K], the last column all beyond.
 
     pictures: uint8 [height, width, 3], each coded at QUALITIES_AN_IMAGE random qualities.
     """
-    engine, random = cpu.CpuEngine(model), np.random.default_rng(seed)
+    engine, random = cpu.CpuEngine(model), np.random.default_rng(1)
     columns = code_lengths().shape[1]
     counts = torch.zeros(COUNT * columns, dtype=torch.int64, device="cpu")
     for picture in pictures:

@@ -32,12 +32,8 @@ class Rect:
 
     def grown(self, halo: int, height: int, width: int) -> Rect:
         """This rectangle with `halo` more on every side, cut at the borders of a height x width grid."""
-        return Rect(
-            max(0, self.top - halo),
-            max(0, self.left - halo),
-            min(height, self.bottom + halo),
-            min(width, self.right + halo),
-        )
+        around = Rect(self.top - halo, self.left - halo, self.bottom + halo, self.right + halo)
+        return around.common(Rect(0, 0, height, width))
 
     def scaled(self, factor: int) -> Rect:
         """The same rectangle on a grid `factor` times as fine."""
@@ -53,12 +49,8 @@ class Rect:
 
     def common(self, other: Rect) -> Rect:
         """The part that two rectangles share; they must meet."""
-        return Rect(
-            max(self.top, other.top),
-            max(self.left, other.left),
-            min(self.bottom, other.bottom),
-            min(self.right, other.right),
-        )
+        top, left = max(self.top, other.top), max(self.left, other.left)
+        return Rect(top, left, min(self.bottom, other.bottom), min(self.right, other.right))
 
     def meets(self, other: Rect) -> bool:
         """Whether the two rectangles share a position."""
@@ -128,12 +120,8 @@ class Grid:
 
     def latents_under(self, pixels: Rect) -> Rect:
         """The smallest rectangle of latents that covers a rectangle of pixels."""
-        return Rect(
-            pixels.top // LATENT_STRIDE,
-            pixels.left // LATENT_STRIDE,
-            ceil_div(pixels.bottom, LATENT_STRIDE),
-            ceil_div(pixels.right, LATENT_STRIDE),
-        )
+        bottom, right = ceil_div(pixels.bottom, LATENT_STRIDE), ceil_div(pixels.right, LATENT_STRIDE)
+        return Rect(pixels.top // LATENT_STRIDE, pixels.left // LATENT_STRIDE, bottom, right)
 
 
 def hyper_size(latents: int) -> int:

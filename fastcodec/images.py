@@ -11,7 +11,6 @@ import contextlib
 import io
 import math
 import os
-import stat
 import struct
 import sys
 import threading
@@ -26,7 +25,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from . import metadata, png
 from .container import DEFAULT_LIMITS, MAGIC
 from .errors import CorruptStreamError, FastcodecError, ImageError, LimitError
-from .files import replacing
+from .files import check_regular, replacing
 
 if TYPE_CHECKING:
     import torch
@@ -185,8 +184,8 @@ def _opened(path: str | os.PathLike, max_pixels: int, source: IO[bytes] | None) 
     """An image file of acceptable size. Whatever is raised within the block gets the file's name."""
     head = b""
     try:
-        if source is None and not stat.S_ISREG(os.stat(path).st_mode):
-            raise ImageError("is a directory" if os.path.isdir(path) else "is not a regular file")
+        if source is None:
+            check_regular(path)
         opened = open(path, "rb") if source is None else contextlib.nullcontext(source)  # noqa: SIM115 (just below)
         with pillow_limit(max_pixels), opened as stream:
             head = stream.read(4)
@@ -231,13 +230,11 @@ def keeps_alpha(path: str | os.PathLike) -> bool:
     return output_format(path) not in _NO_ALPHA
 
 
-def write_picture(
-    path: str | os.PathLike, picture: Picture, *, overwrite: bool = True, stream: IO[bytes] | None = None
-) -> tuple[str, ...]:
+def write_picture(path: str | os.PathLike, picture: Picture, *, stream: IO[bytes] | None = None) -> tuple[str, ...]:
     """Write an image file in the format of its suffix, with the ICC profile, EXIF and XMP where the format has them;
     returns, in words for the user, what of them was left out.
 
-    overwrite: as of `replacing`. stream: a seekable binary file that is written to instead; `path` tells the format
+    stream: a seekable binary file that is written to instead; `path` tells the format
     then, and is its name in errors.
 
     Nobody sees half a file: it is written beside its place and then moved there. ImageError names the file and the
@@ -250,7 +247,7 @@ def write_picture(
     given, notices = _fitting_metadata(name, picture)
     options = _SAVE_OPTIONS.get(name, {}) | given
     try:
-        with contextlib.nullcontext(stream) if stream is not None else replacing(path, overwrite=overwrite) as output:
+        with contextlib.nullcontext(stream) if stream is not None else replacing(path) as output:
             image.save(_WithoutDescriptor(output), format=name, **options)
     except OSError as error:
         if error.errno is not None:

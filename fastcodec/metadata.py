@@ -309,7 +309,7 @@ def _exif_of_tiff(tags: Image.Exif, notices: list[str]) -> bytes | None:
             entries[tag] = (_ASCII if text else _BYTE, len(value) + text, value + bytes(text))
     left_out = set(tags) - set(entries) - set(_DIRECTORIES) - set(_RESOLUTION_TAGS) - _STORAGE_TAGS
     if left_out:
-        notices.append(f"TIFF tags that EXIF does not know: {listed(map(_name, sorted(left_out)))}: left out")
+        notices.append(f"TIFF tags that EXIF does not know: {_listed(map(_name, sorted(left_out)))}: left out")
     exif = bare_exif(base.tobytes()) if base else None
     return _with_entries(exif, entries) if entries else exif
 
@@ -377,14 +377,14 @@ def note_texts(image: Image.Image, notices: list[str]) -> None:
     if image.format == "PNG":
         texts = set(getattr(image, "text", {})) - {"XML:com.adobe.xmp", "Raw profile type exif"}
         if texts:
-            notices.append(f"its text ({listed(sorted(texts))}): left out")
+            notices.append(f"its text ({_listed(sorted(texts))}): left out")
     elif image.format in ("JPEG", "MPO", "GIF") and image.info.get("comment"):
         notices.append("its comment: left out")
     if image.format in ("JPEG", "MPO") and 0x0404 in image.info.get("photoshop", ()):
         notices.append("its IPTC data: left out")
 
 
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """The first names of several, and how many more there are."""
+def _listed(names: Iterable[str]) -> str:
+    """The first five of several names, and how many more there are."""
     names = [re.sub(r"[^ -~\xa1-\xff]", "?", name) for name in names]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

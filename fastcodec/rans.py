@@ -36,8 +36,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .entropy import gaussian
 from .entropy.gaussian import SCALES as GAUSSIAN_SCALES
+from .entropy.gaussian import gaussian_tables
 from .kernels.errors import CorruptStreamError, SymbolRangeError, UnavailableError
 from .kernels.rans import (
     Decoder,
@@ -73,27 +73,6 @@ __all__ = [
     "quantise_mixtures",
     "scale_indexes",
 ]
-
-
-def gaussian_tables(scales: Tensor | Sequence[float] | np.ndarray | None = None) -> TableSet:
-    """Tables of zero-mean Gaussians, by number: those of the package, or of other scales.
-
-    Without scales, the 64 that come with the package, whose index 0 is not coded. With them, table i is that of
-    scales[i], every symbol is coded, and `scale_indexes(sigmas, scales)` finds the nearest. Equal scales give equal
-    tables on every device: a tensor's tables are built where it is, on a GPU by one kernel.
-
-    Args:
-        scales: 1 to 256 standard deviations in quantisation steps, above 0 and at most 256; taken as float64.
-
-    Raises:
-        ValueError: the scales are not so, or two choices in a table are so close that rounding would decide.
-        UnavailableError: scales on a GPU, and no Triton.
-    """
-    if scales is None:
-        return gaussian.gaussian_tables()
-    if not isinstance(scales, Tensor):
-        scales = torch.from_numpy(np.array(scales, dtype=np.float64))
-    return gaussian.tables_of_scales(scales.detach().double())
 
 
 def scale_indexes(sigmas: Tensor, scales: Sequence[float] | np.ndarray | None = None) -> Tensor:

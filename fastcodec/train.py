@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from . import metrics
+from .arguments import fraction, integers, positive
 from .codec import Codec
 from .crops import CropSource, ResidentCrops, drawing_pool
 from .errors import FastcodecError, ModelMismatchError
@@ -46,30 +47,6 @@ from .models.modules import in_layout
 LOSS_LIMIT = 1.0  # twice a photograph's usual loss
 EAGER_STEPS = 4  # before a capture: PyTorch chooses algorithms, and the optimiser makes its state
 PARTS = ("loss", "bpp", "z_bpp", "psnr", "norm", "skipped")  # of a step, as `_compute` returns them
-
-
-def _length(text: str) -> float:
-    """A number of minutes, for argparse."""
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text} is not a number of minutes")
-    return value
-
-
-def _fraction(text: str) -> float:
-    """A number from 0 to 1, for argparse."""
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not from 0 to 1")
-    return value
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    """Positive numbers between commas, for argparse."""
-    sizes = tuple(int(part) for part in text.split(","))
-    if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: each is at least 1")
-    return sizes
 
 
 def _option(default: Any, about: str, **argument: Any) -> Any:
@@ -86,25 +63,25 @@ class TrainingConfig:
 
     data: Path
     run: Path
-    minutes: float = _option(110.0, "length of the cycle by the clock, all that it does included", type=_length)
+    minutes: float = _option(110.0, "length of the cycle by the clock, all that it does included", type=positive)
     steps: int | None = _option(None, "length of the cycle in steps, in place of --minutes", type=int)
     batch: int = _option(8, "images a step")
     crop: int = _option(256, "crop side in pixels, a multiple of 64")
     late_crop: int | None = _option(
         None, "crop side in the last part of the cycle, in smaller batches of about as many pixels", type=int
     )
-    late_from: float = _option(0.7, "where that part begins, as a fraction of the cycle", type=_fraction)
+    late_from: float = _option(0.7, "where that part begins, as a fraction of the cycle", type=fraction)
     graphics: float = _option(
         0.2,
         "share of the crops that are drawn, not photographs: text, windows, charts; 0 for none",
-        type=_fraction,
+        type=fraction,
         metavar="FRACTION",
     )
     learning_rate: float = _option(6e-4, "at its greatest")
     warmup_steps: int = 300
-    decay_from: float = _option(0.55, "fraction of the cycle at which the rate starts to fall", type=_fraction)
+    decay_from: float = _option(0.55, "fraction of the cycle at which the rate starts to fall", type=fraction)
     quantise_from: float = _option(0.7, "fraction of the cycle at which the entropy side turns integer")
-    ema: float = _option(0.998, "decay of averaged weights", type=_fraction)
+    ema: float = _option(0.998, "decay of averaged weights", type=fraction)
     checkpoint_seconds: float = _option(300.0, "between checkpoints")
     log_steps: int = _option(100, "between lines of the log")
     device: str = _option("cpu", "where to train", choices=("cpu", "cuda"))
@@ -124,7 +101,7 @@ class TrainingConfig:
     groups: tuple[int, ...] | None = _option(
         None,
         "channels of each group of swift's latents (those of the release, or all in one)",
-        type=_sizes,
+        type=integers(1),
         metavar="N,N,...",
     )
     entropy_side: bool = _option(

@@ -431,10 +431,6 @@ def test_where_it_cannot_be_written(tmp_path):
         write_picture(tmp_path / "folder.png", picture)
     with pytest.raises(FileNotFoundError, match=r"nowhere/a\.png"):
         write_picture(tmp_path / "nowhere" / "a.png", picture)
-    (tmp_path / "a.png").write_bytes(b"precious")
-    with pytest.raises(FileExistsError, match=r"a\.png"):
-        write_picture(tmp_path / "a.png", picture, overwrite=False)
-    assert (tmp_path / "a.png").read_bytes() == b"precious"
 
 
 def test_a_background_is_rounded_to_nearest_and_keeps_what_still_describes_it(monkeypatch):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "kernels").is_dir(), reason="needs t
 LAYERS = (
     "fastcodec.kernels",
     "fastcodec.errors fastcodec.constants fastcodec.geometry fastcodec.quality fastcodec.machine fastcodec.metrics "
-    "fastcodec.calls fastcodec.threads fastcodec.files fastcodec.grouping",
+    "fastcodec.arguments fastcodec.calls fastcodec.threads fastcodec.files fastcodec.grouping",
     "fastcodec.entropy fastcodec.rans fastcodec.metadata fastcodec.png",
     "fastcodec.models fastcodec.container fastcodec.images fastcodec.alpha fastcodec.lossless",
     "fastcodec.engines",

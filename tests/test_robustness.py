@@ -87,7 +87,7 @@ def repaired(data: bytes) -> bytes:
         width, height = reader.varint(""), reader.varint("")
         metadata = sum(reader.varint("") for flag in (0b1000, 0b10000) if out[5] & flag)
         for _ in range(reader.take(1, "")[0] if out[4] == 3 and out[5] & 0b1000_0000 else 0):
-            reader.skip(1, "")
+            reader.take(1, "")
             metadata += reader.varint("")
         tiles = Grid(height, width).tile_count
         if tiles * 5 > len(out):
@@ -95,14 +95,14 @@ def repaired(data: bytes) -> bytes:
         alpha = bool(out[5] & 0b100)
         halved = int(out[4] >= 2 and bool(out[5] & 0b100_0000))
         lengths = [(reader.varint("") >> halved) + (reader.varint("") if alpha else 0) for _ in range(tiles)]
-        reader.skip(metadata, "")
+        reader.take(metadata, "")
         crc = zlib.crc32(out[: reader.at])
         begin = reader.at
-        reader.skip(4, "")
+        reader.take(4, "")
         struct.pack_into("<I", out, begin, crc)
         for number, length in enumerate(lengths):
             begin = reader.at
-            reader.skip(length + 4, "")
+            reader.take(length + 4, "")
             seed = zlib.crc32(struct.pack("<I", number), crc)
             struct.pack_into("<I", out, begin + length, zlib.crc32(out[begin : begin + length], seed))
     except (CorruptStreamError, IndexError):

@@ -93,11 +93,11 @@ def test_loss_of_the_tables():
 
 def test_a_damaged_file_is_noticed(monkeypatch):
     monkeypatch.setattr(gaussian, "SHA256", "0" * 64)
-    gaussian_tables.cache_clear()
+    gaussian._packaged_tables.cache_clear()
     with pytest.raises(RuntimeError, match=r"gaussian64\.bin is damaged"):
         gaussian_tables()
     monkeypatch.undo()
-    gaussian_tables.cache_clear()
+    gaussian._packaged_tables.cache_clear()
     assert gaussian_tables().count == 64
 
 

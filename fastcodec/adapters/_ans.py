@@ -17,20 +17,14 @@ from torch import Tensor
 
 from ..kernels import forks, rans64
 
-_Cdfs = Sequence[Sequence[int]]
+_Ints = Sequence[int]
 
 
 class RansEncoder:
     """One stream a call."""
 
     def encode_with_indexes(
-        self,
-        symbols: Sequence[int],
-        indexes: Sequence[int],
-        cdfs: _Cdfs,
-        cdfs_sizes: Sequence[int],
-        offsets: Sequence[int],
-        /,
+        self, symbols: _Ints, indexes: _Ints, cdfs: Sequence[_Ints], cdfs_sizes: _Ints, offsets: _Ints, /
     ) -> bytes:
         """The stream of these symbols; symbol i by the table indexes[i].
 
@@ -52,13 +46,7 @@ class BufferedRansEncoder:
         self._parts: list[tuple[Tensor, Tensor, rans64.CdfTables]] = []
 
     def encode_with_indexes(
-        self,
-        symbols: Sequence[int],
-        indexes: Sequence[int],
-        cdfs: _Cdfs,
-        cdfs_sizes: Sequence[int],
-        offsets: Sequence[int],
-        /,
+        self, symbols: _Ints, indexes: _Ints, cdfs: Sequence[_Ints], cdfs_sizes: _Ints, offsets: _Ints, /
     ) -> None:
         """Keeps more symbols for `flush`. Arguments and errors as `RansEncoder.encode_with_indexes`; after an error the
         symbols of the calls before it are still there."""
@@ -79,7 +67,7 @@ class RansDecoder:
         self._decoder: rans64.StreamDecoder | None = None
 
     def decode_with_indexes(
-        self, encoded: bytes, indexes: Sequence[int], cdfs: _Cdfs, cdfs_sizes: Sequence[int], offsets: Sequence[int], /
+        self, encoded: bytes, indexes: _Ints, cdfs: Sequence[_Ints], cdfs_sizes: _Ints, offsets: _Ints, /
     ) -> list[int]:
         """All symbols of a stream. Tables as in `RansEncoder.encode_with_indexes`.
 
@@ -97,9 +85,7 @@ class RansDecoder:
         self._decoder = None
         self._decoder = rans64.StreamDecoder(_bytes(encoded))
 
-    def decode_stream(
-        self, indexes: Sequence[int], cdfs: _Cdfs, cdfs_sizes: Sequence[int], offsets: Sequence[int], /
-    ) -> list[int]:
+    def decode_stream(self, indexes: _Ints, cdfs: Sequence[_Ints], cdfs_sizes: _Ints, offsets: _Ints, /) -> list[int]:
         """The next symbols. Arguments and errors as `decode_with_indexes`, but that the stream may go on."""
         if self._decoder is None:
             raise ValueError("there is no stream: call set_stream first")
@@ -115,7 +101,7 @@ def pmf_to_quantized_cdf(pmf: Sequence[float], precision: int, /) -> list[int]:
     return rans64.quantise_pmf(np.array(pmf, dtype=np.float32), operator.index(precision)).tolist()
 
 
-def _integers(values: Sequence[int]) -> Tensor:
+def _integers(values: _Ints) -> Tensor:
     """A sequence of integers as a tensor int32 [n] on the CPU.
 
     Raises:
@@ -137,11 +123,7 @@ def _bytes(encoded: bytes) -> bytes:
 
 
 def _part(
-    symbols: Sequence[int],
-    indexes: Sequence[int],
-    cdfs: _Cdfs,
-    cdfs_sizes: Sequence[int],
-    offsets: Sequence[int],
+    symbols: _Ints, indexes: _Ints, cdfs: Sequence[_Ints], cdfs_sizes: _Ints, offsets: _Ints
 ) -> tuple[Tensor, Tensor, rans64.CdfTables]:
     return _integers(symbols), _integers(indexes), _tables(cdfs, cdfs_sizes, offsets)
 
@@ -156,7 +138,7 @@ _kept_lock = threading.Lock()
 forks.hold(_kept_lock)
 
 
-def _tables(cdfs: _Cdfs, sizes: Sequence[int], offsets: Sequence[int]) -> rans64.CdfTables:
+def _tables(cdfs: Sequence[_Ints], sizes: _Ints, offsets: _Ints) -> rans64.CdfTables:
     plain = all(type(item) is list for item in (cdfs, sizes, offsets, *cdfs))
     if plain:
         for entry in _kept:

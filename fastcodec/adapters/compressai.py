@@ -11,6 +11,7 @@ docs/adapters.md lists the functions that are replaced.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -39,7 +40,7 @@ _MODES = ("compatible", "native")
 _lock = threading.RLock()
 forks.hold(_lock)
 _installations: list[Installation] = []
-_patches: list[_Patch] = []
+_undo = contextlib.ExitStack()
 
 
 def install(mode: Mode = "compatible") -> Installation:
@@ -133,23 +134,6 @@ class _Bottleneck(_EntropyModel, Protocol):
     def _get_medians(self) -> Tensor: ...
 
 
-class _Patch:
-    """One attribute of a class: ours, and the one before it, if it was the class's own."""
-
-    def __init__(self, owner: type, name: str, ours: Any) -> None:
-        self.owner, self.name, self.ours = owner, name, ours
-        self.before = vars(owner).get(name)
-        setattr(owner, name, ours)
-
-    def restore(self) -> None:
-        if vars(self.owner).get(self.name) is not self.ours:
-            return  # someone else's by now
-        if self.before is None:
-            delattr(self.owner, self.name)
-        else:
-            setattr(self.owner, self.name, self.before)
-
-
 _PARTS_OF_A_BOTTLENECK = ("_build_indexes", "_extend_ndims", "quantize", "dequantize")
 _PARTS = ("ans", "_CXX", "entropy_models.entropy_models", "entropy_models.entropy_models_vbr")
 # Of the installation in force: CompressAI's compiled classes and functions, each with ours; its quantisers and their
@@ -190,12 +174,11 @@ def _patch() -> None:
     _replace(bottleneck, "compress", _compress_factorised, _factorised)
     _replace(bottleneck, "decompress", _decompress_factorised, _factorised)
     for name in ("_encoder", "_decoder"):
-        _patches.append(_Patch(models._EntropyCoder, name, _held_coder(name)))
+        _put(models._EntropyCoder, name, _held_coder(name))
 
 
 def _restore() -> None:
-    while _patches:
-        _patches.pop().restore()
+    _undo.close()
     _exchange([(ours, theirs) for theirs, ours in _replacements])
     _model_tables.clear()
     _own_coders.clear()
@@ -265,7 +248,23 @@ def _replace(owner: type, name: str, ours: Callable, condition: Callable[[Any], 
         result = None if given is None else ours(self, given, *args, **kwargs)
         return original(self, *args, **kwargs) if result is None else result
 
-    _patches.append(_Patch(owner, name, call))
+    _put(owner, name, call)
+
+
+def _put(owner: type, name: str, ours: Any) -> None:
+    """Give a class an attribute, and have `_restore` give it back what was its own there."""
+    before = vars(owner).get(name)
+
+    def restore() -> None:
+        if vars(owner).get(name) is not ours:
+            return  # someone else's by now
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+    setattr(owner, name, ours)
+    _undo.callback(restore)
 
 
 def _compress(

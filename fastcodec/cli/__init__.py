@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from .. import __version__
+from ..arguments import integer, positive
 from ..constants import DEFAULT_QUALITY, MAX_QUALITY, MIN_QUALITY
 from ..container import DEFAULT_LIMITS
 from ..errors import FastcodecError
@@ -122,13 +123,13 @@ def _add_compress(sub: argparse.ArgumentParser) -> None:
     sizing.add_argument(
         "-q",
         "--quality",
-        type=_integer(MIN_QUALITY, MAX_QUALITY),
+        type=integer(MIN_QUALITY, MAX_QUALITY),
         metavar="Q",
         help=f"from {MIN_QUALITY} (smallest) to {MAX_QUALITY} (best); {DEFAULT_QUALITY} if not given",
     )
     sizing.add_argument("--lossless", action="store_true", help="bit-exact pixels, larger files")
-    sizing.add_argument("--target-bytes", type=_integer(1), metavar="N", help="best quality of at most N bytes a file")
-    sizing.add_argument("--target-bpp", type=_positive, metavar="X", help="best quality of at most X bits a pixel")
+    sizing.add_argument("--target-bytes", type=integer(1), metavar="N", help="best quality of at most N bytes a file")
+    sizing.add_argument("--target-bpp", type=positive, metavar="X", help="best quality of at most X bits a pixel")
     sub.add_argument(
         "--preset",
         choices=("size", "latency"),
@@ -202,7 +203,7 @@ def _add_batch_arguments(parser: argparse.ArgumentParser, what: str, output: boo
         parser.add_argument("--overwrite", action="store_true", help="replace outputs, whatever they were made from")
     parser.add_argument("--recursive", action="store_true", help="look into nested folders too")
     parser.add_argument(
-        "--jobs", type=_integer(1), metavar="N", help="files at a time (default: one a core; 32 on a GPU)"
+        "--jobs", type=integer(1), metavar="N", help="files at a time (default: one a core; 32 on a GPU)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object a file, and no progress")
     parser.add_argument(
@@ -228,7 +229,7 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 def _add_limit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-pixels",
-        type=_integer(1),
+        type=integer(1),
         default=DEFAULT_LIMITS.max_pixels,
         metavar="N",
         help="refuse larger images before decoding them (%(default)s)",
@@ -259,33 +260,10 @@ def _input(text: str) -> Path:
     return STDIN if text == "-" else Path(_not_empty(text))
 
 
-def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
-        if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"{value} is not {f'in {low}..{high}' if high else f'{low} or more'}")
-        return value
-
-    return parse
-
-
 def _device(text: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not cpu, cuda, cuda:N or auto")
     return text
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
 
 
 def _colour(text: str) -> tuple[int, int, int]:

@@ -11,15 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import stat
 import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..batch import folded
-from ..errors import ImageError
-from ..files import replacing
+from ..files import check_regular, replacing
 
 NAME = ".fastcodec.jsonl"
 _STALE = 1000  # lines that no longer count, from which on the file may be written anew
@@ -42,10 +40,9 @@ class Made:
 
     @classmethod
     def of(cls, source: Path, folder: Path, settings: dict[str, Any]) -> Made:
-        """Reads the whole source. ImageError if it is no regular file: a pipe might never end."""
+        """Reads the whole source. Raises what `check_regular` raises."""
+        check_regular(source)
         facts = source.stat()
-        if not stat.S_ISREG(facts.st_mode):
-            raise ImageError("is not a regular file")
         with open(source, "rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
         return cls(_from_folder(source, folder), *_stamp(facts), sha256, settings)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from pathlib import Path
 
 from ..container import MAGIC
 from ..errors import ImageError, NotAFicFileError
+from ..files import check_regular
 
 # `-` on the command line: known by identity, as a file may have such a name.
 STDIN, STDOUT = Path("<stdin>"), Path("<stdout>")
@@ -16,11 +16,7 @@ STDIN, STDOUT = Path("<stdin>"), Path("<stdout>")
 
 def read_fic(path: Path) -> bytes:
     """The bytes of a .fic file. What does not begin as one is refused before the rest of it is read."""
-    mode = path.stat().st_mode
-    if stat.S_ISDIR(mode):
-        raise ImageError("is a directory")
-    if not stat.S_ISREG(mode):
-        raise ImageError("is not a regular file")
+    check_regular(path)
     with open(path, "rb") as stream:
         head = stream.read(len(MAGIC))
         if head != MAGIC:

@@ -1,7 +1,7 @@
 """The codec's Gaussian tables: 64 zero-mean scales, log-spaced from 0.11 to 64, as integers that ship with the package.
 
 They are built offline in high precision and never at run time, so no machine's `erf` can change a stream. Tables of
-other scales (`tables_of_scales`) are built where they are used, and refused where rounding could change one.
+other scales are built where they are used, and refused where rounding could change one.
 
     python -m fastcodec.entropy.gaussian --write     # rebuilds gaussian64.bin (needs mpmath) and prints its SHA-256
 
@@ -14,10 +14,12 @@ import hashlib
 import heapq
 import math
 import sys
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ..kernels.errors import UnavailableError
@@ -42,32 +44,26 @@ LEAST_MARGIN = 1e-11
 SHA256 = "63c0e14c493cb77db9f7c00a67769a7b7dc34883fa00b3821195090d36105e9e"
 
 
-@cache
-def gaussian_tables() -> TableSet:
-    """The 64 Gaussian tables (with skip), loaded once.
+def gaussian_tables(scales: Tensor | Sequence[float] | np.ndarray | None = None) -> TableSet:
+    """Tables of zero-mean Gaussians, by number: those of the package, or of other scales.
 
-    Raises:
-        RuntimeError: the package's file is not the one that streams were written with.
-    """
-    data = files(__package__).joinpath(FILE).read_bytes()
-    if hashlib.sha256(data).hexdigest() != SHA256:
-        raise RuntimeError(f"{FILE} is damaged: its SHA-256 is not {SHA256}. Install fastcodec again.")
-    return TableSet.from_bytes(data)
-
-
-def tables_of_scales(scales: Tensor) -> TableSet:
-    """Tables of zero-mean Gaussians of other scales, by the rule of the package's own: table i is that of scales[i].
-
-    They are the same on every device, and all symbols are coded (there is no skip). On a GPU a Triton kernel builds
-    them.
+    Without scales, the 64 that come with the package, whose index 0 is not coded. With them, table i is that of
+    scales[i], every symbol is coded, and `fastcodec.rans.scale_indexes(sigmas, scales)` finds the nearest. Equal scales
+    give equal tables on every device: a tensor's tables are built where it is, on a GPU by one kernel.
 
     Args:
-        scales: float64 [T], 1 to 256 standard deviations in quantisation steps, above 0 and at most 256.
+        scales: 1 to 256 standard deviations in quantisation steps, above 0 and at most 256; taken as float64.
 
     Raises:
         ValueError: the scales are not so, or two choices in a table are so close that rounding would decide.
         UnavailableError: scales on a GPU, and no Triton.
+        RuntimeError: the package's file is not the one that streams were written with.
     """
+    if scales is None:
+        return _packaged_tables()
+    if not isinstance(scales, Tensor):
+        scales = torch.from_numpy(np.array(scales, dtype=np.float64))
+    scales = scales.detach().double()
     if scales.dim() != 1 or not bool(((scales > 0) & (scales <= GREATEST_BUILT)).all()):
         raise ValueError(f"scales must be numbers above 0, of at most {GREATEST_BUILT:.0f}, in one dimension")
     for scale, margin in zip(scales.tolist(), tie_margins(scales, SUPPORT, PROBABILITY_TOTAL).tolist(), strict=True):
@@ -78,6 +74,15 @@ def tables_of_scales(scales: Tensor) -> TableSet:
     return TableSet(
         (first, row[:size]) for first, size, row in zip(firsts.tolist(), sizes.tolist(), frequencies, strict=True)
     )
+
+
+@cache
+def _packaged_tables() -> TableSet:
+    """The 64 tables (with skip), loaded once."""
+    data = files(__package__).joinpath(FILE).read_bytes()
+    if hashlib.sha256(data).hexdigest() != SHA256:
+        raise RuntimeError(f"{FILE} is damaged: its SHA-256 is not {SHA256}. Install fastcodec again.")
+    return TableSet.from_bytes(data)
 
 
 def _frequencies_on_gpu(scales: Tensor, support: float, total: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -141,17 +141,13 @@ class IntegerConvolution(nn.Module):
         """Of [outputs, inputs, ...], the part that this layer keeps, in its order."""
         return weight
 
-    def _by_output(self) -> Tensor:
-        """The weights [outputs, terms of its sum]."""
-        return self.weight.flatten(1)
-
     def check(self) -> None:
         """Proves every sum exact: sum |w| 32767 + |b| + 2^(s - 1) < 2^53 for each channel; ExactnessError otherwise."""
         shift = (self.weight_bits - self.output_bits).double()
         bits = torch.cat([self.input_bits, self.weight_bits, self.output_bits[None]])
         if int(bits.min()) < -100 or int(bits.max()) > 100 or int(self.weight.int().abs().max()) > WEIGHT_MAX:
             raise ExactnessError("exponents or weights are out of range")
-        bound = self._by_output().double().abs().sum(1) * INPUT_MAX + self.bias.double().abs()
+        bound = self.weight.flatten(1).double().abs().sum(1) * INPUT_MAX + self.bias.double().abs()
         bound += torch.where(shift > 0, torch.exp2(shift - 1), 0.0)
         if not float(bound.max()) < EXACT_LIMIT:
             raise ExactnessError(f"a sum can reach {float(bound.max()):.3g}: float64 is exact below 2^53")

@@ -47,14 +47,16 @@ def build_simulated(name: str, kind: str) -> Path:
     return build_program(f"{name}_{kind}", sources, f"{flags} -rdynamic")
 
 
-def run_driver(driver: Path, cases: int, *, seconds: int = 120, memory_mb: int | None = None) -> tuple[str, dict]:
+def run_driver(
+    driver: Path, cases: int, kind: str = "", *, seconds: int = 120, memory_mb: int | None = None
+) -> tuple[str, dict]:
     """What it printed, and its counts by their names: lines of a number and a text. It must end well.
 
-    memory_mb: how much it may have at once, and in one piece.
+    kind: the driver's third argument; memory_mb: how much it may have at once, and in one piece.
     """
     limits = f":hard_rss_limit_mb={memory_mb}:max_allocation_size_mb={memory_mb}" if memory_mb else ""
     run = subprocess.run(
-        [str(driver), str(cases), os.environ.get("FASTCODEC_FUZZ_SEED", "1")],
+        [str(driver), str(cases), os.environ.get("FASTCODEC_FUZZ_SEED", "1"), kind],
         capture_output=True,
         text=True,
         timeout=seconds,

@@ -5,11 +5,10 @@
 //
 // The same seed gives the same cases. A stream that is accepted must mean the same after it was encoded again.
 
-#include <cstdio>
-#include <cstdlib>
+#include <algorithm>
 #include <memory>
-#include <vector>
 
+#include "driver.h"
 #include "rans64/rans64.h"
 
 using namespace fastcodec::rans64;
@@ -29,20 +28,9 @@ int fastcodec_rans64_finish(const Stream*);
 
 namespace {
 
-struct Random {
-    uint64_t state;
-    uint64_t next() {  // splitmix64
-        uint64_t z = (state += 0x9E3779B97F4A7C15);
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-        return z ^ (z >> 31);
-    }
-    uint32_t below(uint32_t n) { return static_cast<uint32_t>((next() >> 32) * n >> 32); }
-};
-
 [[noreturn]] void fail(const char* what, uint32_t number) {
     std::printf("case %u: %s\n", number, what);
-    std::exit(1);
+    fail();
 }
 
 struct Matrix {
@@ -160,8 +148,8 @@ void damage(Random& random, std::vector<uint8_t>& stream, const std::vector<uint
 }  // namespace
 
 int main(int argc, char** argv) {
-    const uint32_t cases = argc > 1 ? static_cast<uint32_t>(std::strtoul(argv[1], nullptr, 10)) : 10000;
-    Random random{argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1};
+    Arguments arguments(argc, argv, 10000);
+    Random& random = arguments.random;
     std::vector<Case> bases(64);
     for (Case& base : bases) {
         base = random_case(random);
@@ -174,7 +162,7 @@ int main(int argc, char** argv) {
         }
     }
     uint32_t seen[kFailedBefore + 1] = {};
-    for (uint32_t number = 0; number < cases; ++number) {
+    for (uint32_t number = 0; number < arguments.cases; ++number) {
         Case c = bases[random.below(bases.size())];
         const uint32_t kind = random.below(16);
         if (kind == 0) {  // CDFs

@@ -1,6 +1,6 @@
 """The CUDA mixture kernels without a GPU: unchanged in the host shim (cuda_shim/), beside the CPU coder.
 
-tests/cuda_mixture.cpp compares the two on thousands of cases, under the address and undefined-behaviour sanitizers and
+tests/cuda_rans.cpp compares the two on thousands of cases, under the address and undefined-behaviour sanitizers and
 under the shim's own watch for races; the tests here go through the public interface. tests/test_gpu_rans.py does the
 same on a GPU, and tests/test_cuda_build.py looks at the machine code.
 """
@@ -18,7 +18,7 @@ from fastcodec.kernels.rans import Decoder, _cuda, _operators, cost_bits, encode
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", SIMULATED)
 def test_kernels_agree_with_the_cpu_coder(kind):
-    output, counts = run_driver(build_simulated("cuda_mixture", kind), 800, seconds=240)
+    output, counts = run_driver(build_simulated("cuda_rans", kind), 800, "mixed", seconds=240)
     # All numbers of lanes and all errors that kernels find must have occurred, or the driver tests less than it says.
     found = {text for text, count in counts.items() if count}
     assert found >= {

@@ -7,9 +7,10 @@ from drivers import build_driver, run_driver
 
 
 @pytest.mark.slow
-def test_twins_agree_on_corrupt_payloads():
-    output, counts = run_driver(build_driver("fuzz_rans"), 20_000, memory_mb=1024)
+@pytest.mark.parametrize("kind, cases, errors", [("", 20_000, 11), ("mixed", 10_000, 12)], ids=["indexed", "mixed"])
+def test_twins_agree_on_corrupt_payloads(kind, cases, errors):
+    output, counts = run_driver(build_driver("fuzz_rans"), cases, kind, memory_mb=1024)
     # The cases must reach every error, and some payloads must pass, or the driver tests less than it says.
-    assert len(counts) == 11
+    assert len(counts) == errors
     assert all(counts.values()), output
     assert int(re.search(r"accepted (\d+)", output)[1]) > 0

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +66,14 @@ def photographs() -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
+def codec():
+    """The default model on the CPU."""
+    from fastcodec import Codec
+
+    return Codec.load("swift", "cpu")
+
+
+@pytest.fixture(scope="module")
 def one_thread():
     """For networks so small that threads would mostly wait for each other."""
     before = torch.get_num_threads()
@@ -75,18 +82,20 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request) -> str:
+    """Where Triton's kernels run; on the CPU in its interpreter."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def compressai():
     """The package, as the benchmarks import it."""
     if importlib.util.find_spec("compressai") is None:
         pytest.skip("CompressAI is not installed: `make bench` installs it")
-    sys.path.insert(0, str(ROOT))
-    try:
-        from bench import rivals
+    from bench import rivals
 
-        return rivals.load()
-    finally:
-        sys.path.pop(0)
+    return rivals.load()
 
 
 @pytest.fixture

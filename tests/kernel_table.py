@@ -6,6 +6,7 @@ numbers, instruction by instruction: --loops.
 
 import argparse
 import importlib.util
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -18,11 +19,35 @@ from typing import TypeVar
 from cubin import Block, Loop, Usage, cheapest_loop, compiler_version, describe, disassemble, usage
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = ROOT / "docs" / "kernels.md"
-BEGIN, END = "<!-- kernels:begin -->", "<!-- kernels:end -->"
 PREFIX = "fastcodec_rans_"
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Section:
+    """What stands in a document between two markers of a name."""
+
+    name: str
+    document: Path = ROOT / "docs" / "kernels.md"
+
+    def read(self) -> str:
+        return self._parts()[1].strip("\n") + "\n"
+
+    def write(self, text: str) -> None:
+        before, _, after = self._parts()
+        self.document.write_text(f"{before}\n\n{text}\n{after}", encoding="utf-8")
+
+    def _parts(self) -> tuple[str, str, str]:
+        """The text up to the first marker, between the two, and from the second one on."""
+        text = self.document.read_text(encoding="utf-8") if self.document.exists() else ""
+        parts = re.fullmatch(rf"(.*<!-- {self.name}:begin -->)(.*)(<!-- {self.name}:end -->.*)", text, re.DOTALL)
+        if parts is None:
+            raise ValueError(f"{self.document} lacks its markers of {self.name}")
+        return parts[1], parts[2], parts[3]
+
+
+SECTION = Section("kernels")
 
 
 @dataclass(frozen=True)
@@ -135,28 +160,9 @@ def markdown(rows: list[list[str]]) -> str:
     )
 
 
-def documented() -> str:
-    """The text between the document's markers."""
-    return _parts()[1].strip("\n") + "\n"
-
-
-def _parts() -> tuple[str, str, str]:
-    text = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else ""
-    before, begin, rest = text.partition(BEGIN)
-    inside, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{DOCUMENT} lacks its markers {BEGIN} and {END}")
-    return before, inside, after
-
-
-def write(text: str) -> None:
-    before, _, after = _parts()
-    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"put the table into docs/{DOCUMENT.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the table into docs/{SECTION.document.name}")
     parser.add_argument("--loops", action="store_true", help="print each loop's blocks and opcodes instead")
     arguments = parser.parse_args()
     build = build_module()
@@ -170,7 +176,7 @@ def main() -> int:
             for target, loop in versions.items():
                 print(f"{kernel} sm_{target}, {name}: {len(loop.instructions)} instructions\n{describe(loop)}")
     elif arguments.write:
-        write(table(image))
+        SECTION.write(table(image))
     else:
         print(table(image), end="")
     return 0

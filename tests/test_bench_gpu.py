@@ -19,16 +19,7 @@ from fastcodec.codec import Codec
 from fastcodec.errors import UnavailableError
 from fastcodec.rans import encode
 
-pytestmark = pytest.mark.usefixtures("network_tiles")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Images are tiny here: on a busy machine threads would do little but wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("network_tiles", "one_thread")
 
 
 class CpuMachine(_timing.Machine):

@@ -2,20 +2,13 @@
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from PIL import Image, features
 
-
-@pytest.fixture
-def large(monkeypatch):
-    """The benchmark: it is in the checkout, and not installed."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    import bench.large
-
-    return bench.large
+from bench import large
+from bench.common import CannotRunError
 
 
-def test_curves_and_rates_against_every_rival(large, photographs, capsys):
+def test_curves_and_rates_against_every_rival(photographs, capsys):
     pictures = {"as they are": {name: p[:192, :256] for name, p in list(photographs.items())[:2]}}
     found = large.run(pictures)
     rows = found["sizes"]["as they are"]
@@ -34,7 +27,7 @@ def test_curves_and_rates_against_every_rival(large, photographs, capsys):
     assert "mean" in capsys.readouterr().out
 
 
-def test_a_claim_that_fails_is_said(large, photographs, monkeypatch, capsys):
+def test_a_claim_that_fails_is_said(photographs, monkeypatch, capsys):
     if not features.check("avif"):
         pytest.skip("Pillow without AVIF")
     monkeypatch.setattr(large, "LEAST_PERCENT", -99.0)
@@ -43,7 +36,7 @@ def test_a_claim_that_fails_is_said(large, photographs, monkeypatch, capsys):
     assert "FAILS: 99 % smaller than AVIF" in capsys.readouterr().out
 
 
-def test_photographs_are_read_cut_and_reduced(large, tmp_path, monkeypatch, capsys):
+def test_photographs_are_read_cut_and_reduced(tmp_path, monkeypatch, capsys):
     """Of two tiles along each side and more; grey ones in three channels; what is no image is left out and named."""
     random = np.random.default_rng(1)
     Image.fromarray(random.integers(0, 256, (2200, 3200), np.uint8)).save(tmp_path / "b.png", compress_level=0)
@@ -55,9 +48,7 @@ def test_photographs_are_read_cut_and_reduced(large, tmp_path, monkeypatch, caps
     assert "left out" in capsys.readouterr().out
 
 
-def test_a_folder_without_large_photographs_is_said(large, tmp_path, monkeypatch):
-    from bench.common import CannotRunError
-
+def test_a_folder_without_large_photographs_is_said(tmp_path, monkeypatch):
     Image.new("RGB", (64, 64)).save(tmp_path / "small.png")
     monkeypatch.setenv("FASTCODEC_LARGE", str(tmp_path))
     with pytest.raises(CannotRunError, match="no photograph of four tiles"):

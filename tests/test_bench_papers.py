@@ -1,27 +1,14 @@
 """The paper's timing tables on small images. Nothing here looks at times."""
 
-import sys
-
 import pytest
 import torch
-from conftest import ROOT
 
+from bench import papers
 from fastcodec.kernels import rans
 from fastcodec.models import zoo
 
 
-@pytest.fixture
-def papers(monkeypatch):
-    """The benchmark: it is in the checkout, and not installed."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    import bench.papers
-
-    yield bench.papers
-    for name in [name for name in sys.modules if name == "bench" or name.startswith("bench.")]:
-        del sys.modules[name]
-
-
-def test_both_tables(papers, monkeypatch, capsys):
+def test_both_tables(monkeypatch, capsys):
     monkeypatch.setattr(papers, "N", 32)
     monkeypatch.setattr(papers, "REPEATS", 1)
     found = papers.run(torch.device("cpu"), {"Kodak": (64, 64), "Tecnick": (70, 40)})
@@ -36,7 +23,7 @@ def test_both_tables(papers, monkeypatch, capsys):
     assert "Minnen 2018, serial" in capsys.readouterr().out
 
 
-def test_the_watch_is_taken_off(papers, monkeypatch):
+def test_the_watch_is_taken_off(monkeypatch):
     monkeypatch.setattr(papers, "N", 32)
     decode, start = rans.Decoder.decode, rans.Decoder.__init__
     model = papers._model("mbt2018-checkerboard", torch.device("cpu"))
@@ -46,7 +33,7 @@ def test_the_watch_is_taken_off(papers, monkeypatch):
     assert "forward" not in vars(model.g_s)
 
 
-def test_a_decoder_that_wavers_is_found(papers, monkeypatch):
+def test_a_decoder_that_wavers_is_found(monkeypatch):
     monkeypatch.setattr(papers, "N", 32)
     decompress = zoo.CompressionModel.decompress
     noise = iter(range(1, 100))

@@ -4,18 +4,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
+from bench import screens
 from fastcodec import graphics
-
-
-@pytest.fixture
-def screens(monkeypatch):
-    """The benchmark: it is in the checkout, and not installed."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    import bench.screens
-
-    return bench.screens
 
 
 @pytest.fixture
@@ -24,7 +15,7 @@ def picture() -> np.ndarray:
     return graphics.draw(random, 96, 128, kind="editor", fonts=graphics.PILLOW_FONTS)
 
 
-def test_every_coder_on_a_small_screen(screens, picture, capsys):
+def test_every_coder_on_a_small_screen(picture, capsys):
     found = screens.run({"screenshots": {"editor": picture}}, rounds=1)
     assert found["sizes"] == {"editor": [128, 96]}
     assert found["holds"]
@@ -43,14 +34,14 @@ def test_every_coder_on_a_small_screen(screens, picture, capsys):
     assert "holds: lossless files are exact" in out
 
 
-def test_a_claim_that_fails_is_said(screens, picture, monkeypatch, capsys):
+def test_a_claim_that_fails_is_said(picture, monkeypatch, capsys):
     monkeypatch.setattr(screens, "LEAST_PSNR", 61.0)
     holds = screens.run({"screenshots": {"editor": picture}}, rounds=1)["holds"]
     assert holds["and comes back at 61 dB"] is False
     assert "FAILS: and comes back at 61 dB" in capsys.readouterr().out
 
 
-def test_the_mixed_pictures(screens, monkeypatch):
+def test_the_mixed_pictures(monkeypatch):
     """Of the same photographs wherever scikit-image is, and of clouds where it is not."""
     pictures = screens.mixed()
     assert {picture.shape for picture in pictures.values()} == {(1440, 2560, 3)}

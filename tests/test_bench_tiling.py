@@ -2,24 +2,15 @@
 
 import numpy as np
 import pytest
-from conftest import ROOT
 
+from bench import tiling
 from fastcodec.codec import Codec
 from fastcodec.engines import cpu
 from fastcodec.geometry import Grid
 
 
-@pytest.fixture
-def tiling(monkeypatch):
-    """The benchmark: it is in the checkout, and not installed."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    import bench.tiling
-
-    return bench.tiling
-
-
 @pytest.mark.parametrize("quality", [20, 80])
-def test_bits_of_tiles_and_of_one_tile_are_the_encoders(tiling, photographs, quality):
+def test_bits_of_tiles_and_of_one_tile_are_the_encoders(photographs, quality):
     picture = np.concatenate([photographs["coffee"][:90], photographs["rocket"][:90], photographs["coffee"][90:180]], 1)
     model = Codec.load("swift", "cpu").model
     found = tiling._bits(model, picture, quality)

@@ -24,11 +24,6 @@ from fastcodec.kernels import rans
 from fastcodec.kernels.processor import bfloat16_is_native
 
 
-@pytest.fixture(scope="module")
-def codec() -> Codec:
-    return Codec.load("swift")
-
-
 def difference(a, b) -> int:
     return int(np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max())
 

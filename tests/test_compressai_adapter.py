@@ -49,11 +49,8 @@ MODELS = {
 
 
 @pytest.fixture(autouse=True)
-def _tidy():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def _uninstalled(one_thread):
     yield
-    torch.set_num_threads(threads)
     adapter.uninstall()
 
 

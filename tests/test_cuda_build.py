@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from cubin import MissingToolError, blocks_of, cheapest_loop, compiler_version, describe, targets, tool
-from kernel_table import build_module, documented, limits, loops_by_kernel, table, usage_by_kernel
+from kernel_table import SECTION, build_module, limits, loops_by_kernel, table, usage_by_kernel
 
 REGISTERS = 1 << 16  # of an SM, on every target; a warp's threads are given them eight at a time
 
@@ -42,13 +42,13 @@ def test_nothing_spills_and_blocks_fit(image):
 
 def skip_other_compilers(image: Path) -> None:
     version = compiler_version(image)
-    if f"nvcc {version}," not in documented():
+    if f"nvcc {version}," not in SECTION.read():
         pytest.skip(f"docs/kernels.md is of another compiler than {version}")
 
 
 def test_table_is_true(image):
     skip_other_compilers(image)
-    assert documented() == table(image), "python tests/kernel_table.py --write"
+    assert SECTION.read() == table(image), "python tests/kernel_table.py --write"
 
 
 def test_steps_are_short(image):

@@ -8,10 +8,11 @@ same on a GPU.
 import numpy as np
 import pytest
 import torch
+from coder_passes import gaussian_pass
 from drivers import SIMULATED, assert_all_lanes, build_simulated, run_driver
 from simulation import simulated
 
-from fastcodec.entropy.gaussian import SCALES, gaussian_tables
+from fastcodec.entropy.gaussian import gaussian_tables
 from fastcodec.errors import CorruptStreamError, SymbolRangeError, UnavailableError
 from fastcodec.kernels.rans import Decoder, Latents, Pass, TableSet, _cuda, cost_bits, cuda_status, encode
 
@@ -21,25 +22,25 @@ from fastcodec.kernels.rans import Decoder, Latents, Pass, TableSet, _cuda, cost
 def test_kernels_agree_with_the_cpu_coder(kind):
     output, counts = run_driver(build_simulated("cuda_rans", kind), 2_500, seconds=240)
     # All kinds of cases, all numbers of lanes and all errors must have occurred, or the driver tests less than it says.
-    assert len(counts) == 5 + 11, output
+    assert len(counts) == 5 + 12, output
     assert all(counts.values()), output
     assert_all_lanes(output)
-
-
-def gaussian_pass(rng: np.random.Generator, positions: int, channels: int, lowest: int = 0, highest: int = 40) -> Pass:
-    """Symbols of the Gaussians that their tables are for; index 0 is skipped."""
-    indexes = rng.integers(lowest, highest, (positions, channels), dtype=np.uint8)
-    symbols = np.rint(rng.normal(size=indexes.shape) * SCALES[indexes]).astype(np.int16)
-    symbols[indexes == 0] = 0
-    return Pass(torch.from_numpy(symbols), torch.from_numpy(indexes), gaussian_tables())
 
 
 @pytest.fixture
 def tiles() -> list[list[Pass]]:
     rng = np.random.default_rng(7)
     return [
-        [gaussian_pass(rng, 6, 16), gaussian_pass(rng, 90, 32), gaussian_pass(rng, 89, 32)],
-        [gaussian_pass(rng, 1, 16), gaussian_pass(rng, 2, 32), gaussian_pass(rng, 0, 32)],
+        [
+            gaussian_pass((6, 16), rng, highest=40),
+            gaussian_pass((90, 32), rng, highest=40),
+            gaussian_pass((89, 32), rng, highest=40),
+        ],
+        [
+            gaussian_pass((1, 16), rng, highest=40),
+            gaussian_pass((2, 32), rng, highest=40),
+            gaussian_pass((0, 32), rng, highest=40),
+        ],
     ]
 
 
@@ -61,7 +62,7 @@ def test_public_interface_in_the_shim(simulator, tiles):
 def test_sampled_cost_chooses_the_same_shape(simulator):
     """Passes of more than 2^16 elements are sampled, by a rule that both twins must follow to the element."""
     rng = np.random.default_rng(3)
-    tiles = [[gaussian_pass(rng, 300, 256), gaussian_pass(rng, 70, 1000)]]
+    tiles = [[gaussian_pass((300, 256), rng, highest=40), gaussian_pass((70, 1000), rng, highest=40)]]
     wanted = encode(tiles, preset="latency")
     with simulated(simulator):
         assert encode(tiles, preset="latency") == wanted
@@ -73,7 +74,7 @@ def test_wide_symbols_and_different_tables_for_the_tiles(simulator):
     coin = TableSet([(0, [8192, 8190, 2])])
     flips = torch.from_numpy(rng.integers(0, 2, (50, 3), dtype=np.int32))
     tiles = [
-        [gaussian_pass(rng, 20, 8), Pass(flips, torch.zeros(50, 3, dtype=torch.uint8), coin)],
+        [gaussian_pass((20, 8), rng, highest=40), Pass(flips, torch.zeros(50, 3, dtype=torch.uint8), coin)],
         [Pass(flips, torch.zeros(50, 3, dtype=torch.uint8), coin)],
         [],
     ]
@@ -89,7 +90,7 @@ def test_wide_symbols_and_different_tables_for_the_tiles(simulator):
 def test_reconstruction_equals_its_pytorch_twin(simulator, rows, columns, anchors, dtype):
     rng = np.random.default_rng(rows * 100 + columns)
     positions = (rows * columns + anchors) // 2
-    item = gaussian_pass(rng, positions, 12, highest=64)
+    item = gaussian_pass((positions, 12), rng, highest=64)
     means = torch.from_numpy(rng.integers(-(2**15), 2**15, (positions, 12)).astype(np.int16))
     gain = torch.from_numpy(rng.uniform(1e-6, 0.5, 12).astype(np.float32))
     payloads = encode([[item]], lanes=4, streams=2)

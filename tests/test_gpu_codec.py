@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from grouped_model import write_grouped
+from made_releases import write_grouped
 from PIL import Image
 from simulated_gpu import simulated_gpu
 from simulation import by_cpu

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from coder_passes import AnyPass, decode_column
 from conftest import ROOT
 from simulation import simulated
 from torch import Tensor
@@ -42,7 +43,6 @@ from fastcodec.kernels.rans import (
     quantise_mixtures,
 )
 
-AnyPass = Pass | MixturePass
 Tiles = list[list[AnyPass]]
 
 # --- where the kernels run --------------------------------------------------------------------------------------------
@@ -158,15 +158,6 @@ def draw_mixtures(rng: np.random.Generator, shape: tuple[int, int], wide: bool) 
     symbols = rng.integers(-(2**15), 2**15, shape) if wide else np.rint(means[0] + rng.normal(size=shape) * sigmas[0])
     parameters = quantise_mixtures(*map(torch.from_numpy, (weights, means, sigmas)))
     return MixturePass(torch.from_numpy(symbols.astype(np.int16)), *parameters)
-
-
-def decode_column(
-    decoder: Decoder, column: Sequence[AnyPass], put: Callable[[Tensor], Tensor], out: list[Tensor] | None = None
-) -> list[Tensor]:
-    """The passes of equal number of all tiles, which are of one kind and have one table set."""
-    if isinstance(column[0], MixturePass):
-        return decoder.decode_mixtures([tuple(map(put, item[1:])) for item in column], out=out)
-    return decoder.decode([put(item.indexes) for item in column], column[0].tables, out=out)
 
 
 DISTRIBUTIONS = ("gaussian", "coded", "rare", "skipped", "skewed", "uniform", "escapes", "full")
@@ -431,35 +422,34 @@ def test_hostile_streams_end_as_on_the_cpu(place, seed):
     assert all(seen.values()), seen
 
 
-@in_both
-def test_index_out_of_range_is_told_at_finish(place):
-    rng = np.random.default_rng(1)
-    item = draw(rng, "gaussian", 60, 40)
-    for lanes, row in itertools.product((1, 8, 32), (0, 33, 59)):
-        [payload] = encode([[item]], lanes=lanes, streams=2)
-        beyond = item.indexes.clone()
-        beyond[row, 7] = item.tables.count + row
-        with place.kernels():
-            decoder = Decoder([payload, payload], device=place.device)
-            good = place.put(item.indexes)
-            _, symbols = decoder.decode([place.put(beyond), good], item.tables)
-            assert torch.equal(symbols.cpu(), item.symbols)
-            with pytest.raises(ValueError, match="tile 0: an index names no table"):
-                decoder.finish()
+def spoil_index(item: Pass, row: int) -> Pass:
+    beyond = item.indexes.clone()
+    beyond[row, 7] = item.tables.count + row
+    return item._replace(indexes=beyond)
 
 
-@in_both
-def test_wrong_weights_are_told_at_finish(place):
-    item = draw(np.random.default_rng(1), "mixtures", 60, 40)
+def spoil_weights(item: MixturePass, row: int) -> MixturePass:
+    wrong = item.weights.clone()
+    wrong[0, row, 7] += 1 + row
+    return item._replace(weights=wrong)
+
+
+@on_places(
+    "kind, spoil, words",
+    [
+        ("gaussian", spoil_index, "an index names no table"),
+        ("mixtures", spoil_weights, "the weights of an element do not sum to 4096"),
+    ],
+)
+def test_wrong_parameters_are_told_at_finish(place, kind, spoil, words):
+    item = draw(np.random.default_rng(1), kind, 60, 40)
     for lanes, row in itertools.product((1, 8, 32), (0, 33, 59)):
         [payload] = encode([[item]], lanes=lanes, streams=2)
-        wrong = item.weights.clone()
-        wrong[0, row, 7] += 1 + row
         with place.kernels():
             decoder = Decoder([payload, payload], device=place.device)
-            _, symbols = decode_column(decoder, [item._replace(weights=wrong), item], place.put)
+            _, symbols = decode_column(decoder, [spoil(item, row), item], place.put)
             assert torch.equal(symbols.cpu(), item.symbols)
-            with pytest.raises(ValueError, match="tile 0: the weights of an element do not sum to 4096"):
+            with pytest.raises(ValueError, match=f"tile 0: {words}"):
                 decoder.finish()
 
 
@@ -490,6 +480,15 @@ def test_tiles_of_both_kinds(place):
     assert place.encode(tiles) == encode(tiles)
 
 
+def assert_refused_alike(place: Place, tiles: Tiles) -> None:
+    """Both coders refuse the second tile's second pass, with the same words."""
+    with pytest.raises(ValueError, match="tile 1, pass 1: ") as by_cpu:
+        encode(tiles)
+    with pytest.raises(ValueError, match="tile 1, pass 1: ") as by_gpu:
+        place.encode(tiles)
+    assert (type(by_gpu.value), str(by_gpu.value)) == (type(by_cpu.value), str(by_cpu.value))
+
+
 @on_gpu
 def test_faults_of_symbols_on_a_gpu(place):
     """What the CPU coder refuses to encode, with the same words."""
@@ -499,12 +498,7 @@ def test_faults_of_symbols_on_a_gpu(place):
     wide[tuple(torch.nonzero(item.indexes)[5])] = 40_000
     skipped[tuple(torch.nonzero(item.indexes == 0)[5])] = 1
     for change in ({"indexes": beyond}, {"symbols": wide}, {"symbols": skipped}):
-        tiles = [[item], [item, item._replace(**change)]]
-        with pytest.raises(ValueError, match="tile 1, pass 1: ") as by_cpu:
-            encode(tiles)
-        with pytest.raises(ValueError, match="tile 1, pass 1: ") as by_gpu:
-            place.encode(tiles)
-        assert (type(by_gpu.value), str(by_gpu.value)) == (type(by_cpu.value), str(by_cpu.value))
+        assert_refused_alike(place, [[item], [item, item._replace(**change)]])
 
 
 @in_both
@@ -515,12 +509,7 @@ def test_faults_of_mixtures(place):
     wrong[0, 49, 19] += 1
     wide[5, 5] = 40_000
     for change in ({"weights": wrong}, {"symbols": wide}, {"weights": wrong, "symbols": wide}):
-        tiles = [[item], [item, item._replace(**change)]]
-        with pytest.raises(ValueError, match="tile 1, pass 1: ") as by_cpu:
-            encode(tiles)
-        with pytest.raises(ValueError, match="tile 1, pass 1: ") as by_gpu:
-            place.encode(tiles)
-        assert (type(by_gpu.value), str(by_gpu.value)) == (type(by_cpu.value), str(by_cpu.value))
+        assert_refused_alike(place, [[item], [item, item._replace(**change)]])
 
 
 # --- PyTorch's streams, threads and graphs ----------------------------------------------------------------------------
@@ -599,7 +588,7 @@ class Passes:
 
     def run(self, decoder: Decoder) -> None:
         for item, out in zip(self.moved, self.symbols, strict=False):
-            decode_column(decoder, [item], lambda tensor: tensor, [out])
+            decode_column(decoder, [item], out=[out])
         decoder.reconstruct(
             [self.moved[3].indexes],
             gaussian_tables(),
@@ -681,7 +670,7 @@ def test_what_capture_needs_of_the_decoder(place, monkeypatch):
             other.decode([first.indexes], unseen, out=passes.symbols[:1])
         monkeypatch.setattr(_cuda, "_uploaded_for_mixtures", {})
         with pytest.raises(FastcodecError, match="mixtures once before"):
-            decode_column(other, [passes.moved[2]], lambda tensor: tensor, passes.symbols[2:])
+            decode_column(other, [passes.moved[2]], out=passes.symbols[2:])
 
 
 # --- images of the kernels and tools ----------------------------------------------------------------------------------

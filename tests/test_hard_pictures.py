@@ -22,11 +22,6 @@ LEAST_PSNR = {10: (18, 12), 60: (24, 18), 90: (32, 26)}  # from a quality on: of
 CAP = 55.0  # PSNR beyond this counts as this: two files without an error that anyone sees
 
 
-@pytest.fixture(scope="module")
-def codec() -> Codec:
-    return Codec.load("swift", device="cpu")
-
-
 def psnr(error: float) -> float:
     return min(CAP, -10 * np.log10(max(error, 1e-9) / 255**2))
 

@@ -9,7 +9,6 @@ import torch
 
 import fastcodec
 from fastcodec import container, graphics, lossless
-from fastcodec.codec import Codec
 from fastcodec.constants import TILE_LATENTS
 from fastcodec.container import Header, TileData
 from fastcodec.errors import CorruptStreamError, ModelMismatchError, UnsupportedVersionError
@@ -17,11 +16,6 @@ from fastcodec.geometry import SYNTHESIS_HALO, Grid, Rect
 from fastcodec.images import Picture
 
 SIDE = 16 * TILE_LATENTS
-
-
-@pytest.fixture(scope="module")
-def codec() -> Codec:
-    return Codec.load("swift", device="cpu")
 
 
 def drawing(height: int, width: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, features
 
-from fastcodec import Codec, images, metadata
+from fastcodec import images, metadata
 from fastcodec.errors import LimitError
 from fastcodec.images import Picture, from_picture, read_picture, to_picture, write_picture
 
@@ -53,11 +53,6 @@ def png_bytes(image: Image.Image, *chunks: tuple[bytes, bytes], **options) -> by
     for kind, body in chunks:
         extra += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
     return data[:33] + extra + data[33:]
-
-
-@pytest.fixture(scope="module")
-def codec() -> Codec:
-    return Codec.load("swift", "cpu")
 
 
 def check_upright(codec, data: bytes, expected: np.ndarray) -> Picture:

@@ -6,15 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from coder_passes import Distribution, assert_round_trip, decode_all, distributions, gaussian_pass, slow_decode
 
-from fastcodec.entropy.gaussian import gaussian_tables
 from fastcodec.errors import CorruptStreamError, SymbolRangeError
 from fastcodec.kernels.rans import _cpu_abi, mixture, passes
 from fastcodec.kernels.rans.mixture import frequencies
-from fastcodec.rans import Decoder, Mixture, MixturePass, Pass, available_isas, cost_bits, encode, quantise_mixtures
+from fastcodec.rans import Decoder, Mixture, MixturePass, available_isas, cost_bits, encode, quantise_mixtures
 
 ISAS = available_isas()
-GAUSSIAN = gaussian_tables()
 
 # ----------------------------------------------------------------------------------------------------------------------
 # An independent model: mixture.h's rule, from its comment alone, in 64-bit integers with every stated bound asserted
@@ -171,76 +170,9 @@ def mixture_pass(shape, components=3, seed=0, escapes=0.0) -> MixturePass:
     return pass_of(elements + [e for e in corners() if len(e[0]) == components], shape, seed, escapes)
 
 
-def indexed_pass(shape, seed=0) -> Pass:
-    rng = np.random.default_rng(seed)
-    indexes = rng.integers(0, 64, shape, dtype=np.uint8)
-    symbols = np.rint(rng.normal(size=shape) * 0.1 * indexes).astype(np.int16)
-    return Pass(torch.from_numpy(symbols), torch.from_numpy(indexes), GAUSSIAN)
-
-
-def decode_all(payloads, tiles, **options) -> list[list[torch.Tensor]]:
-    """Every pass of tiles whose passes are of the same kinds."""
-    decoder = Decoder(payloads, **options)
-    result = [[] for _ in tiles]
-    for column in zip(*tiles, strict=True):
-        if isinstance(column[0], MixturePass):
-            decoded = decoder.decode_mixtures([p[1:] for p in column])
-        else:
-            decoded = decoder.decode([p.indexes for p in column], column[0].tables)
-        for tile, symbols in zip(result, decoded, strict=True):
-            tile.append(symbols)
-    decoder.finish()
-    return result
-
-
-def slow_decode(payload: bytes, tile) -> list[np.ndarray]:
-    """A tile of one stream, by rans.h's rule and the model, in plain Python."""
-    lanes = 1 << payload[0]
-    assert payload[1] == 1
-    at = 2
-    count = shift = 0
-    while True:
-        byte = payload[at]
-        count |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            break
-    states = np.frombuffer(payload, "<u4", lanes, at).tolist()
-    values = np.frombuffer(payload, "<u2", -1, at + 4 * lanes).tolist()
-    words, escapes = iter(values[: len(values) - count]), iter(values[len(values) - count :])
-    result = []
-    for item in tile:
-        flat = np.zeros(item.symbols.numel(), dtype=np.int16)
-        if isinstance(item, MixturePass):
-            planes = [tensor.reshape(len(tensor), -1).T.tolist() for tensor in item[1:]]
-            distributions = [(i, *model(*element)) for i, element in enumerate(zip(*planes, strict=True))]
-        else:
-            tables = [np.append(0, np.cumsum(GAUSSIAN.frequencies(i), dtype=int)) for i in range(64)]
-            indexes = item.indexes.flatten().tolist()
-            distributions = [(i, GAUSSIAN.first_symbol(t), tables[t]) for i, t in enumerate(indexes) if t]
-        for j, (i, first, edges) in enumerate(distributions):
-            state = states[j % lanes]
-            entry = int(np.searchsorted(edges, state & 16383, side="right")) - 1
-            start, end = int(edges[entry]), int(edges[entry + 1])
-            state = (end - start) * (state >> 14) + (state & 16383) - start
-            states[j % lanes] = state << 16 | next(words) if state < 1 << 16 else state
-            flat[i] = np.uint16(next(escapes)).astype(np.int16) if entry == len(edges) - 2 else first + entry
-        result.append(flat.reshape(item.symbols.shape))
-    assert next(words, None) is None
-    assert next(escapes, None) is None
-    assert states == [1 << 16] * lanes
-    return result
-
-
-def assert_round_trip(tile, **options) -> bytes:
-    [payload] = encode([tile], isa="scalar", threads=1, **options)
-    for isa, threads in itertools.product(ISAS, (1, 2)):
-        assert encode([tile], isa=isa, threads=threads, **options) == [payload], (isa, threads)
-        [decoded] = decode_all([payload], [tile], isa=isa, threads=threads)
-        for item, symbols in zip(tile, decoded, strict=True):
-            assert symbols.dtype == torch.int16
-            assert torch.equal(symbols, item.symbols.to(torch.int16)), (isa, threads)
-    return payload
+def mixture_distributions(item: MixturePass) -> list[list[Distribution]]:
+    planes = [tensor.permute(1, 2, 0).tolist() for tensor in item[1:]]
+    return [[model(*element) for element in zip(*row, strict=True)] for row in zip(*planes, strict=True)]
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 4, 8, 16, 32])
@@ -253,16 +185,17 @@ def test_round_trip(components, lanes):
 @pytest.mark.parametrize("lanes", [1, 8, 32])
 def test_independent_decoder(lanes):
     # Hyper latents by tables, then anchors and non-anchors by mixtures, on one set of states.
-    tile = [indexed_pass((9, 8), 1), mixture_pass((13, 16), 3, 2, 0.05), mixture_pass((12, 16), 3, 3, 0.05)]
+    tile = [gaussian_pass((9, 8), 1), mixture_pass((13, 16), 3, 2, 0.05), mixture_pass((12, 16), 3, 3, 0.05)]
     payload = assert_round_trip(tile, lanes=lanes, streams=1)
-    for item, symbols in zip(tile, slow_decode(payload, tile), strict=True):
+    decoded = slow_decode(payload, [distributions(tile[0]), *map(mixture_distributions, tile[1:])])
+    for item, symbols in zip(tile, decoded, strict=True):
         assert np.array_equal(symbols, item.symbols.numpy())
 
 
 def test_passes_in_any_order():
     shapes = [(30, 12), (0, 12), (31, 12), (1, 1)]
     tiles = [
-        [mixture_pass(shape, 2, 4), indexed_pass(shape, 5), mixture_pass(shape, 3, 6, 0.01), indexed_pass(shape, 7)]
+        [mixture_pass(shape, 2, 4), gaussian_pass(shape, 5), mixture_pass(shape, 3, 6, 0.01), gaussian_pass(shape, 7)]
         for shape in shapes
     ]
     payloads = encode(tiles)
@@ -504,7 +437,7 @@ def test_a_missing_escape():
 
 def test_corrupt_payloads_agree_on_all_twins():
     rng = np.random.default_rng(11)
-    tile = [indexed_pass((9, 16), 1), mixture_pass((20, 16), 3, 2, 0.02), mixture_pass((20, 16), 3, 3)]
+    tile = [gaussian_pass((9, 16), 1), mixture_pass((20, 16), 3, 2, 0.02), mixture_pass((20, 16), 3, 3)]
     seen = set()
     for lanes, streams in ((1, 1), (8, 2), (16, 1), (32, 2)):
         [payload] = encode([tile], lanes=lanes, streams=streams)

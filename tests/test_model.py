@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from made_releases import limited, newest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -312,7 +313,7 @@ def test_a_gpu_that_is_not_there():
 def test_a_release_can_be_trained_on(tmp_path):
     """`restore` undoes `export`: the same int8 weights and shifts, biases and gains to their rounding. Tables are not a
     part of what is trained: they are counted anew."""
-    path = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
+    path = newest()
     again = tmp_path / "again.safetensors"
     export.export(export.restore(path), again)
     first, second = load_file(path), load_file(again)
@@ -328,16 +329,6 @@ def test_a_release_can_be_trained_on(tmp_path):
 
 
 # ---- bounds of features
-
-
-def limited(limit: float) -> released.Model:
-    """The released model with a limit of its features."""
-    model = released.read_model(released.weights_folder() / f"swift-{released.available()[0]}.safetensors")
-    for transform in (model.g_a, model.h_a, model.g_s):
-        for module in transform.modules():
-            if hasattr(module, "limit"):
-                module.limit = limit
-    return replace(model, config=replace(model.config, limit=limit))
 
 
 @pytest.mark.parametrize("factor", [1, 50])

@@ -8,14 +8,13 @@ import io
 import itertools
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from grouped_model import write_grouped
+from made_releases import write_grouped
 from numpy_decoder import (
     FLAG_ALPHA,
     MAGIC,
@@ -48,19 +47,7 @@ GAUSSIAN = PACKAGE / "entropy" / "gaussian64.bin"
 
 Pass = tuple[TableSet, np.ndarray, np.ndarray]  # table set, indexes, symbols
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """This work is too small for threads: where cores are busy, they mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def codec(one_thread: None) -> fastcodec.Codec:
-    return fastcodec.Codec.load("swift", device="cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,8 @@ from bench.studies import random_mask
 from bench.studies.random_mask import PATTERNS, Study, TrainingConfig, markdown, measure, train
 from fastcodec.models.zoo.context import RADIUS, RASTER_TAPS, mask_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 COEFFICIENT = 0.9
 SPREAD = 6.0
 
@@ -29,15 +31,6 @@ def chain(images: int, seed: int, channels: int = 2, side: int = 12) -> torch.Te
     for column in range(side):
         y[..., column] = noise[..., column] + (COEFFICIENT * y[..., column - 1] if column else 0)
     return torch.from_numpy(y.round().astype(np.int16))
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """For networks this small more threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -3,19 +3,19 @@
 import doctest
 import gc
 import hashlib
-import itertools
 import pickle
 import re
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from coder_passes import assert_round_trip, decode_all, distributions, gaussian_pass, slow_decode
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastcodec.rans
-from fastcodec.entropy.gaussian import SCALES, gaussian_tables
+from fastcodec.entropy.gaussian import gaussian_tables
 from fastcodec.kernels.rans import Latents, _cpu, _cpu_abi, _status, tables
 from fastcodec.rans import (
     CorruptStreamError,
@@ -51,15 +51,6 @@ LOWEST = TableSet([(-32768, [9000, 7000, 384]), (-32768, [16384 - 3, 1, 1, 1])])
 HIGHEST = TableSet([(32766, [9000, 7000, 384]), (32700, [16384 - 67, *[1] * 67])])
 
 
-def gaussian_pass(shape, seed=0, lowest=0, highest=64, escapes=0.0) -> Pass:
-    rng = np.random.default_rng(seed)
-    indexes = rng.integers(lowest, highest, shape, dtype=np.uint8)
-    symbols = np.rint(rng.normal(size=shape) * SCALES[indexes])
-    symbols = np.where(rng.random(shape) < escapes, rng.integers(-32768, 32768, shape), symbols)
-    symbols[indexes == 0] = 0
-    return Pass(torch.from_numpy(symbols.astype(np.int16)), torch.from_numpy(indexes), GAUSSIAN)
-
-
 def table_pass(shape, table_set: TableSet, seed=0) -> Pass:
     """Symbols drawn from the tables themselves, sentinels replaced by any int16."""
     rng = np.random.default_rng(seed)
@@ -74,97 +65,11 @@ def table_pass(shape, table_set: TableSet, seed=0) -> Pass:
     return Pass(torch.from_numpy(symbols), torch.from_numpy(indexes), table_set)
 
 
-def decode_all(payloads, tiles, **options) -> list[list[torch.Tensor]]:
-    """Every pass of tiles that have the same sequence of table sets."""
-    decoder = Decoder(payloads, **options)
-    result = [[] for _ in tiles]
-    for passes in zip(*tiles, strict=True):
-        decoded = decoder.decode([item.indexes for item in passes], passes[0].tables)
-        for tile, symbols in zip(result, decoded, strict=True):
-            tile.append(symbols)
-    decoder.finish()
-    return result
-
-
-def assert_round_trip(tile, **options) -> bytes:
-    """All twins write the same bytes, read them back, and 1 and 2 threads agree."""
-    [payload] = encode([tile], isa="scalar", threads=1, **options)
-    for isa, threads in itertools.product(ISAS, (1, 2)):
-        assert encode([tile], isa=isa, threads=threads, **options) == [payload], (isa, threads)
-        [decoded] = decode_all([payload], [tile], isa=isa, threads=threads)
-        for item, symbols in zip(tile, decoded, strict=True):
-            assert symbols.dtype == torch.int16
-            assert symbols.shape == item.symbols.shape
-            assert torch.equal(symbols, item.symbols.to(torch.int16)), (isa, threads)
-    return payload
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# An independent decoder: rans.h's rule, in plain Python, from its comment alone
-
-
-def slow_decode(payload: bytes, passes: list[tuple[np.ndarray, TableSet]]) -> list[np.ndarray]:
-    at = 0
-
-    def varint() -> int:
-        nonlocal at
-        value = shift = 0
-        while True:
-            byte = payload[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    assert payload[0] <= 5
-    lanes = 1 << payload[0]
-    at = 1
-    streams = varint()
-    escape_counts = [varint() for _ in range(streams)]
-    word_counts = [varint() for _ in range(streams - 1)]
-    states = np.frombuffer(payload, "<u4", streams * lanes, at).reshape(streams, lanes).tolist()
-    at += 4 * streams * lanes
-    word_counts.append((len(payload) - at) // 2 - sum(escape_counts) - sum(word_counts))
-    values = np.frombuffer(payload, "<u2", -1, at).tolist()
-    words = [values[sum(word_counts[:s]) : sum(word_counts[: s + 1])] for s in range(streams)]
-    values = np.frombuffer(payload, "<i2", -1, at).tolist()[sum(word_counts) :]
-    escapes = [values[sum(escape_counts[:s]) : sum(escape_counts[: s + 1])] for s in range(streams)]
-    result = []
-    for indexes, table_set in passes:
-        symbols = np.zeros(indexes.shape, dtype=np.int16)
-        edges = [np.concatenate([[0], np.cumsum(table_set.frequencies(i).astype(int))]) for i in range(table_set.count)]
-        rows = len(indexes)
-        for s in range(streams):
-            begin, end = s * rows // streams, (s + 1) * rows // streams
-            flat_indexes, flat_symbols = indexes[begin:end].reshape(-1), symbols[begin:end].reshape(-1)
-            coded = [k for k, i in enumerate(flat_indexes) if i or not table_set.skip]
-            for step in range(0, len(coded), lanes):
-                # Advancing and refilling lane by lane is the same as step by step: each takes its word in lane order.
-                for lane, k in enumerate(coded[step : step + lanes]):
-                    i = flat_indexes[k]
-                    state = states[s][lane]
-                    slot = state & 16383
-                    entry = int(np.searchsorted(edges[i], slot, side="right")) - 1
-                    start, stop = int(edges[i][entry]), int(edges[i][entry + 1])
-                    state = (stop - start) * (state >> 14) + slot - start
-                    if state < 1 << 16:
-                        state = state << 16 | words[s].pop(0)
-                    states[s][lane] = state
-                    is_escape = entry == len(edges[i]) - 2
-                    flat_symbols[k] = escapes[s].pop(0) if is_escape else table_set.first_symbol(i) + entry
-        result.append(symbols)
-    assert not any(words)
-    assert not any(escapes)
-    assert all(state == 1 << 16 for stream in states for state in stream)
-    return result
-
-
 @pytest.mark.parametrize("lanes, streams", [(1, 1), (2, 3), (8, 1), (16, 2), (32, 1), (32, 5)])
 def test_slow_decoder_agrees(lanes, streams):
     tile = [table_pass((7, 11), HYPER), gaussian_pass((23, 9), 1, escapes=0.05), gaussian_pass((22, 9), 2, 0, 20)]
     [payload] = encode([tile], lanes=lanes, streams=streams)
-    decoded = slow_decode(payload, [(item.indexes.numpy(), item.tables) for item in tile])
+    decoded = slow_decode(payload, list(map(distributions, tile)))
     for item, symbols in zip(tile, decoded, strict=True):
         np.testing.assert_array_equal(symbols, item.symbols.numpy())
 
@@ -311,20 +216,15 @@ def test_payload_types_and_later_changes_of_them():
 def test_several_python_threads_at_once():
     tile = [gaussian_pass((500, 64), 1), gaussian_pass((500, 64), 2)]
     [payload] = encode([tile])
-    failures = []
 
-    def work():
+    def work(_: int) -> None:
         for _ in range(10):
             [decoded] = decode_all([payload], [tile], threads=2)
-            if encode([tile]) != [payload] or not torch.equal(decoded[1], tile[1].symbols):
-                failures.append(1)
+            assert encode([tile]) == [payload]
+            assert torch.equal(decoded[1], tile[1].symbols)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 def test_the_bytes_are_these():

@@ -49,11 +49,6 @@ def memory_cap(room: int = MEMORY) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def codec() -> Codec:
-    return Codec.load("swift")
-
-
-@pytest.fixture(scope="module")
 def samples(codec, photographs) -> list[bytes]:
     """Small files of every kind: colours, alpha, metadata, two tiles, several lanes."""
     image = photographs["coffee"]

@@ -5,7 +5,7 @@ from cubin import MissingToolError, tool
 
 pytest.importorskip("triton")
 
-from triton_table import TARGETS, Cost, costs, documented, table, triton_version
+from triton_table import SECTION, TARGETS, Cost, costs, table, triton_version
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that a program can have
 REGISTERS = 1 << 16  # of a multiprocessor; a warp's threads are given them eight at a time
@@ -42,6 +42,6 @@ def test_the_entropy_network_runs_on_tensor_cores(compiled):
 
 
 def test_table_is_true(compiled):
-    if f"Triton {triton_version()}," not in documented():
+    if f"Triton {triton_version()}," not in SECTION.read():
         pytest.skip(f"docs/kernels.md is of another Triton than {triton_version()}")
-    assert documented() == table(compiled), "python tests/triton_table.py --write"
+    assert SECTION.read() == table(compiled), "python tests/triton_table.py --write"

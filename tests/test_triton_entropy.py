@@ -38,12 +38,6 @@ HALVES = ("anchors", "non_anchors")
 LARGEST = 16 * (2**15 - 1) + 2**15  # magnitude of a decoded latent: the largest symbol on the largest mean
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request) -> str:
-    """Where the kernels run; on the CPU in Triton's interpreter."""
-    return request.param
-
-
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(4)

@@ -25,12 +25,6 @@ LOG_STEP = math.log(GREATEST_SCALE / LEAST_SCALE) / (COUNT - 1)
 OPERATORS = torch.ops.fastcodec
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def device(request) -> str:
-    """Where the kernels run; on the CPU in Triton's interpreter."""
-    return request.param
-
-
 # ---- code lengths
 
 

@@ -5,12 +5,12 @@ Without a GPU the kernels run in Triton's interpreter.
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from made_releases import limited
 from torch import Tensor
 
 from fastcodec.constants import MIN_QUALITY
@@ -274,16 +274,6 @@ def test_tensors_that_do_not_fit_are_refused():
 
 
 # ---- the transforms
-
-
-def limited(limit: float | None) -> released.Model:
-    """The released model with another limit of its features."""
-    model = released.read_model(released.weights_folder() / f"swift-{released.available()[0]}.safetensors")
-    for transform in (model.g_a, model.h_a, model.g_s):
-        for module in transform.modules():
-            if hasattr(module, "limit"):
-                module.limit = limit
-    return replace(model, config=replace(model.config, limit=limit))
 
 
 # The limits: none, and one that photographs' features reach.

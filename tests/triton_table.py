@@ -19,11 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cubin import tool
-from kernel_table import markdown, numbers
+from kernel_table import Section, markdown, numbers
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = ROOT / "docs" / "kernels.md"
-BEGIN, END = "<!-- triton:begin -->", "<!-- triton:end -->"
+SECTION = Section("triton")
 TARGETS = (80, 90, 100)
 #: PTX instructions that run on tensor cores: of a warp, of four warps (sm_90), of the tensor memory (sm_100).
 TENSOR_CORES = ("mma.sync", "wgmma", "tcgen05.mma")
@@ -84,24 +83,6 @@ def table(found: Sequence[Cost]) -> str:
     )
 
 
-def documented() -> str:
-    """The text between the document's markers."""
-    return _parts()[1].strip("\n") + "\n"
-
-
-def write(text: str) -> None:
-    before, _, after = _parts()
-    DOCUMENT.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
-
-
-def _parts() -> tuple[str, str, str]:
-    before, begin, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
-    inside, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{DOCUMENT} lacks its markers {BEGIN} and {END}")
-    return before, inside, after
-
-
 def _compiled() -> Iterator[Cost]:
     package = importlib.import_module("fastcodec.kernels.triton")
     for module in sorted(info.name for info in pkgutil.iter_modules(package.__path__)):
@@ -156,13 +137,13 @@ def _resources(image: bytes) -> dict[str, int]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--write", action="store_true", help=f"put the table into docs/{DOCUMENT.name}")
+    parser.add_argument("--write", action="store_true", help=f"put the table into docs/{SECTION.document.name}")
     parser.add_argument("--json", action="store_true", help="print every build's numbers instead")
     arguments = parser.parse_args()
     if arguments.json:
         json.dump([asdict(cost) for cost in _compiled()], sys.stdout)
     elif arguments.write:
-        write(table(costs()))
+        SECTION.write(table(costs()))
     else:
         print(table(costs()), end="")
     return 0

@@ -32,6 +32,7 @@ from ..kernels.triton.tiles import QUALITY, Layout, TileTable
 from ..lossless import extend_latents
 from ..models.swift.release import Model
 from . import gpu_batch
+from .engine import stage
 from .gpu_batch import (
     BatchDecoder,
     EntropyDecoder,
@@ -42,7 +43,6 @@ from .gpu_batch import (
     capacity_for,
     tile_groups,
 )
-from .stages import stage
 
 # How many shapes of batches are remembered, and how many latents they may have together.
 REMEMBERED_SHAPES = 32

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_releases import newest
 
 import fastcodec
 from fastcodec import rans
@@ -99,7 +100,7 @@ def check(load: Callable[[], Codec], image: np.ndarray) -> None:
 
 @pytest.mark.parametrize("backend", [None, "float32", "reference"])
 def test_swift_under_other_defaults(backend, image):
-    path = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
+    path = newest()
     check(lambda: Codec(released.read_model(path, backend)), image)
 
 
@@ -140,7 +141,7 @@ def test_the_coder_under_other_defaults():
 
 
 def test_a_release_is_restored_for_training_under_other_defaults():
-    path = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
+    path = newest()
     expected = export.restore(path).state_dict()
     for device, dtype in DEFAULTS[:2]:
         with defaults(device, dtype):

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if not (ROOT / "kernels").is_dir():
     collect_ignore_glob = ["test_bench_*", "test_*_study.py", "test_context_models.py", "test_gpu_pack.py"]
     collect_ignore_glob += ["test_gpu_stages.py", "test_zoo_rates.py", "test_docs.py", "test_layout.py"]
+    collect_ignore_glob += ["test_cuda_build.py", "test_triton_build.py"]
     collect_ignore_glob += ["test_graphics.py", "test_hard_pictures.py"]  # whose screens are a benchmark's
 
 # The coder's CUDA kernels on the CPU: their source as it is, in the host shim. Beside these, a driver needs a main.

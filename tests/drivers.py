@@ -10,7 +10,7 @@ from conftest import ROOT, SHIM, SIMULATION
 
 from fastcodec.kernels import build
 
-KERNELS = ROOT / "kernels"
+KERNELS = Path(build.__file__).parent  # of the checkout, or of an installed package
 SANITIZED = "-O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all"
 # How a program with simulated kernels is built: its flags, and those of the kernels alone. The second leaves
 # AddressSanitizer out: the shim watches shared memory in its place, by the calls that g++ makes for its thread

@@ -1,5 +1,5 @@
 // The coder's CUDA kernels, compiled for the shim: the source as it is, and its kernels by name.
-#include "../../kernels/rans/cuda/kernels.cu"
+#include "rans/cuda/kernels.cu"
 
 CUDA_SHIM_KERNEL(fastcodec_rans_decode_full_dense)
 CUDA_SHIM_KERNEL(fastcodec_rans_decode_full_skip)

@@ -1,5 +1,5 @@
-// What the driver of the simulated CUDA coder (cuda_rans.cpp) stands on: the host side's C interface, "device" memory,
-// tables in it, and plans. To be included behind the cases' header, whose fail() and TableSet it uses.
+// What the drivers of the simulated CUDA coder share (cuda_rans.cpp, cuda_mixture.cpp): the host side's C interface,
+// "device" memory, tables in it, and plans. To be included behind the cases' header, whose fail() and TableSet it uses.
 #pragma once
 
 #include <array>

@@ -434,15 +434,14 @@ def spoil_weights(item: MixturePass, row: int) -> MixturePass:
     return item._replace(weights=wrong)
 
 
-SPOILT = {
-    "gaussian": (spoil_index, "an index names no table"),
-    "mixtures": (spoil_weights, "the weights of an element do not sum to 4096"),
-}
-
-
-@on_places("kind", [(kind,) for kind in SPOILT])
-def test_wrong_parameters_are_told_at_finish(place, kind):
-    spoil, words = SPOILT[kind]
+@on_places(
+    "kind, spoil, words",
+    [
+        ("gaussian", spoil_index, "an index names no table"),
+        ("mixtures", spoil_weights, "the weights of an element do not sum to 4096"),
+    ],
+)
+def test_wrong_parameters_are_told_at_finish(place, kind, spoil, words):
     item = draw(np.random.default_rng(1), kind, 60, 40)
     for lanes, row in itertools.product((1, 8, 32), (0, 33, 59)):
         [payload] = encode([[item]], lanes=lanes, streams=2)

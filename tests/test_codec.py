@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from pictures import difference, psnr
 from PIL import Image
 
 from fastcodec import container
@@ -23,6 +22,14 @@ from fastcodec.geometry import SYNTHESIS_HALO, Rect
 from fastcodec.images import Picture, read_picture, to_picture
 from fastcodec.kernels import rans
 from fastcodec.kernels.processor import bfloat16_is_native
+
+
+def difference(a, b) -> int:
+    return int(np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max())
+
+
+def psnr(a, b) -> float:
+    return 10 * np.log10(255**2 / np.square(np.asarray(a, float) - np.asarray(b, float)).mean())
 
 
 def digest(latents: torch.Tensor) -> str:

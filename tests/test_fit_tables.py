@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from made_releases import newest
 from numpy_decoder import decode_latents
 from test_numpy_decoder import GAUSSIAN
 
@@ -33,7 +32,7 @@ def counts(photographs) -> torch.Tensor:
 def tabled(counts, tmp_path_factory):
     """A folder of releases, of which the only one has tables of its own."""
     folder = tmp_path_factory.mktemp("release")
-    path = newest()
+    path = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
     identity = export.with_latent_tables(path, tables_of(counts), folder / "new")
     (folder / "index.json").write_text(json.dumps({"swift": [identity]}))
     return (folder / "new").rename(folder / f"swift-{identity}.safetensors")
@@ -106,7 +105,7 @@ def test_the_estimate_is_near_the_file(tabled, photographs):
 
 
 def test_other_sets_are_refused(tmp_path):
-    path = newest()
+    path = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
     few = TableSet([(0, [2**14]), (-1, [1, 2**14 - 3, 1, 1])], skip=True)
     with pytest.raises(UnsupportedError, match="latents need 64 tables"):
         export.with_latent_tables(path, few, tmp_path / "new")
@@ -118,7 +117,7 @@ def test_the_program(tmp_path, photographs, capsys):
     for i in range(40):
         part = list(photographs.values())[i % 4][:256, : 256 + i]
         Image.fromarray(part).save(tmp_path / f"{i:02}.png")
-    path = newest()
+    path = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
     out = tmp_path / "out.safetensors"
     assert fit_tables.main([str(path), str(tmp_path), "--out", str(out), "--count", "2"]) == 0
     assert capsys.readouterr().out.strip() == released.read_model(out).identity.hex()

@@ -6,7 +6,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from pictures import drawing, psnr
 
 import fastcodec
 from fastcodec import container, graphics, lossless
@@ -19,6 +18,14 @@ from fastcodec.images import Picture
 SIDE = 16 * TILE_LATENTS
 
 
+def drawing(height: int, width: int) -> np.ndarray:
+    """Flat colours and sharp edges."""
+    pixels = np.full((height, width, 3), (240, 240, 250), np.uint8)
+    pixels[::9] = (0, 0, 160)
+    pixels[height // 3 :, width // 2 :] = (255, 0, 0)
+    return pixels
+
+
 @pytest.fixture(scope="module")
 def mixed(codec, photographs) -> tuple[bytes, np.ndarray]:
     """A photograph, a drawing beside it, and a photograph again: three tiles."""
@@ -27,6 +34,10 @@ def mixed(codec, photographs) -> tuple[bytes, np.ndarray]:
     data = codec.encode(picture, quality=50)
     assert container.read(data).lossless == (False, True, False)
     return data, picture
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return 10 * np.log10(255**2 / np.square(a.astype(float) - b).mean())
 
 
 # ---- the payload

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from made_releases import newest
 
 import fastcodec
 from fastcodec import rans
@@ -100,7 +99,7 @@ def check(load: Callable[[], Codec], image: np.ndarray) -> None:
 
 @pytest.mark.parametrize("backend", [None, "float32", "reference"])
 def test_swift_under_other_defaults(backend, image):
-    path = newest()
+    path = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
     check(lambda: Codec(released.read_model(path, backend)), image)
 
 
@@ -141,7 +140,7 @@ def test_the_coder_under_other_defaults():
 
 
 def test_a_release_is_restored_for_training_under_other_defaults():
-    path = newest()
+    path = released.weights_folder() / f"swift-{released.available()[0]}.safetensors"
     expected = export.restore(path).state_dict()
     for device, dtype in DEFAULTS[:2]:
         with defaults(device, dtype):

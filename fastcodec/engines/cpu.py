@@ -33,7 +33,7 @@ from ..lossless import extend_latents
 from ..models.swift import release
 from ..models.swift.entropy_model import Parameters, reconstruct
 from ..models.swift.network import quality_position
-from .engine import stage
+from .stages import stage
 
 # Positions of a batch of windows or tiles: what keeps the working set near 150 MB and every core busy.
 WINDOW_POSITIONS = 8192

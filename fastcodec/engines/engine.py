@@ -1,4 +1,4 @@
-"""The interface of the engines: one model on one device, between pixels and the payloads of tiles; stages of coding.
+"""The interface of the engines: one model on one device, between pixels and the payloads of tiles.
 
 The codec (`codec.py`) knows files: headers, alpha, lossless tiles, which images go together. An engine knows networks
 and the entropy coder. There are three: `cpu.py` and `gpu.py` for released models, which read and write the same files,
@@ -8,13 +8,10 @@ and `whole_image.py` for the systems of the papers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.profiler import record_function
 
 from ..container import Container
 from ..geometry import Grid, Rect
@@ -67,12 +64,3 @@ class Engine(Protocol):
 
     def latents(self, file: Container) -> Tensor:
         """The decoded latents [h, w, M]: int32 in 1/16 on the CPU, or, of a whole-image model, float on its device."""
-
-
-def stage(name: str) -> AbstractContextManager[object]:
-    """A stage of coding (analysis, hyper, parameters, rans, synthesis, copies): a context whose time PyTorch's profiler
-    shows under this name; without a profiler it costs nothing.
-
-    A bare `record_function` takes ten microseconds whether it is seen or not, as long as a kernel.
-    """
-    return record_function(name) if torch.autograd._profiler_enabled() else nullcontext()

@@ -32,7 +32,6 @@ from ..kernels.triton.tiles import QUALITY, Layout, TileTable
 from ..lossless import extend_latents
 from ..models.swift.release import Model
 from . import gpu_batch
-from .engine import stage
 from .gpu_batch import (
     BatchDecoder,
     EntropyDecoder,
@@ -43,6 +42,7 @@ from .gpu_batch import (
     capacity_for,
     tile_groups,
 )
+from .stages import stage
 
 # How many shapes of batches are remembered, and how many latents they may have together.
 REMEMBERED_SHAPES = 32

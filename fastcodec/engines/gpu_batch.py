@@ -32,8 +32,8 @@ from ..kernels.triton.parameter_network import ParameterNetwork
 from ..kernels.triton.parameters import Context
 from ..kernels.triton.tiles import COLUMNS, QUALITY, Layout, TileTable
 from ..models.swift.release import Model
-from .engine import stage
 from .gpu_transforms import Transforms
+from .stages import stage
 
 # Latents that go through the kernels together, over all images: 10 KB of memory each, so 1.3 GB.
 GROUP_POSITIONS = 1 << 17

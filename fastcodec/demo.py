@@ -124,8 +124,19 @@ def compress(codec: Codec, file: Path, qualities: Sequence[int], out: Path) -> l
         (out / f"{stem}.fic").write_bytes(data)
         write_picture(out / f"{stem}.png", decoded)
         jpeg, jpeg_bytes = jpeg_of_size(original.pixels, len(data))
-        sizes, seconds = (len(data), jpeg_bytes), (middle - start, end - middle)
-        results.append(Result(file.stem, quality, original.pixels, decoded.pixels, jpeg, *sizes, *seconds))
+        results.append(
+            Result(
+                file.stem,
+                quality,
+                original.pixels,
+                decoded.pixels,
+                jpeg,
+                len(data),
+                jpeg_bytes,
+                middle - start,
+                end - middle,
+            )
+        )
     return results
 
 
@@ -235,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from rich.box import ROUNDED
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Column, Table
+    from rich.table import Table
 
     parser = argparse.ArgumentParser(prog="python -m fastcodec.demo", description=__doc__.split("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, metavar="FOLDER", help="photographs of your own")
@@ -248,10 +259,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
         with console.status("loading the model"):
             codec = Codec.load("swift")
-        names = ("quality", "bytes", "bpp", "PSNR", "JPEG*", "enc. ms", "dec. ms")
-        numbers = [Column(name, justify="right", no_wrap=True) for name in names]
-        title = "Photographs compressed and restored"
-        table = Table("image", *numbers, title=title, title_justify="left", box=ROUNDED)
+        table = Table(title="Photographs compressed and restored", title_justify="left", box=ROUNDED)
+        table.add_column("image")
+        for name in ("quality", "bytes", "bpp", "PSNR", "JPEG*", "enc. ms", "dec. ms"):
+            table.add_column(name, justify="right", no_wrap=True)
         for file in files:
             with console.status(f"compressing {escape(file.name)}"):
                 try:

@@ -159,9 +159,12 @@ def _patch() -> None:
     _quantisers[:] = [models.EntropyModel.quantize, vbr.EntropyModelVbr.quantize]
     _dequantisers[:] = [models.EntropyModel.dequantize]
     _exchange(_replacements)
-    for owner in (models.EntropyModel, vbr.EntropyModelVbr):
-        _replace(owner, "compress", _compress, _mode_for)
-        _replace(owner, "decompress", _decompress, _mode_for)
+    for owner, compress, decompress in (
+        (models.EntropyModel, _compress, _decompress),
+        (vbr.EntropyModelVbr, _compress_vbr, _decompress_vbr),
+    ):
+        _replace(owner, "compress", compress, _mode_for)
+        _replace(owner, "decompress", decompress, _mode_for)
     bottleneck = models.EntropyBottleneck
     _bottleneck.update(
         {name: getattr(bottleneck, name) for name in _PARTS_OF_A_BOTTLENECK},
@@ -265,15 +268,19 @@ def _put(owner: type, name: str, ours: Any) -> None:
 
 
 def _compress(
+    self: _EntropyModel, mode: Mode, inputs: Tensor, indexes: Tensor, means: Tensor | None = None
+) -> list[bytes]:
+    return _compress_vbr(self, mode, inputs, indexes, means)
+
+
+def _compress_vbr(
     self: _EntropyModel,
     mode: Mode,
     inputs: Tensor,
     indexes: Tensor,
     means: Tensor | None = None,
     qs: Tensor | None = None,
-) -> list[bytes] | None:
-    if qs is not None and not hasattr(self, "quantize_variable"):
-        return None  # CompressAI's own has no such argument, and says so
+) -> list[bytes]:
     # Whether the model quantises as CompressAI's classes do.
     plain = qs is None and getattr(self.quantize, "__func__", None) in _quantisers
     if qs is None:
@@ -290,10 +297,19 @@ def _decompress(
     indexes: Tensor,
     dtype: torch.dtype = torch.float,
     means: Tensor | None = None,
+) -> Tensor:
+    return _decompress_vbr(self, mode, strings, indexes, dtype, means)
+
+
+def _decompress_vbr(
+    self: _EntropyModel,
+    mode: Mode,
+    strings: list[bytes],
+    indexes: Tensor,
+    dtype: torch.dtype = torch.float,
+    means: Tensor | None = None,
     qs: Tensor | None = None,
-) -> Tensor | None:
-    if qs is not None and not hasattr(self, "dequantize_variable"):
-        return None
+) -> Tensor:
     symbols = _decoded(self, mode, strings, indexes, means)
     if qs is not None or self.dequantize not in _dequantisers:
         symbols = symbols.to(torch.int32)  # as CompressAI gives them to a subclass's own

@@ -25,7 +25,6 @@ from ..container import Container
 from ..entropy import rdoq
 from ..errors import CorruptStreamError, ImageError
 from ..geometry import ANALYSIS_HALO, SYNTHESIS_HALO, Grid, Rect, hyper_size, windows
-from ..grouping import batches
 from ..kernels import checkerboard, rans
 from ..kernels.integer_layer import exact_float32
 from ..kernels.processor import bfloat16_is_native
@@ -313,11 +312,15 @@ def _joined(groups: list[Tensor]) -> Tensor | None:
     return torch.cat(groups, 2) if groups else None
 
 
-def _tile_batches(numbers: Sequence[int], tiles: list[Rect], images: int) -> list[list[int]]:
+def _tile_batches(numbers: Sequence[int], tiles: list[Rect], images: int) -> Iterator[list[int]]:
     """Tiles of equal shape together, at most BATCH_POSITIONS positions over all images."""
-    shapes = [(tiles[number].height, tiles[number].width) for number in numbers]
-    weights = [height * width * images for height, width in shapes]
-    return [[numbers[i] for i in group] for group in batches(shapes, weights, BATCH_POSITIONS)]
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for number in numbers:
+        by_shape.setdefault((tiles[number].height, tiles[number].width), []).append(number)
+    for (height, width), members in by_shape.items():
+        size = max(1, BATCH_POSITIONS // (height * width * images))
+        for start in range(0, len(members), size):
+            yield members[start : start + size]
 
 
 def _pixels_as_input(pixels: np.ndarray, wanted: Rect) -> Tensor:

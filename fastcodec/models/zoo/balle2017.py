@@ -24,8 +24,14 @@ class Balle2017(FactorizedPrior):
     def __init__(self, n: int):
         super().__init__(n, n)
         self.g_a = nn.Sequential(conv(3, n, 9, 4), GDN(n), conv(n, n), GDN(n), conv(n, n), GDN(n))
-        inverse = [GDN(n, inverse=True) for _ in range(3)]
-        self.g_s = nn.Sequential(inverse[0], deconv(n, n), inverse[1], deconv(n, n), inverse[2], deconv(n, 3, 9, 4))
+        self.g_s = nn.Sequential(
+            GDN(n, inverse=True),
+            deconv(n, n),
+            GDN(n, inverse=True),
+            deconv(n, n),
+            GDN(n, inverse=True),
+            deconv(n, 3, 9, 4),
+        )
 
     @classmethod
     def from_shapes(cls, state: Mapping[str, Tensor], **options: Any) -> Self:

@@ -83,13 +83,10 @@ class SteppedBottleneck(EntropyBottleneck):
     def at(self, step: float) -> SteppedBottleneck:
         """The same with another step, and the tables for it."""
         out = copy.copy(self)
-        out._set_step(step)
+        out.step = step
+        offsets, cdfs, lengths = out._cdfs(out.quantiles / step)
+        out._table_sets = list(table_sets(cdfs, lengths, offsets))
         return out
-
-    def _set_step(self, step: float) -> None:
-        self.step = step
-        offsets, cdfs, lengths = self._cdfs(self.quantiles / step)
-        self._table_sets = list(table_sets(cdfs, lengths, offsets))
 
     @property
     def medians(self) -> Tensor:

@@ -3,7 +3,7 @@
 PYTHON ?= python3
 ARGS ?=
 
-# See _wait_briefly in fastcodec/cli/__init__.py: a busy machine would otherwise make small network calls ten times slower.
+# See fastcodec/threads.py: a busy machine would otherwise make small network calls ten times slower.
 export GOMP_SPINCOUNT ?= 10000
 
 VENV := .venv

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from . import calls, container, lossless, models
 from .alpha import check_alpha, encode_alpha, read_alpha
-from .constants import DEFAULT_QUALITY, MAX_QUALITY, MIN_QUALITY, checked_quality
+from .constants import DEFAULT_QUALITY, MAX_QUALITY, MIN_QUALITY
 from .container import DEFAULT_LIMITS, Container, Header, Limits, TileData
 from .engines import DeviceLike, device_of, engines_of
 from .engines.engine import Engine
@@ -37,12 +37,12 @@ from .images import ImageLike, Output, Picture, as_coded, from_picture, to_pictu
 from .kernels import forks
 from .models.swift import release
 from .models.zoo.base import CompressionModel
+from .quality import checked_quality
 from .results import DecodedTensor, Encoded
 
 Precision = Literal["exact", "fast"]
 Preset = Literal["size", "latency"]
 Region: TypeAlias = "tuple[int, int, int, int]"
-Files: TypeAlias = "Sequence[FileLike]"
 
 _PACKAGE = __name__.partition(".")[0]
 _engines_lock = threading.Lock()  # a fork waits for the calls that take it (calls.py)
@@ -198,9 +198,10 @@ class Codec:
         if lossless or not pictures:
             return each(lambda picture: self._encode([picture], quality, preset, lossless)[0], pictures)
         engine = self._engine(self.model)
-        weights = [Grid(picture.height, picture.width).positions for picture in pictures]
-        groups = batches([picture.pixels.shape for picture in pictures], weights, engine.batch_positions)
-        out: dict[int, Encoded] = {}
+        sizes = [_header(picture, MIN_QUALITY, self).grid for picture in pictures]
+        keys = [(*picture.pixels.shape[:2], picture.pixels.ndim) for picture in pictures]
+        groups = batches(keys, [grid.latent_height * grid.latent_width for grid in sizes], engine.batch_positions)
+        out: list[Encoded | None] = [None] * len(pictures)
 
         def alone(i: int) -> None:
             self._encode([pictures[i]], quality, preset)
@@ -211,8 +212,9 @@ class Codec:
             sent += [engine.send([pictures[i].pixels for i in following]) for following in groups[number + 1 :][:1]]
             with of_items(group, alone):
                 encoded = self._encode([pictures[i] for i in group], quality, preset, sent=sent.pop(0))
-            out.update(zip(group, encoded, strict=True))
-        return [out[i] for i in range(len(pictures))]
+            for i, item in zip(group, encoded, strict=True):
+                out[i] = item
+        return [item for item in out if item is not None]
 
     @overload
     def decode(
@@ -257,17 +259,23 @@ class Codec:
 
     @overload
     def decode_batch(
-        self, files: Files, *, out: Literal["pil"] = ..., precision: Precision = ...
+        self, files: Sequence[FileLike], *, out: Literal["pil"] = ..., precision: Precision = ...
     ) -> list[Image.Image]: ...
     @overload
-    def decode_batch(self, files: Files, *, out: Literal["numpy"], precision: Precision = ...) -> list[np.ndarray]: ...
+    def decode_batch(
+        self, files: Sequence[FileLike], *, out: Literal["numpy"], precision: Precision = ...
+    ) -> list[np.ndarray]: ...
     @overload
-    def decode_batch(self, files: Files, *, out: Literal["tensor"], precision: Precision = ...) -> list[Tensor]: ...
+    def decode_batch(
+        self, files: Sequence[FileLike], *, out: Literal["tensor"], precision: Precision = ...
+    ) -> list[Tensor]: ...
     @overload
-    def decode_batch(self, files: Files, *, out: Literal["picture"], precision: Precision = ...) -> list[Picture]: ...
+    def decode_batch(
+        self, files: Sequence[FileLike], *, out: Literal["picture"], precision: Precision = ...
+    ) -> list[Picture]: ...
     @calls.counted
     def decode_batch(
-        self, files: Files, *, out: Output = "pil", precision: Precision = "exact"
+        self, files: Sequence[FileLike], *, out: Output = "pil", precision: Precision = "exact"
     ) -> Sequence[Image.Image | np.ndarray | Tensor | Picture]:
         """Decode several files; those of equal size and quality run through the network together.
 
@@ -280,7 +288,7 @@ class Codec:
             return []
         engine = self._engine(self.model)
         keys = [(*_kind(c), None if engine.mixes_qualities else c.header.quality, c.lossless) for c in parsed]
-        weights = [c.header.grid.positions for c in parsed]
+        weights = [c.header.grid.latent_height * c.header.grid.latent_width for c in parsed]
         pictures: list[Any] = [None] * len(parsed)
         waiting: list[tuple[list[int], Callable[[], list[Picture]]]] = []
 
@@ -303,7 +311,9 @@ class Codec:
         return pictures
 
     @calls.counted
-    def decode_tensor(self, files: Files, *, out: Tensor | None = None, region: Region | None = None) -> DecodedTensor:
+    def decode_tensor(
+        self, files: Sequence[FileLike], *, out: Tensor | None = None, region: Region | None = None
+    ) -> DecodedTensor:
         """Decode files of equal size (or the same region of each) to pixels on the codec's device.
 
         Always three channels: without alpha, and for a grayscale file as the network gave them. On a GPU this returns

@@ -97,10 +97,6 @@ class Grid:
         return ceil_div(self.width, LATENT_STRIDE)
 
     @property
-    def positions(self) -> int:
-        return self.latent_height * self.latent_width
-
-    @property
     def rows(self) -> list[int]:
         return tile_edges(self.latent_height, self.tile_latents)
 

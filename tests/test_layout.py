@@ -17,8 +17,8 @@ pytestmark = pytest.mark.skipif(not (ROOT / "kernels").is_dir(), reason="needs t
 # From the bottom up; the longest prefix of a module's name that stands here says where it is.
 LAYERS = (
     "fastcodec.kernels",
-    "fastcodec.errors fastcodec.constants fastcodec.geometry fastcodec.machine fastcodec.metrics "
-    "fastcodec.arguments fastcodec.calls fastcodec.files fastcodec.grouping",
+    "fastcodec.errors fastcodec.constants fastcodec.geometry fastcodec.quality fastcodec.machine fastcodec.metrics "
+    "fastcodec.arguments fastcodec.calls fastcodec.threads fastcodec.files fastcodec.grouping",
     "fastcodec.entropy fastcodec.rans fastcodec.metadata fastcodec.png",
     "fastcodec.models fastcodec.container fastcodec.images fastcodec.alpha fastcodec.lossless",
     "fastcodec.engines",

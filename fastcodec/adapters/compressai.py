@@ -171,8 +171,8 @@ def _patch() -> None:
         owner=bottleneck,
         inherited=(models.EntropyModel.compress, models.EntropyModel.decompress),
     )
-    _replace(bottleneck, "compress", lambda _, prior, x: prior.encode(x), _factorised)
-    _replace(bottleneck, "decompress", lambda _, prior, *arguments: prior.decode(*arguments), _factorised)
+    _replace(bottleneck, "compress", _compress_factorised, _factorised)
+    _replace(bottleneck, "decompress", _decompress_factorised, _factorised)
     for name in ("_encoder", "_decoder"):
         _put(models._EntropyCoder, name, _held_coder(name))
 
@@ -281,13 +281,11 @@ def _compress_vbr(
     means: Tensor | None = None,
     qs: Tensor | None = None,
 ) -> list[bytes]:
-    # Whether the model quantises as CompressAI's classes do.
-    plain = qs is None and getattr(self.quantize, "__func__", None) in _quantisers
     if qs is None:
         symbols = functools.partial(self.quantize, inputs, "symbols", means)
     else:
         symbols = functools.partial(self.quantize_variable, inputs, "symbols", means=means, qs=qs)
-    return _coded(self, mode, _Latents(inputs, indexes, means), symbols, plain)
+    return _coded(self, mode, _Latents(inputs, indexes, means), symbols, qs is None and _is_plain(self))
 
 
 def _decompress(
@@ -323,6 +321,11 @@ def _mode_for(model: _EntropyModel) -> Mode | None:
     another one than rANS."""
     mode = active()
     return mode if mode is not None and getattr(model.entropy_coder, "name", None) == "ans" else None
+
+
+def _is_plain(model: _EntropyModel) -> bool:
+    """Whether the model quantises as CompressAI's classes do."""
+    return getattr(model.quantize, "__func__", None) in _quantisers
 
 
 class _Latents(NamedTuple):
@@ -408,6 +411,18 @@ def _decoded(model: _EntropyModel, mode: Mode, strings: list[bytes], indexes: Te
 # looking through indexes
 
 
+def _compress_factorised(self: _Bottleneck, prior: _Factorised, x: Tensor) -> list[bytes] | None:
+    return prior.encode(x)
+
+
+def _decompress_factorised(
+    self: _Bottleneck, prior: _Factorised, strings: list[bytes], size: Sequence[int]
+) -> Tensor | None:
+    if not isinstance(strings, list) or not all(isinstance(string, bytes) for string in strings):
+        return None
+    return prior.decode(strings, size)
+
+
 class _Factorised(NamedTuple):
     """An EntropyBottleneck on the CPU: its tables, and the medians of its channels, float32 [C, 1]."""
 
@@ -426,10 +441,8 @@ class _Factorised(NamedTuple):
         narrow = _channel_numbers(*rows.shape[1:]).expand(rows.shape)
         return self.tables.encode(symbols, narrow, self.tables.where_channels(len(rows)))
 
-    def decode(self, strings: list[bytes], size: Sequence[int]) -> Tensor | None:
-        """The inverse: float32 [B, C, *size]. None for what is no list of bytes."""
-        if not isinstance(strings, list) or not all(isinstance(string, bytes) for string in strings):
-            return None
+    def decode(self, strings: list[bytes], size: Sequence[int]) -> Tensor:
+        """The inverse: float32 [B, C, *size]."""
         count = len(self.medians)
         numbers = _channel_numbers(count, math.prod(size))
         narrow = numbers.expand(len(strings), *numbers.shape)

@@ -25,6 +25,7 @@ from ..arguments import integer, positive
 from ..constants import DEFAULT_QUALITY, MAX_QUALITY, MIN_QUALITY
 from ..container import DEFAULT_LIMITS
 from ..errors import FastcodecError
+from ..threads import wait_briefly
 from .report import Terminated, explain, say, say_error
 from .streams import STDIN
 
@@ -33,7 +34,7 @@ _Command: TypeAlias = Callable[[argparse.Namespace], int]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. Wrong usage raises SystemExit(2), as argparse does."""
-    _wait_briefly()  # before PyTorch is imported
+    wait_briefly()
     argv = sys.argv[1:] if argv is None else list(argv)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # whoever started us has closed it
@@ -304,12 +305,3 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _wait_briefly() -> None:
-    """Let OpenMP threads give up the core after about 50 microseconds at a barrier, unless the user has set it.
-
-    libgomp spins for milliseconds by default, which starves whoever shares the cores. Measured, Kodak decode on two
-    cores: 56 ms instead of 58 alone, and 220 ms instead of 1,600 beside a second decode.
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")

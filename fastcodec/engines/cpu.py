@@ -30,7 +30,7 @@ from ..kernels.integer_layer import exact_float32
 from ..kernels.processor import bfloat16_is_native
 from ..lossless import extend_latents
 from ..models.swift import release
-from ..models.swift.entropy_model import Parameters, reconstruct
+from ..models.swift.entropy_model import reconstruct
 from ..models.swift.network import quality_position
 from .stages import stage
 
@@ -81,8 +81,16 @@ class CpuEngine:
         bits: list[list[float]] = [[] for _ in pictures]
         for passes in self.code_tiles(pictures, grid, quality):
             with _stage("rans"):
-                images = ([rans.Pass(s[i], indexes[i], t) for s, indexes, t in passes] for i in range(len(pictures)))
-                encoded = rans.encode(list(images), preset=preset)
+                encoded = rans.encode(
+                    [
+                        [
+                            rans.Pass(symbols[i].reshape(-1, symbols.shape[-1]), indexes[i], tables)
+                            for symbols, indexes, tables in passes
+                        ]
+                        for i in range(len(pictures))
+                    ],
+                    preset=preset,
+                )
             with _stage("estimate"):
                 for i, payload in enumerate(encoded):
                     payloads[i].append(payload)
@@ -133,29 +141,29 @@ class CpuEngine:
         passes = [
             (z.flatten(1, 2), _hyper_indexes(z.shape[0], z.shape[1] * z.shape[2], z.shape[3]), model.hyper_tables)
         ]
-        weight = model.distortion_weight(quality)
-
-        def code(y: Tensor, parameters: Parameters, channels: slice) -> Tensor:
-            """Adds a pass; returns what the decoder will have of it."""
-            means, indexes = parameters.means, parameters.indexes
-            symbols = rdoq.symbols(y[..., channels], means, indexes, weight[channels], lengths)
-            passes.append((symbols, indexes, model.tables))
-            return reconstruct(symbols, means)
-
         with exact_float32():
             with _stage("hyper"):
                 psi_anchors, psi_non_anchors = entropy.hyper_synthesis(z, height, width)
             with _stage("parameters"):
                 y_anchors, y_non_anchors = checkerboard.split(y.permute(0, 2, 3, 1))
+                weight = model.distortion_weight(quality)
                 decoded: tuple[list[Tensor], list[Tensor]] = [], []  # by groups, anchors and non-anchors
                 for group, channels in enumerate(entropy.groups):
                     first = entropy.anchor_parameters(psi_anchors, quality, group, _joined(decoded[0]))
-                    anchors = code(y_anchors, first, channels)
+                    symbols = rdoq.symbols(
+                        y_anchors[..., channels], first.means, first.indexes, weight[channels], lengths
+                    )
+                    passes.append((symbols, first.indexes, model.tables))
+                    anchors = reconstruct(symbols, first.means)
                     second = entropy.non_anchor_parameters(
                         psi_non_anchors, anchors, (height, width), quality, group, _joined(decoded[1])
                     )
+                    symbols = rdoq.symbols(
+                        y_non_anchors[..., channels], second.means, second.indexes, weight[channels], lengths
+                    )
+                    passes.append((symbols, second.indexes, model.tables))
                     decoded[0].append(anchors)
-                    decoded[1].append(code(y_non_anchors, second, channels))
+                    decoded[1].append(reconstruct(symbols, second.means))
         return passes
 
     def _estimate(self, passes: list[CodedPass], i: int) -> float:
@@ -182,9 +190,13 @@ class CpuEngine:
         grid = header.grid
         tiles = list(grid.tiles())
         wanted = grid.latents_under(area)
-        fast = precision == "fast" and bfloat16_is_native()
-        pixels = np.empty((len(files), area.height, area.width, 3), np.uint8)
-        canvas = _Canvas(grid, area, header.quality, fast, pixels)
+        canvas = _Canvas(
+            grid,
+            area,
+            header.quality,
+            precision == "fast" and bfloat16_is_native(),
+            np.empty((len(files), area.height, area.width, 3), np.uint8),
+        )
         lossless = files[0].lossless_tiles
         # What continues the latents into a lossless tile may lie as far again.
         halo = SYNTHESIS_HALO * (2 if lossless else 1)

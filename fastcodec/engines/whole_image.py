@@ -7,10 +7,8 @@ same kind (the model's `machine`, below); an integer twin's (`zoo/integerize.py`
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -21,10 +19,10 @@ from ..constants import IDENTITY_BYTES
 from ..container import Container, Header
 from ..errors import CorruptStreamError, ModelMismatchError, UnsupportedError
 from ..geometry import Grid, Rect, ceil_div
-from ..machine import processor_fact
 from ..models.modules import in_layout
 from ..models.zoo.base import CompressionModel
 from ..models.zoo.integerize import require_exact
+from ..models.zoo.portability import kind_of
 
 
 def identity_of(model: CompressionModel) -> bytes:
@@ -36,22 +34,6 @@ def identity_of(model: CompressionModel) -> bytes:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())  # NumPy has no bfloat16
     return digest.digest()[:IDENTITY_BYTES]
-
-
-@cache
-def kind_of(device: torch.device) -> str:
-    """The kind of machine that a device is: processor or GPU, the instructions that PyTorch uses on it, its version.
-
-    Libraries choose their algorithms by these. Threads are no part of it: coding uses one (`base.one_thread`).
-    """
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        processor = f"{torch.cuda.get_device_name(device)} {major}.{minor}, cuDNN {torch.backends.cudnn.version()}"
-    else:
-        instructions = torch.backends.cpu.get_cpu_capability()
-        vendor = processor_fact("vendor_id|CPU implementer")  # by which matrix libraries choose
-        processor = " ".join(word for word in (platform.machine(), vendor, instructions) if word)
-    return f"{device.type} {processor}, torch {torch.__version__}"
 
 
 def network_input(model: CompressionModel, pixels: np.ndarray) -> Tensor:

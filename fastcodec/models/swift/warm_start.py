@@ -134,8 +134,9 @@ def _carry_over(group: Group, old: Group, own: Tensor, before: int) -> None:
     taps = taps.unflatten(1, (len(checkerboard.LIVE_TAPS), -1))[:, :, own].flatten(1)
     group.context.weight.zero_()
     group.context.weight[:, : taps.shape[1]] = taps
-    seen = old.context.weight[:, old.context.weight.shape[1] - before :]
-    group.context.weight[:, taps.shape[1] : taps.shape[1] + before] = seen
+    group.context.weight[:, taps.shape[1] : taps.shape[1] + before] = old.context.weight[
+        :, old.context.weight.shape[1] - before :
+    ]
     group.context.bias.copy_(old.context.bias)
     if group.channel_context is not None:
         group.channel_context.weight.zero_()

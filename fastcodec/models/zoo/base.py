@@ -171,9 +171,8 @@ class CompressionModel(nn.Module):
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False) -> Any:
         """Load a state dict of this class, or of CompressAI's in any of its layouts. RuntimeError for foreign keys."""
         state = {self._our_name(name): tensor for name, tensor in state_dict.items()}
-        for name, tensor in self.named_buffers():
-            if _CONSTANTS.search(name):
-                state.setdefault(name, tensor)
+        for name, tensor in _constants(self):
+            state.setdefault(name, tensor)
         return super().load_state_dict(state, strict, assign)
 
     def _our_name(self, name: str) -> str:
@@ -183,6 +182,10 @@ class CompressionModel(nn.Module):
             if name.startswith(theirs):
                 return ours + name.removeprefix(theirs)
         return name
+
+
+def _constants(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, buffer) for name, buffer in model.named_buffers() if _CONSTANTS.search(name))
 
 
 def _to_compressai_names(model: CompressionModel, state: dict[str, Tensor], prefix: str, _metadata: object) -> None:

@@ -422,9 +422,7 @@ def _twin(layer: nn.Module, name: str) -> nn.Module:
     """The integer layer for a float one, or the layer itself where it is exact as it is."""
     if isinstance(layer, MaskedConvolution):
         return IntegerContext(layer)
-    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and (
-        layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
-    ):
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and _plain(layer):
         return IntegerConv2d(layer) if isinstance(layer, nn.Conv2d) else IntegerConvTranspose2d(layer)
     if isinstance(layer, nn.LeakyReLU):
         return IntegerLeakyReLU(layer.negative_slope)
@@ -435,6 +433,10 @@ def _twin(layer: nn.Module, name: str) -> nn.Module:
     if isinstance(layer, EXACT):
         return layer
     raise UnsupportedError(f"{name} is a {type(layer).__name__}, which has no integer twin")
+
+
+def _plain(layer: nn.Conv2d | nn.ConvTranspose2d) -> bool:
+    return layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
 
 
 def _calibrate(

@@ -23,8 +23,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from ...constants import MAX_QUALITY, MIN_QUALITY, checked_quality
+from ...constants import MAX_QUALITY, MIN_QUALITY
 from ...kernels import rans
+from ...quality import checked_quality
 from .balle2018 import Hyperprior, ScaleHyperprior
 from .cdf import table_sets
 from .entropy_bottleneck import EntropyBottleneck
@@ -83,10 +84,13 @@ class SteppedBottleneck(EntropyBottleneck):
     def at(self, step: float) -> SteppedBottleneck:
         """The same with another step, and the tables for it."""
         out = copy.copy(self)
-        out.step = step
-        offsets, cdfs, lengths = out._cdfs(out.quantiles / step)
-        out._table_sets = list(table_sets(cdfs, lengths, offsets))
+        out._set_step(step)
         return out
+
+    def _set_step(self, step: float) -> None:
+        self.step = step
+        offsets, cdfs, lengths = self._cdfs(self.quantiles / step)
+        self._table_sets = list(table_sets(cdfs, lengths, offsets))
 
     @property
     def medians(self) -> Tensor:
